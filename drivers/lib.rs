@@ -1,0 +1,8 @@
+//! The hardware: PCI and the Intel NICs.
+//!
+//! FreeBSD: sys/dev
+
+#![no_std]
+#![forbid(unsafe_code)]
+
+extern crate alloc;

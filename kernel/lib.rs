@@ -1,0 +1,5 @@
+//! The bootable image: console, shell and programs.
+
+#![no_std]
+
+extern crate alloc;

@@ -1,0 +1,3 @@
+//! Per-CPU statistics counters.
+//!
+//! FreeBSD: sys/sys/counter.h

@@ -1,0 +1,3 @@
+//! Big-endian integers as they stand in packets.
+//!
+//! FreeBSD: sys/sys/endian.h

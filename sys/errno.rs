@@ -1,0 +1,3 @@
+//! Error numbers.
+//!
+//! FreeBSD: sys/sys/errno.h

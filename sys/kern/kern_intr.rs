@@ -1,0 +1,1 @@
+//! Interrupt events, interrupt threads and software interrupts.

@@ -1,0 +1,1 @@
+//! The zones that mbufs and clusters come from.

@@ -1,0 +1,1 @@
+//! Sleepable shared/exclusive locks.

@@ -1,0 +1,1 @@
+//! Sleep, wakeup and the switch between threads.

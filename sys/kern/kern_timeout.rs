@@ -1,0 +1,1 @@
+//! Callouts on a per-CPU wheel.

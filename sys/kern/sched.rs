@@ -1,0 +1,1 @@
+//! The per-CPU scheduler.

@@ -1,0 +1,1 @@
+//! Read sections and deferred freeing.

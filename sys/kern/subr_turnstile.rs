@@ -1,0 +1,1 @@
+//! Where threads wait for a lock, and lend their priority.

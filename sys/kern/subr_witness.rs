@@ -1,0 +1,1 @@
+//! Checks the order of locks at run time.

@@ -1,0 +1,41 @@
+//! What every part of the kernel stands on.
+//!
+//! Six floors, each importing only lower ones: vocabulary · machine · locks, threads, callouts · vm ·
+//! mbufs and sockets · net. The table of contents below stands in that order.
+//!
+//! FreeBSD: sys/sys, sys/kern, sys/vm, sys/net
+
+#![no_std]
+#![deny(unsafe_code)]
+
+extern crate alloc;
+#[cfg(not(target_os = "none"))]
+extern crate std;
+
+// Vocabulary.
+pub mod endian;
+pub mod errno;
+pub mod param;
+pub mod queue;
+pub mod time;
+
+// The contract with the machine.
+pub mod machine;
+
+// Locks, threads, callouts, sysctl.
+pub mod counter;
+pub mod kern;
+pub mod sysctl;
+
+// Memory.
+pub mod vm;
+
+// mbufs and sockets.
+pub mod mbuf;
+pub mod protosw;
+pub mod sockbuf;
+pub mod socket;
+pub mod socketvar;
+
+// Interfaces, routes, dispatch.
+pub mod net;

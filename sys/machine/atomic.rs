@@ -1,0 +1,1 @@
+//! The atomics, cells and fences that lock code may use.

@@ -1,0 +1,1 @@
+//! The host as a machine: virtual time, one thread at a time.

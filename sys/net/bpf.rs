@@ -1,0 +1,1 @@
+//! Tap points for packet capture.

@@ -1,0 +1,1 @@
+//! The receive path of a driver.

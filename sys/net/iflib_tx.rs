@@ -1,0 +1,1 @@
+//! The transmit path of a driver.

@@ -1,0 +1,1 @@
+//! A ring with many producers and one consumer at a time.

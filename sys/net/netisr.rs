@@ -1,0 +1,1 @@
+//! Dispatch of packets to protocols.

@@ -1,0 +1,3 @@
+//! Sizes and limits of the whole kernel.
+//!
+//! FreeBSD: sys/sys/param.h

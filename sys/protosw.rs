@@ -1,0 +1,3 @@
+//! The socket layer's view of a protocol.
+//!
+//! FreeBSD: sys/sys/protosw.h

@@ -1,0 +1,3 @@
+//! Intrusive lists.
+//!
+//! FreeBSD: sys/sys/queue.h

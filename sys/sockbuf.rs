@@ -1,0 +1,3 @@
+//! Socket buffers.
+//!
+//! FreeBSD: sys/sys/sockbuf.h

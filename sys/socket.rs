@@ -1,0 +1,3 @@
+//! Socket addresses, options and flags.
+//!
+//! FreeBSD: sys/sys/socket.h

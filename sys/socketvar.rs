@@ -1,0 +1,3 @@
+//! The socket.
+//!
+//! FreeBSD: sys/sys/socketvar.h

@@ -1,0 +1,3 @@
+//! The types of the sysctl tree.
+//!
+//! FreeBSD: sys/sys/sysctl.h

@@ -1,0 +1,3 @@
+//! Time: `Sbintime` and `Ticks`.
+//!
+//! FreeBSD: sys/sys/time.h

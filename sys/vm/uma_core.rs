@@ -1,0 +1,1 @@
+//! Kegs, slabs and buckets.

@@ -1,0 +1,1 @@
+//! Debugging aids of the allocator.

@@ -1,0 +1,3 @@
+//! Sends malformed frames at the stack.
+
+fn main() {}

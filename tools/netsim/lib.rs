@@ -1,0 +1,1 @@
+//! A simulated wire between stacks, in virtual time.
