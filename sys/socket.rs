@@ -1,3 +1,316 @@
-//! Socket addresses, options and flags.
+//! Socket addresses, options and message flags, with FreeBSD's numbers.
 //!
 //! FreeBSD: sys/sys/socket.h
+
+use core::fmt;
+pub use core::net::{Ipv4Addr, Ipv6Addr};
+
+use bitflags::bitflags;
+
+/// No address family.
+pub const AF_UNSPEC: u8 = 0;
+/// Local to the host (pipes).
+pub const AF_LOCAL: u8 = 1;
+/// IPv4.
+pub const AF_INET: u8 = 2;
+/// Routing messages.
+pub const AF_ROUTE: u8 = 17;
+/// Link layer.
+pub const AF_LINK: u8 = 18;
+/// IPv6.
+pub const AF_INET6: u8 = 28;
+
+/// The IP level of socket options.
+pub const IPPROTO_IP: i32 = 0;
+/// ICMP.
+pub const IPPROTO_ICMP: i32 = 1;
+/// TCP.
+pub const IPPROTO_TCP: i32 = 6;
+/// UDP.
+pub const IPPROTO_UDP: i32 = 17;
+/// IPv6.
+pub const IPPROTO_IPV6: i32 = 41;
+/// Any protocol of a raw socket.
+pub const IPPROTO_RAW: i32 = 255;
+
+/// The kind of a socket.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum SockType {
+    /// A reliable byte stream.
+    Stream = 1,
+    /// Datagrams.
+    Dgram = 2,
+    /// The protocol below the transport.
+    Raw = 3,
+}
+
+impl SockType {
+    /// The type FreeBSD numbers `ty`.
+    pub fn from_raw(ty: i32) -> Option<SockType> {
+        match ty {
+            1 => Some(SockType::Stream),
+            2 => Some(SockType::Dgram),
+            3 => Some(SockType::Raw),
+            _ => None,
+        }
+    }
+}
+
+/// The option level of the socket itself.
+pub const SOL_SOCKET: i32 = 0xffff;
+
+bitflags! {
+    /// The boolean options of a socket; each bit is also the option's name (`SO_*`).
+    #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+    pub struct SoOptions: u32 {
+        /// Record debugging information.
+        const DEBUG = 0x1;
+        /// `listen` was called.
+        const ACCEPTCONN = 0x2;
+        /// A local address may be reused.
+        const REUSEADDR = 0x4;
+        /// Probe idle connections.
+        const KEEPALIVE = 0x8;
+        /// Use interface addresses only.
+        const DONTROUTE = 0x10;
+        /// Broadcasts may be sent.
+        const BROADCAST = 0x20;
+        /// Bypass hardware when possible.
+        const USELOOPBACK = 0x40;
+        /// `close` waits for unsent data.
+        const LINGER = 0x80;
+        /// Out-of-band data stays in line.
+        const OOBINLINE = 0x100;
+        /// A local address and port may be shared.
+        const REUSEPORT = 0x200;
+        /// Datagrams are timestamped.
+        const TIMESTAMP = 0x400;
+        /// No SIGPIPE from EPIPE.
+        const NOSIGPIPE = 0x800;
+        /// An accept filter is installed.
+        const ACCEPTFILTER = 0x1000;
+        /// Datagrams are timestamped with `bintime`.
+        const BINTIME = 0x2000;
+        /// The connection may not be offloaded.
+        const NO_OFFLOAD = 0x4000;
+        /// Direct data placement is off.
+        const NO_DDP = 0x8000;
+        /// A local address and port are shared, with load balancing.
+        const REUSEPORT_LB = 0x10000;
+    }
+}
+
+/// Debug recording.
+pub const SO_DEBUG: i32 = 0x1;
+/// The socket listens (read only).
+pub const SO_ACCEPTCONN: i32 = 0x2;
+/// Local address reuse.
+pub const SO_REUSEADDR: i32 = 0x4;
+/// Keepalive probes.
+pub const SO_KEEPALIVE: i32 = 0x8;
+/// Interface addresses only.
+pub const SO_DONTROUTE: i32 = 0x10;
+/// Permission to broadcast.
+pub const SO_BROADCAST: i32 = 0x20;
+/// Loopback when possible.
+pub const SO_USELOOPBACK: i32 = 0x40;
+/// Linger on close; the value is a [`Linger`].
+pub const SO_LINGER: i32 = 0x80;
+/// Out-of-band data in line.
+pub const SO_OOBINLINE: i32 = 0x100;
+/// Port sharing.
+pub const SO_REUSEPORT: i32 = 0x200;
+/// Timestamps on datagrams.
+pub const SO_TIMESTAMP: i32 = 0x400;
+/// No SIGPIPE.
+pub const SO_NOSIGPIPE: i32 = 0x800;
+/// Accept filter.
+pub const SO_ACCEPTFILTER: i32 = 0x1000;
+/// Timestamps in `bintime`.
+pub const SO_BINTIME: i32 = 0x2000;
+/// No offload.
+pub const SO_NO_OFFLOAD: i32 = 0x4000;
+/// No direct data placement.
+pub const SO_NO_DDP: i32 = 0x8000;
+/// Port sharing with load balancing.
+pub const SO_REUSEPORT_LB: i32 = 0x10000;
+/// Send buffer size.
+pub const SO_SNDBUF: i32 = 0x1001;
+/// Receive buffer size.
+pub const SO_RCVBUF: i32 = 0x1002;
+/// Send low-water mark.
+pub const SO_SNDLOWAT: i32 = 0x1003;
+/// Receive low-water mark.
+pub const SO_RCVLOWAT: i32 = 0x1004;
+/// Send timeout.
+pub const SO_SNDTIMEO: i32 = 0x1005;
+/// Receive timeout.
+pub const SO_RCVTIMEO: i32 = 0x1006;
+/// Pending error, cleared by reading.
+pub const SO_ERROR: i32 = 0x1007;
+/// The socket's type.
+pub const SO_TYPE: i32 = 0x1008;
+/// MAC label.
+pub const SO_LABEL: i32 = 0x1009;
+/// MAC label of the peer.
+pub const SO_PEERLABEL: i32 = 0x1010;
+/// Limit of the listen queue.
+pub const SO_LISTENQLIMIT: i32 = 0x1011;
+/// Complete connections waiting.
+pub const SO_LISTENQLEN: i32 = 0x1012;
+/// Incomplete connections waiting.
+pub const SO_LISTENINCQLEN: i32 = 0x1013;
+/// Routing table of the socket.
+pub const SO_SETFIB: i32 = 0x1014;
+/// A number for packet filters.
+pub const SO_USER_COOKIE: i32 = 0x1015;
+/// The socket's protocol.
+pub const SO_PROTOCOL: i32 = 0x1016;
+/// Clock of `SO_TIMESTAMP`.
+pub const SO_TS_CLOCK: i32 = 0x1017;
+/// Pacing limit in bytes per second.
+pub const SO_MAX_PACING_RATE: i32 = 0x1018;
+/// The socket's domain.
+pub const SO_DOMAIN: i32 = 0x1019;
+
+/// Default limit of a listen queue.
+pub const SOMAXCONN: i32 = 128;
+
+/// The value of `SO_LINGER`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Linger {
+    /// Whether `close` lingers.
+    pub l_onoff: i32,
+    /// For how many seconds.
+    pub l_linger: i32,
+}
+
+bitflags! {
+    /// Flags of one send or receive call, and what a receive reports back (`MSG_*`).
+    #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+    pub struct MsgFlags: u32 {
+        /// Out-of-band data.
+        const OOB = 0x1;
+        /// Look, do not take.
+        const PEEK = 0x2;
+        /// Interface addresses only.
+        const DONTROUTE = 0x4;
+        /// End of record.
+        const EOR = 0x8;
+        /// The datagram was longer than the buffer.
+        const TRUNC = 0x10;
+        /// Control data was cut.
+        const CTRUNC = 0x20;
+        /// Wait for the full amount.
+        const WAITALL = 0x40;
+        /// Do not block.
+        const DONTWAIT = 0x80;
+        /// The stream ends with this data.
+        const EOF = 0x100;
+        /// Do not block (descriptor flag).
+        const NBIO = 0x4000;
+        /// No SIGPIPE.
+        const NOSIGNAL = 0x20000;
+        /// Close-on-exec for passed descriptors.
+        const CMSG_CLOEXEC = 0x40000;
+        /// Wait for one message only.
+        const WAITFORONE = 0x80000;
+    }
+}
+
+/// What `shutdown` closes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Shutdown {
+    /// Receiving (`SHUT_RD`).
+    Read = 0,
+    /// Sending (`SHUT_WR`).
+    Write = 1,
+    /// Both (`SHUT_RDWR`).
+    Both = 2,
+}
+
+/// An IPv4 address and port (`struct sockaddr_in`), in host terms.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct SockAddrIn {
+    /// `sin_addr`.
+    pub addr: Ipv4Addr,
+    /// `sin_port`, host order.
+    pub port: u16,
+}
+
+/// An IPv6 address and port (`struct sockaddr_in6`), in host terms.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct SockAddrIn6 {
+    /// `sin6_addr`.
+    pub addr: Ipv6Addr,
+    /// `sin6_port`, host order.
+    pub port: u16,
+    /// `sin6_flowinfo`.
+    pub flowinfo: u32,
+    /// `sin6_scope_id`.
+    pub scope_id: u32,
+}
+
+/// The address of a socket (`struct sockaddr`).
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum SockAddr {
+    /// `AF_INET`.
+    In(SockAddrIn),
+    /// `AF_INET6`.
+    In6(SockAddrIn6),
+}
+
+impl SockAddr {
+    /// An IPv4 address and port.
+    pub const fn v4(addr: Ipv4Addr, port: u16) -> SockAddr {
+        SockAddr::In(SockAddrIn { addr, port })
+    }
+
+    /// The address family (`sa_family`).
+    pub fn family(&self) -> u8 {
+        match self {
+            SockAddr::In(_) => AF_INET,
+            SockAddr::In6(_) => AF_INET6,
+        }
+    }
+
+    /// The length of FreeBSD's structure (`sa_len`); it counts in datagram buffers.
+    pub fn sa_len(&self) -> usize {
+        match self {
+            SockAddr::In(_) => 16,
+            SockAddr::In6(_) => 28,
+        }
+    }
+
+    /// The port, in host order.
+    pub fn port(&self) -> u16 {
+        match self {
+            SockAddr::In(sin) => sin.port,
+            SockAddr::In6(sin6) => sin6.port,
+        }
+    }
+
+    /// The IPv4 address and port, if this is one.
+    pub fn as_in(&self) -> Option<&SockAddrIn> {
+        match self {
+            SockAddr::In(sin) => Some(sin),
+            SockAddr::In6(_) => None,
+        }
+    }
+}
+
+impl From<SockAddrIn> for SockAddr {
+    fn from(sin: SockAddrIn) -> SockAddr {
+        SockAddr::In(sin)
+    }
+}
+
+impl fmt::Display for SockAddr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            SockAddr::In(sin) => write!(f, "{}:{}", sin.addr, sin.port),
+            SockAddr::In6(sin6) => write!(f, "[{}]:{}", sin6.addr, sin6.port),
+        }
+    }
+}
