@@ -28,9 +28,11 @@ pub mod kern;
 pub mod sysctl;
 
 // Memory.
+#[allow(unsafe_code, reason = "hands out untyped memory")]
 pub mod vm;
 
 // mbufs and sockets.
+#[allow(unsafe_code, reason = "an mbuf is reached through raw pointers; `Mbuf` owns the invariants")]
 pub mod mbuf;
 pub mod protosw;
 pub mod sockbuf;

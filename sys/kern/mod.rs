@@ -17,7 +17,9 @@ pub mod subr_epoch;
 pub mod subr_smp;
 pub mod subr_taskqueue;
 pub mod subr_prf;
+#[allow(unsafe_code, reason = "makes mbufs from zone memory")]
 pub mod kern_mbuf;
+#[allow(unsafe_code, reason = "walks and links mbufs by raw pointer")]
 pub mod uipc_mbuf;
 pub mod uipc_sockbuf;
 pub mod uipc_socket;
