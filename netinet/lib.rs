@@ -8,3 +8,7 @@
 extern crate alloc;
 #[cfg(not(target_os = "none"))]
 extern crate std;
+
+pub mod tcp;
+pub mod tcp_fsm;
+pub mod tcp_seq;
