@@ -1,0 +1,1 @@
+//! Makes malformed frames.
