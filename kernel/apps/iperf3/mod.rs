@@ -1,0 +1,44 @@
+//! iperf3: measures what the stack carries, against the unmodified iperf3 of any system.
+//!
+//! Speaks the wire protocol of iperf 3.x, which has no specification but its source: a TCP control
+//! connection carries one-byte states ([`protocol::State`]) and length-prefixed JSON; each stream is a TCP
+//! connection or a UDP flow beside it. One thread per stream moves data, the program's own thread keeps
+//! the control connection and prints.
+
+mod args;
+mod client;
+mod protocol;
+mod report;
+mod server;
+mod stream;
+mod test;
+
+use crate::apps::Env;
+use crate::outln;
+
+/// Runs `iperf3` with the words of `env`; returns its exit status.
+pub fn main(env: &Env) -> i32 {
+    let command = match args::parse(env.operands()) {
+        Ok(command) => command,
+        Err(args::Stop::Help) => {
+            env.out.write(args::USAGE);
+            return 0;
+        }
+        Err(args::Stop::Bad(reason)) => {
+            outln!(env, "iperf3: parameter error - {reason}");
+            env.out.write(args::USAGE);
+            return 1;
+        }
+    };
+    let result = match &command {
+        args::Command::Client(options) => client::run(env, options),
+        args::Command::Server(options) => server::run(env, options),
+    };
+    match result {
+        Ok(()) => 0,
+        Err(error) => {
+            outln!(env, "iperf3: error - {error}");
+            1
+        }
+    }
+}

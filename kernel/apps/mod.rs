@@ -1,0 +1,67 @@
+//! Programs that run inside the kernel.
+//!
+//! Each has a `main(&Env) -> i32` with the exit status of its namesake in FreeBSD's base or ports.
+
+use alloc::string::String;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::fmt;
+use core::sync::atomic::{AtomicBool, Ordering};
+
+use sys::net::vnet::Vnet;
+
+pub mod iperf3;
+
+/// Where a program's output goes: the console, or a test's buffer.
+pub trait Output: Send + Sync {
+    /// Writes `text` as it is.
+    fn write(&self, text: &str);
+}
+
+/// What a program is given: its words, its stack instance, its output, and whether it should stop.
+///
+/// Cheap to clone, so that the threads of one program can each have theirs.
+#[derive(Clone)]
+pub struct Env {
+    /// The stack instance the program works in.
+    pub vnet: Arc<Vnet>,
+    /// The program's output.
+    pub out: Arc<dyn Output>,
+    /// The words of the command line; the first is the program's name.
+    pub args: Vec<String>,
+    /// Set when the program is asked to stop (Ctrl-C, `kill`).
+    pub interrupt: Arc<AtomicBool>,
+}
+
+impl Env {
+    /// Whether the program was asked to stop.
+    pub fn interrupted(&self) -> bool {
+        self.interrupt.load(Ordering::Relaxed)
+    }
+
+    /// The words after the program's name.
+    pub fn operands(&self) -> &[String] {
+        self.args.get(1..).unwrap_or(&[])
+    }
+
+    /// Writes formatted text; use [`out!`](crate::out) or [`outln!`](crate::outln).
+    pub fn print(&self, text: fmt::Arguments<'_>) {
+        match text.as_str() {
+            Some(text) => self.out.write(text),
+            None => self.out.write(&alloc::format!("{text}")),
+        }
+    }
+}
+
+/// Prints to a program's output.
+#[macro_export]
+macro_rules! out {
+    ($env:expr, $($arg:tt)*) => { $env.print(format_args!($($arg)*)) };
+}
+
+/// Prints a line to a program's output.
+#[macro_export]
+macro_rules! outln {
+    ($env:expr) => { $env.print(format_args!("\n")) };
+    ($env:expr, $fmt:literal $($arg:tt)*) => { $env.print(format_args!(concat!($fmt, "\n") $($arg)*)) };
+}
