@@ -1,3 +1,30 @@
 //! The front door: builds, runs and tests the kernel.
 
-fn main() {}
+mod cleanup;
+mod cli;
+mod console;
+mod image;
+mod netns;
+mod proc;
+mod qemu;
+mod scenario;
+mod setup;
+mod shell;
+mod ui;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    cleanup::install();
+    match cli::run() {
+        Ok(code) => code,
+        Err(e) => {
+            cleanup::run_all();
+            ui::error(&e);
+            match e.downcast_ref::<setup::Missing>() {
+                Some(_) => ExitCode::from(setup::EXIT_MISSING),
+                None => ExitCode::FAILURE,
+            }
+        }
+    }
+}
