@@ -32,7 +32,10 @@ pub mod sysctl;
 pub mod vm;
 
 // mbufs and sockets.
-#[allow(unsafe_code, reason = "an mbuf is reached through raw pointers; `Mbuf` owns the invariants")]
+#[allow(
+    unsafe_code,
+    reason = "an mbuf is reached through raw pointers; `Mbuf` owns the invariants"
+)]
 pub mod mbuf;
 pub mod protosw;
 pub mod sockbuf;

@@ -229,10 +229,6 @@ pub trait Domain: Send + Sync {
     /// Makes the control block of a new socket, reserving its buffers with `so.soreserve`.
     ///
     /// `proto` 0 means the usual protocol of the type. `EPROTONOSUPPORT` or `EPROTOTYPE` if there is none.
-    fn attach(
-        &self,
-        so: &Arc<Socket>,
-        ty: SockType,
-        proto: i32,
-    ) -> Result<Arc<dyn Protosw>, Errno>;
+    fn attach(&self, so: &Arc<Socket>, ty: SockType, proto: i32)
+    -> Result<Arc<dyn Protosw>, Errno>;
 }

@@ -174,6 +174,88 @@ pub const SO_MAX_PACING_RATE: i32 = 0x1018;
 /// The socket's domain.
 pub const SO_DOMAIN: i32 = 0x1019;
 
+// Options of IPPROTO_IP.
+
+/// Options to send.
+pub const IP_OPTIONS: i32 = 1;
+/// The program gives the header.
+pub const IP_HDRINCL: i32 = 2;
+/// Type of service.
+pub const IP_TOS: i32 = 3;
+/// Time to live.
+pub const IP_TTL: i32 = 4;
+/// Receive options.
+pub const IP_RECVOPTS: i32 = 5;
+/// Receive options for a reply.
+pub const IP_RECVRETOPTS: i32 = 6;
+/// Receive the destination address.
+pub const IP_RECVDSTADDR: i32 = 7;
+/// Choose the source address of a datagram.
+pub const IP_SENDSRCADDR: i32 = 7;
+/// Interface for multicasts.
+pub const IP_MULTICAST_IF: i32 = 9;
+/// Time to live of multicasts.
+pub const IP_MULTICAST_TTL: i32 = 10;
+/// Multicasts come back.
+pub const IP_MULTICAST_LOOP: i32 = 11;
+/// Join a group.
+pub const IP_ADD_MEMBERSHIP: i32 = 12;
+/// Leave a group.
+pub const IP_DROP_MEMBERSHIP: i32 = 13;
+/// Range of ephemeral ports.
+pub const IP_PORTRANGE: i32 = 19;
+/// Receive the interface.
+pub const IP_RECVIF: i32 = 20;
+/// Broadcast to all ones.
+pub const IP_ONESBCAST: i32 = 23;
+/// Bind to any address.
+pub const IP_BINDANY: i32 = 24;
+/// Receive the time to live.
+pub const IP_RECVTTL: i32 = 65;
+/// Least time to live accepted.
+pub const IP_MINTTL: i32 = 66;
+/// Do not fragment.
+pub const IP_DONTFRAG: i32 = 67;
+/// Receive the type of service.
+pub const IP_RECVTOS: i32 = 68;
+
+// Options of IPPROTO_TCP.
+
+/// Send small segments at once.
+pub const TCP_NODELAY: i32 = 1;
+/// Largest segment.
+pub const TCP_MAXSEG: i32 = 2;
+/// Hold back partial segments.
+pub const TCP_NOPUSH: i32 = 4;
+/// Use no options.
+pub const TCP_NOOPT: i32 = 8;
+/// RFC 2385 signatures.
+pub const TCP_MD5SIG: i32 = 16;
+/// `struct tcp_info`.
+pub const TCP_INFO: i32 = 32;
+/// Statistics.
+pub const TCP_STATS: i32 = 33;
+/// Name of the congestion control.
+pub const TCP_CONGESTION: i32 = 64;
+/// Options of the congestion control.
+pub const TCP_CCALGOOPT: i32 = 65;
+/// Give up after so many seconds without progress.
+pub const TCP_MAXUNACKTIME: i32 = 68;
+/// Delayed acknowledgements.
+pub const TCP_DELACK: i32 = 72;
+/// Seconds to make a connection.
+pub const TCP_KEEPINIT: i32 = 128;
+/// Seconds of idleness before keepalive probes.
+pub const TCP_KEEPIDLE: i32 = 256;
+/// Seconds between keepalive probes.
+pub const TCP_KEEPINTVL: i32 = 512;
+/// Keepalive probes before giving up.
+pub const TCP_KEEPCNT: i32 = 1024;
+/// Fast open.
+pub const TCP_FASTOPEN: i32 = 1025;
+/// The TCP stack of the connection.
+pub const TCP_FUNCTION_BLK: i32 = 8192;
+
 /// Default limit of a listen queue.
 pub const SOMAXCONN: i32 = 128;
 

@@ -6,8 +6,8 @@ use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 
 use crate::mbuf::{How, MCLBYTES, MFlags, MSIZE, Mbuf};
-use crate::socket::SockAddr;
 use crate::sockbuf::{Record, SbFlags, SbState, Sockbuf};
+use crate::socket::SockAddr;
 
 /// The limits `reserve` obeys.
 #[derive(Clone, Copy, Debug)]
@@ -242,7 +242,10 @@ impl Sockbuf {
 
     /// Appends a datagram with its sender and control messages, whole or not at all.
     #[doc(alias = "sbappendaddr")]
-    #[expect(clippy::result_large_err, reason = "the packet comes back to the caller, who counts and frees it")]
+    #[expect(
+        clippy::result_large_err,
+        reason = "the packet comes back to the caller, who counts and frees it"
+    )]
     pub fn appendaddr(
         &mut self,
         from: Option<&SockAddr>,

@@ -1,7 +1,10 @@
 //! The contract with the machine; exactly one backend is compiled.
 
 pub mod atomic;
-#[allow(unsafe_code, reason = "memory shared with devices, reached by volatile access")]
+#[allow(
+    unsafe_code,
+    reason = "memory shared with devices, reached by volatile access"
+)]
 pub mod bus_dma;
 #[allow(unsafe_code, reason = "device registers, reached by volatile access")]
 pub mod bus_space;

@@ -1,18 +1,18 @@
 //! Interfaces, routes and dispatch.
 
-pub mod vnet;
-pub mod ifnet;
+pub mod bpf;
 pub mod if_ethersubr;
-pub mod if_loop;
 pub mod if_llatbl;
-pub mod route;
-pub mod radix;
-pub mod nhop;
-pub mod netisr;
+pub mod if_loop;
 pub mod iflib;
 pub mod iflib_rx;
 pub mod iflib_tx;
+pub mod ifnet;
 pub mod mp_ring;
-pub mod bpf;
+pub mod netisr;
+pub mod nhop;
 pub mod pfil;
+pub mod radix;
+pub mod route;
 pub mod rss;
+pub mod vnet;
