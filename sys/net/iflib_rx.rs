@@ -1,1 +1,3 @@
-//! The receive path of a driver.
+//! The receive half of iflib.
+//!
+//! FreeBSD: sys/net/iflib.c (iflib_rxeof, iflib_fl_refill)

@@ -1,1 +1,3 @@
-//! The transmit path of a driver.
+//! The transmit half of iflib.
+//!
+//! FreeBSD: sys/net/iflib.c (iflib_encap, iflib_txq_drain)

@@ -1,1 +1,371 @@
 //! The routing table.
+//!
+//! FreeBSD: sys/net/route.c, sys/net/route/route_ctl.c, fib_algo.c, in_fib_algo.c
+//!
+//! Changes go to a trie under a lock. Packets look up in a compiled, immutable form of it, without a lock, under the
+//! epoch: an array of address ranges, each with its next hop, found by binary search (FreeBSD's bsearch4); with
+//! many routes, the upper 16 bits of the address first choose a slice of that array (as in FreeBSD's dxr).
+
+use alloc::boxed::Box;
+use alloc::sync::Arc;
+use alloc::vec;
+use alloc::vec::Vec;
+use core::net::Ipv4Addr;
+
+use bitflags::bitflags;
+
+use crate::errno::Errno;
+use crate::kern::kern_mutex::Mutex;
+use crate::kern::lock_order::RibClass;
+use crate::kern::subr_epoch::{EpochCell, NetEpoch};
+use crate::machine::atomic::{AtomicU32, Ordering};
+use crate::net::ifnet::{Ifaddr, Ifnet};
+use crate::net::nhop::Nexthop;
+use crate::net::radix::{Prefix, RadixTree};
+
+bitflags! {
+    /// Route flags.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub struct RtFlags: u32 {
+        /// Usable.
+        const UP = 0x1;
+        /// Through a gateway.
+        const GATEWAY = 0x2;
+        /// A host, not a network.
+        const HOST = 0x4;
+        /// Answer with an error.
+        const REJECT = 0x8;
+        /// Made by a redirect.
+        const DYNAMIC = 0x10;
+        /// Changed by a redirect.
+        const MODIFIED = 0x20;
+        /// Link-layer info present.
+        const LLDATA = 0x400;
+        /// Manually added.
+        const STATIC = 0x800;
+        /// Silently dropped.
+        const BLACKHOLE = 0x1000;
+        /// Protocol specific.
+        const PROTO2 = 0x4000;
+        /// Protocol specific.
+        const PROTO1 = 0x8000;
+        /// Protocol specific.
+        const PROTO3 = 0x40000;
+        /// MTU explicitly given.
+        const FIXEDMTU = 0x80000;
+        /// Cannot be changed.
+        const PINNED = 0x100000;
+        /// A local address.
+        const LOCAL = 0x200000;
+        /// A broadcast address.
+        const BROADCAST = 0x400000;
+        /// A multicast address.
+        const MULTICAST = 0x800000;
+    }
+}
+
+/// A route as it is added.
+#[derive(Clone)]
+pub struct RouteSpec {
+    /// Network or host.
+    pub dst: Ipv4Addr,
+    /// Prefix length.
+    pub prefix_len: u8,
+    /// Gateway; none for a route on the link.
+    pub gw: Option<Ipv4Addr>,
+    /// Interface.
+    pub ifp: Arc<Ifnet>,
+    /// Preferred source.
+    pub ifa: Option<Arc<Ifaddr>>,
+    /// Flags (UP is added).
+    pub flags: RtFlags,
+    /// MTU; 0 means the interface's.
+    pub mtu: u32,
+}
+
+/// A route as `netstat -rn` shows it.
+#[derive(Clone)]
+pub struct RouteEntry {
+    /// Network or host.
+    pub dst: Ipv4Addr,
+    /// Prefix length.
+    pub prefix_len: u8,
+    /// Where it leads.
+    pub nhop: Arc<Nexthop>,
+}
+
+/// Routes from which on the compiled table gets an index by the upper 16 bits.
+const INDEX_FROM: usize = 64;
+/// No route.
+const NO_NHOP: u32 = u32::MAX;
+
+/// The table that packets use.
+struct Fib {
+    /// First address of each range, ascending; the first is 0.
+    starts: Vec<u32>,
+    /// Which next hop the range has.
+    nhops: Vec<u32>,
+    /// For each value of the upper 16 bits, the last range that starts at or before its first address.
+    index: Option<Box<[u32]>>,
+    table: Vec<Arc<Nexthop>>,
+}
+
+impl Fib {
+    fn empty() -> Fib {
+        Fib {
+            starts: vec![0],
+            nhops: vec![NO_NHOP],
+            index: None,
+            table: Vec::new(),
+        }
+    }
+
+    /// Compiles the prefixes of `tree`, which come in order, into ranges that do not overlap.
+    fn compile(tree: &RadixTree<Arc<Nexthop>>) -> Fib {
+        let mut fib = Fib::empty();
+        let mut open: Vec<(Prefix, u32)> = Vec::new();
+        for (prefix, nhop) in tree.iter() {
+            while let Some(&(outer, _)) = open.last() {
+                if outer.covers(prefix.first()) {
+                    break;
+                }
+                open.pop();
+                fib.resume(outer, open.last());
+            }
+            let n = fib.intern(nhop);
+            fib.begin(prefix.first(), n);
+            open.push((prefix, n));
+        }
+        while let Some((inner, _)) = open.pop() {
+            fib.resume(inner, open.last());
+        }
+        if fib.starts.len() >= INDEX_FROM {
+            fib.build_index();
+        }
+        fib
+    }
+
+    /// Behind `inner` its surrounding prefix goes on, or nothing.
+    fn resume(&mut self, inner: Prefix, outer: Option<&(Prefix, u32)>) {
+        if let Some(after) = inner.last().checked_add(1) {
+            self.begin(after, outer.map_or(NO_NHOP, |&(_, n)| n));
+        }
+    }
+
+    fn begin(&mut self, start: u32, nhop: u32) {
+        if self.starts.last() == Some(&start) {
+            self.starts.pop();
+            self.nhops.pop();
+        }
+        if self.nhops.last() != Some(&nhop) {
+            self.starts.push(start);
+            self.nhops.push(nhop);
+        }
+    }
+
+    fn intern(&mut self, nhop: &Arc<Nexthop>) -> u32 {
+        // Routes through one gateway share their next hop; neighbours in order mostly do.
+        if let Some(last) = self.table.last()
+            && Arc::ptr_eq(last, nhop)
+        {
+            return (self.table.len() - 1) as u32;
+        }
+        self.table.push(nhop.clone());
+        (self.table.len() - 1) as u32
+    }
+
+    fn build_index(&mut self) {
+        let mut index = vec![0u32; 1 << 16].into_boxed_slice();
+        let mut range = 0;
+        for (upper, slot) in index.iter_mut().enumerate() {
+            let first = (upper as u32) << 16;
+            while self.starts.get(range + 1).is_some_and(|&start| start <= first) {
+                range += 1;
+            }
+            *slot = range as u32;
+        }
+        self.index = Some(index);
+    }
+
+    #[inline]
+    fn lookup(&self, addr: u32) -> Option<&Arc<Nexthop>> {
+        let (from, to) = match &self.index {
+            None => (0, self.starts.len()),
+            Some(index) => {
+                let upper = (addr >> 16) as usize;
+                let from = index[upper] as usize;
+                let to = index.get(upper + 1).map_or(self.starts.len(), |&next| next as usize + 1);
+                (from, to)
+            }
+        };
+        let slice = self.starts.get(from..to)?;
+        let range = from + slice.partition_point(|&start| start <= addr).checked_sub(1)?;
+        self.table.get(*self.nhops.get(range)? as usize)
+    }
+}
+
+/// The routing table of one instance.
+pub struct Rib {
+    tree: Mutex<RadixTree<Arc<Nexthop>>, RibClass>,
+    fib: EpochCell<Fib>,
+    generation: AtomicU32,
+}
+
+impl Rib {
+    /// An empty table.
+    pub fn new() -> Rib {
+        Rib {
+            tree: Mutex::new(RadixTree::new()),
+            fib: EpochCell::new(Box::new(Fib::empty())),
+            generation: AtomicU32::new(1),
+        }
+    }
+
+    /// The next hop towards `dst`: longest prefix, no lock.
+    #[inline]
+    pub fn fib4_lookup<'e>(&self, dst: Ipv4Addr, epoch: &'e NetEpoch) -> Option<&'e Arc<Nexthop>> {
+        self.fib.load(epoch).lookup(dst.to_bits())
+    }
+
+    /// Changes whenever the table does; for cached next hops.
+    #[doc(alias = "rib_gencount")]
+    pub fn generation(&self) -> u32 {
+        self.generation.load(Ordering::Acquire)
+    }
+
+    /// Adds a route; EEXIST if the prefix is there.
+    #[doc(alias = "rib_add_route")]
+    pub fn add(&self, spec: RouteSpec) -> Result<(), Errno> {
+        let prefix = spec.prefix();
+        let mut tree = self.tree.lock();
+        if tree.get(prefix).is_some() {
+            return Err(Errno::EEXIST);
+        }
+        tree.insert(prefix, Arc::new(spec.into_nexthop()));
+        self.recompile(&tree);
+        Ok(())
+    }
+
+    /// Removes a route; ESRCH if there is none.
+    #[doc(alias = "rib_del_route")]
+    pub fn delete(&self, dst: Ipv4Addr, prefix_len: u8) -> Result<RouteEntry, Errno> {
+        let prefix = Prefix::new(dst.to_bits(), prefix_len);
+        let mut tree = self.tree.lock();
+        let nhop = tree.remove(prefix).ok_or(Errno::ESRCH)?;
+        self.recompile(&tree);
+        Ok(RouteEntry::new(prefix, nhop))
+    }
+
+    /// Replaces a route's next hop; ESRCH if there is none.
+    #[doc(alias = "rib_change_route")]
+    pub fn change(&self, spec: RouteSpec) -> Result<(), Errno> {
+        let prefix = spec.prefix();
+        let mut tree = self.tree.lock();
+        let nhop = tree.get_mut(prefix).ok_or(Errno::ESRCH)?;
+        *nhop = Arc::new(spec.into_nexthop());
+        self.recompile(&tree);
+        Ok(())
+    }
+
+    /// The exact route.
+    pub fn get(&self, dst: Ipv4Addr, prefix_len: u8) -> Option<RouteEntry> {
+        let prefix = Prefix::new(dst.to_bits(), prefix_len);
+        let tree = self.tree.lock();
+        tree.get(prefix).map(|nhop| RouteEntry::new(prefix, nhop.clone()))
+    }
+
+    /// The route that a packet to `dst` takes (`route get`).
+    pub fn lookup_entry(&self, dst: Ipv4Addr) -> Option<RouteEntry> {
+        let tree = self.tree.lock();
+        tree.longest(dst.to_bits())
+            .map(|(prefix, nhop)| RouteEntry::new(prefix, nhop.clone()))
+    }
+
+    /// All routes in order of prefix.
+    #[doc(alias = "rib_walk")]
+    pub fn dump(&self) -> Vec<RouteEntry> {
+        let tree = self.tree.lock();
+        tree.iter()
+            .map(|(prefix, nhop)| RouteEntry::new(prefix, nhop.clone()))
+            .collect()
+    }
+
+    /// Removes every route through `ifp`.
+    #[doc(alias = "rt_ifdetach")]
+    pub fn purge_ifp(&self, ifp: &Ifnet) {
+        let mut tree = self.tree.lock();
+        let gone: Vec<Prefix> = tree
+            .iter()
+            .filter(|(_, nhop)| nhop.nh_ifp.if_index == ifp.if_index)
+            .map(|(prefix, _)| prefix)
+            .collect();
+        for prefix in &gone {
+            tree.remove(*prefix);
+        }
+        if !gone.is_empty() {
+            self.recompile(&tree);
+        }
+    }
+
+    /// Gives the routes through `ifp` that have no MTU of their own the interface's present one.
+    pub fn refresh_mtu(&self, ifp: &Ifnet) {
+        let mut tree = self.tree.lock();
+        let stale: Vec<(Prefix, Arc<Nexthop>)> = tree
+            .iter()
+            .filter(|(_, nh)| nh.nh_ifp.if_index == ifp.if_index && !nh.nh_flags.contains(RtFlags::FIXEDMTU))
+            .map(|(prefix, nh)| (prefix, nh.clone()))
+            .collect();
+        if stale.is_empty() {
+            return;
+        }
+        for (prefix, nhop) in stale {
+            let fresh = Nexthop {
+                nh_mtu: ifp.mtu(),
+                ..nhop.copy()
+            };
+            tree.insert(prefix, Arc::new(fresh));
+        }
+        self.recompile(&tree);
+    }
+
+    fn recompile(&self, tree: &RadixTree<Arc<Nexthop>>) {
+        self.fib.replace(Box::new(Fib::compile(tree)));
+        self.generation.fetch_add(1, Ordering::Release);
+    }
+}
+
+impl RouteSpec {
+    fn prefix(&self) -> Prefix {
+        Prefix::new(self.dst.to_bits(), self.prefix_len)
+    }
+
+    fn into_nexthop(self) -> Nexthop {
+        let mut flags = self.flags | RtFlags::UP;
+        flags.set(RtFlags::GATEWAY, self.gw.is_some());
+        flags.set(RtFlags::HOST, self.prefix_len == 32);
+        flags.set(RtFlags::FIXEDMTU, self.mtu != 0);
+        Nexthop {
+            nh_mtu: if self.mtu != 0 { self.mtu } else { self.ifp.mtu() },
+            nh_ifp: self.ifp,
+            gw: self.gw,
+            nh_flags: flags,
+            nh_ifa: self.ifa,
+        }
+    }
+}
+
+impl RouteEntry {
+    fn new(prefix: Prefix, nhop: Arc<Nexthop>) -> RouteEntry {
+        RouteEntry {
+            dst: Ipv4Addr::from_bits(prefix.first()),
+            prefix_len: prefix.bits(),
+            nhop,
+        }
+    }
+}
+
+impl Default for Rib {
+    fn default() -> Self {
+        Self::new()
+    }
+}

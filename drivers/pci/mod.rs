@@ -1,0 +1,9 @@
+//! The PCI bus: who is there and where its resources are.
+//!
+//! FreeBSD: sys/dev/pci
+
+mod pci_enum;
+mod pcireg;
+
+pub use pci_enum::{Bar, PciFunction, pci_enumerate};
+pub use pcireg::*;
