@@ -11,7 +11,7 @@ use spin::Once;
 use crate::errno::Errno;
 use crate::kern::socklocks::kern_mutex::{Mutex, MutexGuard};
 use crate::kern::socklocks::kern_sx::Sx;
-use crate::kern::socklocks::lock_order::{PollLock, SoListen, SoRcv, SoRcvSx, SoSnd, SoSndSx};
+use crate::kern::socklocks::lock_order::{SelInfo, SoListen, SoRcv, SoRcvSx, SoSnd, SoSndSx};
 use crate::machine::atomic::{AtomicBool, AtomicI32, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use crate::protosw::{PrFlags, Protosw};
 use crate::sockbuf::{SbState, Sockbuf, Upcall};
@@ -87,7 +87,7 @@ pub struct Listen {
 
 /// One caller of `poll`.
 pub struct PollWaiter {
-    pub(crate) fired: Mutex<bool, PollLock>,
+    pub(crate) fired: Mutex<bool, SelInfo>,
 }
 
 /// A socket. Programs hold it through [`SocketHandle`](crate::kern::uipc_syscalls::SocketHandle), protocols by

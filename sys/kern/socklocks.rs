@@ -6,7 +6,7 @@ pub mod lock_order {
         const RANK: u32;
     }
     macro_rules! c { ($($n:ident)*) => { $(pub struct $n; impl LockClass for $n { const NAME: &'static str = stringify!($n); const RANK: u32 = 0; })* } }
-    c!(SoListen SoRcv SoSnd SoRcvSx SoSndSx PollLock DomainLock);
+    c!(SoListen SoRcv SoSnd SoRcvSx SoSndSx SelInfo);
 }
 pub mod kern_synch {
     pub struct WChan(usize);

@@ -118,7 +118,7 @@ pub fn socreate(
     ty: SockType,
     proto: i32,
 ) -> Result<Arc<Socket>, Errno> {
-    let domain = domains.domains().find(af)?;
+    let domain = domains.find_domain(af).ok_or(Errno::EAFNOSUPPORT)?;
     let so = Arc::new(Socket::alloc(
         af,
         ty,

@@ -11,6 +11,7 @@ use core::any::Any;
 
 use crate::errno::Errno;
 use crate::kern::subr_epoch::NetEpoch;
+use crate::kern::uipc_domain::HasDomains;
 use crate::net::ifnet::{IfDriver, IfEvent, Ifnet, IfnetInit};
 use crate::net::netisr::{NetisrHandler, NetisrInfo, NetisrProto};
 use crate::net::pfil::PfilHead;
@@ -121,5 +122,11 @@ impl Vnet {
     /// What `set_inet` stored.
     pub fn inet(&self) -> Option<Arc<dyn Any + Send + Sync>> {
         todo!()
+    }
+}
+
+impl HasDomains for Vnet {
+    fn find_domain(&self, af: u8) -> Option<Arc<dyn Domain>> {
+        self.domain(af)
     }
 }
