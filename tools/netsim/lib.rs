@@ -4,4 +4,5 @@
 //! way, `offload` stands in for the NIC's checksum and segmentation engines, `pcap` writes what crossed.
 
 pub mod impair;
+#[cfg(feature = "stack")]
 pub mod offload;

@@ -129,6 +129,40 @@ fn cut(frame: &[u8], req: &Request) -> Result<Vec<Vec<u8>>, BadRequest> {
     Ok(out)
 }
 
+/// What a receiving NIC says about the checksums of an IPv4 frame.
+pub fn verify(frame: &[u8]) -> CsumFlags {
+    const IP: usize = 14;
+    let mut found = CsumFlags::empty();
+    let Some(ip) = frame.get(IP..).filter(|ip| ip.len() >= 20) else {
+        return found;
+    };
+    let header = usize::from(ip[0] & 0xf) * 4;
+    let len = usize::from(u16::from_be_bytes([ip[2], ip[3]]));
+    let is_ip = frame[12..14] == [8, 0] && ip[0] >> 4 == 4;
+    if !is_ip || header < 20 || len < header || len > ip.len() {
+        return found;
+    }
+    found |= CsumFlags::L3_CALC;
+    if in_cksum(&ip[..header]) != 0 {
+        return found;
+    }
+    found |= CsumFlags::L3_VALID;
+    let fragment = u16::from_be_bytes([ip[6], ip[7]]) & 0x3fff != 0;
+    let (proto, segment) = (ip[9], &ip[header..len]);
+    let unsummed = proto == 17 && segment.get(6..8) == Some(&[0, 0]);
+    if fragment || unsummed || !matches!(proto, 6 | 17) {
+        return found;
+    }
+    let octets = |at: usize| [ip[at], ip[at + 1], ip[at + 2], ip[at + 3]];
+    let proto_len = u32::from(proto) + segment.len() as u32;
+    let pseudo = in_pseudo(octets(12).into(), octets(16).into(), proto_len);
+    let sum = CksumAccum::ZERO.add_u16(pseudo).add_bytes(segment, false);
+    if sum.finish() == 0 {
+        found |= CsumFlags::L4_CALC | CsumFlags::L4_VALID;
+    }
+    found
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -208,6 +242,18 @@ mod tests {
             bytes.extend_from_slice(&f[54..]);
         }
         assert_eq!(bytes, tcp_frame(2500, 0x19)[54..]);
+    }
+
+    #[test]
+    fn a_receiving_nic_vouches_for_good_sums_only() {
+        let req = request(CsumFlags::IP | CsumFlags::IP_TCP, 0);
+        let mut f = apply(tcp_frame(101, 0x18), &req).unwrap().remove(0);
+        let good = verify(&f);
+        assert!(good.contains(CsumFlags::L3_VALID | CsumFlags::L4_VALID));
+        f[60] ^= 1;
+        assert!(!verify(&f).contains(CsumFlags::L4_VALID));
+        f[20] ^= 1;
+        assert!(!verify(&f).contains(CsumFlags::L3_VALID));
     }
 
     #[test]
