@@ -23,6 +23,7 @@ pub mod time;
 pub mod machine;
 
 // Locks, threads, callouts, sysctl.
+#[expect(unsafe_code, reason = "per-CPU slots, reached by address")]
 pub mod counter;
 pub mod kern;
 pub mod sysctl;

@@ -1,1 +1,189 @@
-//! The sysctl tree.
+//! The sysctl tree: names and the leaves behind them.
+//!
+//! FreeBSD: sys/kern/kern_sysctl.c, sys/kern/kern_environment.c
+//! Differs from FreeBSD: one tree for the machine and one for each stack instance, instead of one tree with
+//! virtualized nodes; a reader asks the instance's tree first.
+
+use alloc::collections::BTreeMap;
+use alloc::string::{String, ToString};
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+
+use crate::errno::Errno;
+use crate::kern::kern_rwlock::RwLock;
+use crate::kern::lock_order;
+use crate::machine_local;
+use crate::sysctl::SysctlNode;
+
+type Leaf = Arc<dyn SysctlNode>;
+
+/// A tree of settings and figures.
+pub struct SysctlTree {
+    leaves: RwLock<BTreeMap<String, Leaf>, lock_order::Sysctl>,
+}
+
+impl SysctlTree {
+    /// An empty tree.
+    pub const fn new() -> SysctlTree {
+        SysctlTree {
+            leaves: RwLock::new(BTreeMap::new()),
+        }
+    }
+
+    /// Puts a leaf at `name`, and sets it to what the kernel's command line says of it.
+    #[doc(alias = "SYSCTL_ADD_OID")]
+    pub fn register(&self, name: &str, leaf: Leaf) {
+        if let Some(value) = kenv().get(name)
+            && leaf.set(&value).is_err()
+        {
+            crate::kprintf!("{name}: cannot be set to '{value}'\n");
+        }
+        self.leaves.write().insert(name.to_string(), leaf);
+    }
+
+    /// Takes out all leaves at and below `prefix`.
+    #[doc(alias = "sysctl_ctx_free")]
+    pub fn unregister(&self, prefix: &str) {
+        let removed: Vec<Leaf> = {
+            let mut leaves = self.leaves.write();
+            let names: Vec<String> = leaves.keys().filter(|name| below(name, prefix)).cloned().collect();
+            names.iter().filter_map(|name| leaves.remove(name)).collect()
+        };
+        // A leaf may own what takes locks when it goes.
+        drop(removed);
+    }
+
+    /// The value at `name`.
+    pub fn get(&self, name: &str) -> Option<String> {
+        self.leaf(name).map(|leaf| leaf.get())
+    }
+
+    /// What the leaf at `name` is about.
+    pub fn description(&self, name: &str) -> Option<String> {
+        self.leaf(name).map(|leaf| leaf.description().to_string())
+    }
+
+    /// Sets the leaf at `name`; returns the values before and after. `ENOENT` if there is none.
+    pub fn set(&self, name: &str, value: &str) -> Result<(String, String), Errno> {
+        let leaf = self.leaf(name).ok_or(Errno::ENOENT)?;
+        let old = leaf.get();
+        leaf.set(value)?;
+        Ok((old, leaf.get()))
+    }
+
+    /// All names and values at and below `prefix`, in order of name; all of the tree for an empty prefix.
+    pub fn walk(&self, prefix: &str) -> Vec<(String, String)> {
+        // Values are read without the lock: a leaf may take locks of its own.
+        let leaves: Vec<(String, Leaf)> = {
+            let leaves = self.leaves.read();
+            leaves
+                .iter()
+                .filter(|(name, _)| below(name, prefix))
+                .map(|(name, leaf)| (name.clone(), leaf.clone()))
+                .collect()
+        };
+        leaves.into_iter().map(|(name, leaf)| (name, leaf.get())).collect()
+    }
+
+    fn leaf(&self, name: &str) -> Option<Leaf> {
+        self.leaves.read().get(name).cloned()
+    }
+}
+
+impl Default for SysctlTree {
+    fn default() -> SysctlTree {
+        SysctlTree::new()
+    }
+}
+
+/// Whether `name` is `prefix` or lies below it.
+fn below(name: &str, prefix: &str) -> bool {
+    let prefix = prefix.trim_end_matches('.');
+    match name.strip_prefix(prefix) {
+        Some(rest) => prefix.is_empty() || rest.is_empty() || rest.starts_with('.'),
+        None => false,
+    }
+}
+
+machine_local! {
+    static ROOT: SysctlTree = SysctlTree::new();
+    static KENV: Kenv = Kenv::new();
+}
+
+/// The machine's tree: what does not belong to a stack instance.
+pub fn root() -> &'static SysctlTree {
+    ROOT.get()
+}
+
+/// The words of the kernel's command line.
+pub fn kenv() -> &'static Kenv {
+    KENV.get()
+}
+
+/// Names and values that the machine was booted with (kenv(1)).
+pub struct Kenv {
+    values: RwLock<BTreeMap<String, String>, lock_order::Kenv>,
+}
+
+impl Kenv {
+    const fn new() -> Kenv {
+        Kenv {
+            values: RwLock::new(BTreeMap::new()),
+        }
+    }
+
+    /// The value of `name`.
+    #[doc(alias = "kern_getenv")]
+    pub fn get(&self, name: &str) -> Option<String> {
+        self.values.read().get(name).cloned()
+    }
+
+    /// Sets `name`, before anything reads it.
+    #[doc(alias = "kern_setenv")]
+    pub fn set(&self, name: &str, value: &str) {
+        self.values.write().insert(name.to_string(), value.to_string());
+    }
+
+    /// All names and values.
+    pub fn all(&self) -> Vec<(String, String)> {
+        let values = self.values.read();
+        values.iter().map(|(name, value)| (name.clone(), value.clone())).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::machine::hosted::Machine;
+    use crate::sysctl::{ReadOnly, Tunable};
+
+    #[test]
+    fn a_prefix_ends_at_a_dot() {
+        assert!(below("net.inet.tcp.msl", "net.inet"));
+        assert!(below("net.inet.tcp.msl", "net.inet.tcp.msl"));
+        assert!(below("net.inet.tcp.msl", ""));
+        assert!(!below("net.inet6.ip6.hlim", "net.inet"));
+    }
+
+    #[test]
+    fn the_command_line_sets_what_is_registered_later() {
+        Machine::builder().run(|| {
+            kenv().set("test.depth", "7");
+            root().register("test.depth", Arc::new(Tunable::new(1u32, 0, 9, "Depth")));
+            assert_eq!(root().get("test.depth").as_deref(), Some("7"));
+        });
+    }
+
+    #[test]
+    fn what_cannot_be_written_or_found_says_so() {
+        Machine::builder().run(|| {
+            let tree = SysctlTree::new();
+            tree.register("test.seen", Arc::new(ReadOnly::new("Seen", || "3".to_string())));
+            assert_eq!(tree.set("test.seen", "4"), Err(Errno::EPERM));
+            assert_eq!(tree.set("test.unseen", "4"), Err(Errno::ENOENT));
+            assert_eq!(tree.walk("test"), [("test.seen".to_string(), "3".to_string())]);
+            tree.unregister("test");
+            assert_eq!(tree.get("test.seen"), None);
+        });
+    }
+}
