@@ -19,7 +19,7 @@ type Leaf = Arc<dyn SysctlNode>;
 
 /// A tree of settings and figures.
 pub struct SysctlTree {
-    leaves: RwLock<BTreeMap<String, Leaf>, lock_order::Sysctl>,
+    leaves: RwLock<BTreeMap<String, Leaf>, lock_order::SysctlTree>,
 }
 
 impl SysctlTree {
@@ -122,7 +122,7 @@ pub fn kenv() -> &'static Kenv {
 
 /// Names and values that the machine was booted with (kenv(1)).
 pub struct Kenv {
-    values: RwLock<BTreeMap<String, String>, lock_order::Kenv>,
+    values: RwLock<BTreeMap<String, String>, lock_order::Leaf>,
 }
 
 impl Kenv {

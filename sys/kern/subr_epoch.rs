@@ -40,8 +40,8 @@ machine_local! {
         })
     }; MAXCPU]);
     /// One writer at a time waits for readers.
-    static WAITING: Mutex<bool, lock_order::EpochWait> = Mutex::new(false);
-    static DEFERRED: Mutex<Vec<Callback>, lock_order::EpochDeferred> = Mutex::new(Vec::new());
+    static WAITING: Mutex<bool, lock_order::Leaf> = Mutex::new(false);
+    static DEFERRED: Mutex<Vec<Callback>, lock_order::EpochClass> = Mutex::new(Vec::new());
 }
 
 /// A read section of the network: what is found in it stays until it ends.

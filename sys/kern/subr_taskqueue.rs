@@ -36,7 +36,7 @@ struct Queue {
 }
 
 struct Shared {
-    queue: Mutex<Queue, lock_order::Taskqueue>,
+    queue: Mutex<Queue, lock_order::TaskqueueClass>,
 }
 
 /// A thread that runs tasks in the order they were queued. Dropping it finishes what is queued.
