@@ -8,8 +8,10 @@ use alloc::vec::Vec;
 use core::fmt;
 use core::sync::atomic::{AtomicBool, Ordering};
 
+use sys::kern::kern_thread::{Pri, ThreadHandle, kthread_add};
 use sys::net::vnet::Vnet;
 
+pub mod dhclient;
 pub mod iperf3;
 
 /// Where a program's output goes: the console, or a test's buffer.
@@ -51,6 +53,14 @@ impl Env {
             None => self.out.write(&alloc::format!("{text}")),
         }
     }
+}
+
+/// Goes on with a program's work on a thread of its own.
+pub fn spawn(env: &Env, name: &str, work: impl FnOnce(&Env) -> i32 + Send + 'static) -> ThreadHandle {
+    let env = env.clone();
+    kthread_add(name, Pri::PUSER, None, move || {
+        work(&env);
+    })
 }
 
 /// Prints to a program's output.
