@@ -31,7 +31,7 @@ pub(super) fn broadcast(payload: &[u8], sport: u16) -> Option<Mbuf> {
     ip[9] = IPPROTO_UDP;
     ip[16..20].copy_from_slice(&Ipv4Addr::BROADCAST.octets());
     let sum = in_cksum(&ip);
-    ip[10..12].copy_from_slice(&sum.to_ne_bytes());
+    ip[10..12].copy_from_slice(&sum.to_be_bytes());
 
     let mut udp = [0; UDP_HEADER];
     udp[0..2].copy_from_slice(&sport.to_be_bytes());
@@ -48,7 +48,7 @@ pub(super) fn broadcast(payload: &[u8], sport: u16) -> Option<Mbuf> {
         0 => 0xffff,
         sum => sum,
     };
-    udp[6..8].copy_from_slice(&sum.to_ne_bytes());
+    udp[6..8].copy_from_slice(&sum.to_be_bytes());
 
     let mut m = Mbuf::getcl(How::NoWait)?;
     let copied = m.append(&ip) && m.append(&udp) && m.append(payload);
