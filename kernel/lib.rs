@@ -3,3 +3,6 @@
 #![no_std]
 
 extern crate alloc;
+
+pub mod cmdline;
+pub mod ksyms;

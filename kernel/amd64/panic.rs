@@ -1,0 +1,113 @@
+//! The end: what went wrong, where, and how we came there.
+//!
+//! FreeBSD: sys/kern/kern_shutdown.c (vpanic), sys/kern/subr_kdb.c (kdb_backtrace), sys/amd64/amd64/db_trace.c
+
+use core::fmt::{self, Write};
+use core::sync::atomic::{AtomicUsize, Ordering};
+use kernel::ksyms::ksyms_lookup;
+use sys::machine::amd64::cpufunc::{disable_intr, frame_pointer, halt};
+use sys::machine::amd64::intr_machdep::stop_cpus_hard;
+use sys::machine::amd64::pmap::{self, pmap_kextract};
+use sys::machine::amd64::uart;
+use sys::machine::{curcpu, poweroff, sbinuptime};
+
+/// QEMU's exit status is twice this and one.
+const EXIT_PANIC: u8 = 0x11;
+const MAX_FRAMES: usize = 64;
+
+/// The CPU that panics plus one, and in the high half how often it has come here.
+static PANIC_CPU: AtomicUsize = AtomicUsize::new(0);
+
+/// Writes to the console without locks.
+struct Console;
+
+impl Write for Console {
+    fn write_str(&mut self, s: &str) -> fmt::Result {
+        uart::uart_write(s.as_bytes());
+        Ok(())
+    }
+}
+
+#[panic_handler]
+fn rust_panic(info: &core::panic::PanicInfo<'_>) -> ! {
+    begin();
+    let message = info.message();
+    match info.location() {
+        Some(at) => vpanic(&format_args!("panic: {message}\n  at {at}"), frame_pointer(), None),
+        None => vpanic(&format_args!("panic: {message}"), frame_pointer(), None),
+    }
+}
+
+/// Panics for an exception, with the frame and address of the instruction that caused it.
+pub fn fatal_trap(frame: u64, rip: u64, report: &dyn fmt::Display) -> ! {
+    begin();
+    vpanic(report, frame, Some(rip))
+}
+
+/// Makes sure that only one CPU panics, and that one only once.
+fn begin() {
+    disable_intr();
+    let me = curcpu() + 1;
+    match PANIC_CPU.compare_exchange(0, me, Ordering::SeqCst, Ordering::SeqCst) {
+        Ok(_) => {}
+        Err(other) if other == me => {
+            uart::uart_panic();
+            let _ = writeln!(Console, "\npanic within the panic");
+            poweroff(EXIT_PANIC);
+        }
+        Err(_) => halt(),
+    }
+    stop_cpus_hard();
+    uart::uart_panic();
+}
+
+fn vpanic(report: &dyn fmt::Display, frame: u64, rip: Option<u64>) -> ! {
+    let mut out = Console;
+    // The report begins a line, whatever was being written.
+    let _ = writeln!(out, "\n{report}");
+    let _ = writeln!(out, "cpuid = {}", curcpu());
+    let _ = writeln!(out, "time = {:?} after boot", sbinuptime());
+    print_thread(&mut out);
+    let _ = writeln!(out, "KDB: stack backtrace:");
+    let mut number = 0;
+    if let Some(rip) = rip {
+        print_frame(&mut out, &mut number, rip, 0);
+    }
+    backtrace(frame, |return_address| print_frame(&mut out, &mut number, return_address, 1));
+    let _ = writeln!(out, "Uptime: {}s", sbinuptime().as_s());
+    poweroff(EXIT_PANIC)
+}
+
+fn print_thread(out: &mut Console) {
+    let _ = out;
+}
+
+/// Prints where `address` is. A return address is looked up `back` bytes before, in its call.
+fn print_frame(out: &mut Console, number: &mut usize, address: u64, back: u64) {
+    let _ = match ksyms_lookup(address - back) {
+        Some((name, offset)) => writeln!(out, "#{number} {address:#x} at {name}+{:#x}", offset + back),
+        None => writeln!(out, "#{number} {address:#x}"),
+    };
+    *number += 1;
+}
+
+/// Calls `f` with each return address from `frame` on up.
+fn backtrace(mut frame: u64, mut f: impl FnMut(u64)) {
+    for _ in 0..MAX_FRAMES {
+        let readable = |va: u64| va % 8 == 0 && va >= pmap::DMAP_BASE && pmap_kextract(va).is_some();
+        if !readable(frame) || !readable(frame + 8) {
+            return;
+        }
+        // SAFETY: both words are mapped.
+        let (next, return_address) = unsafe { ((frame as *const u64).read(), ((frame + 8) as *const u64).read()) };
+        if return_address < pmap::KERNBASE {
+            return;
+        }
+        f(return_address);
+        // Stacks grow down, so callers lie higher, but for an interrupt stack.
+        if next == frame {
+            return;
+        }
+        frame = next;
+    }
+}

@@ -1,0 +1,53 @@
+//! Power off, restart, and the exit code for QEMU.
+//!
+//! FreeBSD: sys/x86/x86/cpu_machdep.c (cpu_reset), sys/dev/acpica/acpi.c (acpi_shutdown_final)
+
+use super::clock::delay_us;
+use super::cpufunc::{halt, outb, outl, outw};
+use core::sync::atomic::{AtomicU32, Ordering};
+
+/// QEMU's `isa-debug-exit,iobase=0xf4`: a write of `n` ends it with status `2 n + 1`.
+const DEBUG_EXIT: u16 = 0xf4;
+/// Reset control of PIIX3 and ICH9.
+const RESET_CONTROL: u16 = 0xcf9;
+const KEYBOARD_COMMAND: u16 = 0x64;
+
+/// Port of PM1a_CNT in the low half and SLP_TYPa of S5 in the high; 0: unknown.
+static S5: AtomicU32 = AtomicU32::new(0);
+const SLP_EN: u16 = 1 << 13;
+
+/// Tells how ACPI turns the machine off.
+pub fn set_s5(pm1a_control: u16, sleep_type: u16) {
+    S5.store(u32::from(pm1a_control) | u32::from(sleep_type) << 16, Ordering::Relaxed);
+}
+
+/// Turns the machine off. A `code` other than 0 becomes QEMU's exit status (2 code + 1), where QEMU has the device
+/// for that.
+pub fn poweroff(code: u8) -> ! {
+    // SAFETY: the ports are the device's that ends everything; elsewhere they are unused.
+    unsafe {
+        if code != 0 {
+            outl(DEBUG_EXIT, u32::from(code));
+            // No such device: the code is lost, the machine stops all the same.
+            delay_us(1_000);
+        }
+        let s5 = S5.load(Ordering::Relaxed);
+        if s5 != 0 {
+            outw(s5 as u16, (s5 >> 16) as u16 | SLP_EN);
+            delay_us(100_000);
+        }
+    }
+    halt()
+}
+
+/// Restarts the machine.
+pub fn reboot() -> ! {
+    // SAFETY: all of these reset the machine or do nothing.
+    unsafe {
+        outb(RESET_CONTROL, 0x02);
+        outb(RESET_CONTROL, 0x06);
+        delay_us(100_000);
+        outb(KEYBOARD_COMMAND, 0xfe);
+    }
+    halt()
+}
