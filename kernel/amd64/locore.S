@@ -32,11 +32,11 @@ pvh_start:
 	movl	$0x80000000, %eax
 	cpuid
 	cmpl	$0x80000001, %eax
-	jb	no_long_mode
+	jb	.Lno_long_mode
 	movl	$0x80000001, %eax
 	cpuid
 	btl	$29, %edx
-	jnc	no_long_mode
+	jnc	.Lno_long_mode
 
 	/* The first GiB, seen at 0 and at KERNBASE, in pages of 2 MiB. */
 	movl	$(boot_pd - KERNBASE), %edi
@@ -64,17 +64,17 @@ pvh_start:
 	movl	$CR0_ON, %eax
 	movl	%eax, %cr0
 	lgdtl	boot_gdt_low - KERNBASE
-	ljmp	$0x08, $(long_mode - KERNBASE)
+	ljmp	$0x08, $(.Llong_mode - KERNBASE)
 
-no_long_mode:
+.Lno_long_mode:
 	hlt
-	jmp	no_long_mode
+	jmp	.Lno_long_mode
 
 	.code64
-long_mode:
-	movabsq	$high, %rax
+.Llong_mode:
+	movabsq	$.Lhigh, %rax
 	jmp	*%rax
-high:	lgdt	boot_gdt_high(%rip)
+.Lhigh:	lgdt	boot_gdt_high(%rip)
 	xorl	%eax, %eax
 	movl	%eax, %ds
 	movl	%eax, %es
@@ -126,7 +126,7 @@ mptramp_long:
 	movq	(mptramp_stack - mptramp_start)(%rbx), %rsp
 	movl	(mptramp_cpu - mptramp_start)(%rbx), %edi
 	movq	(mptramp_pml4 - mptramp_start)(%rbx), %rcx
-	movabsq	$mp_high, %rax
+	movabsq	$.Lmp_high, %rax
 	jmp	*%rax
 	.p2align 3
 mptramp_gdt:
@@ -150,7 +150,7 @@ mptramp_cpu:
 mptramp_end:
 	.section .text.locore, "ax", @progbits
 	.code64
-mp_high:
+.Lmp_high:
 	movq	%rcx, %cr3			/* the stack is only on the kernel's tables */
 	lgdt	boot_gdt_high(%rip)
 	xorl	%ebp, %ebp
