@@ -13,7 +13,7 @@ use sys::machine::in_cksum::{CksumAccum, in_cksum, in_cksum_partial, in_pseudo};
 use sys::mbuf::{CsumFlags, Mbuf, MbufQueue};
 use sys::net::iflib::Lro;
 
-use crate::ip_var::IpTunables;
+use crate::ip_input::IpTunables;
 use crate::tcp::{TCP_HLEN, TCPOLEN_TSTAMP_APPA, TcpFlags, TcpHeader};
 use crate::tcp_seq::TcpSeq;
 
