@@ -9,7 +9,7 @@ use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::marker::PhantomData;
 
-use crate::kern::kern_mutex::Mutex;
+use crate::kern::kern_mutex::{Mutex, MutexGuard};
 use crate::kern::kern_synch::{WChan, pause_sbt, wakeup_one};
 use crate::kern::kern_thread::{Pri, kthread_add};
 use crate::kern::lock_order;
@@ -96,7 +96,7 @@ fn drained(generation: usize) -> bool {
 pub fn epoch_wait() {
     let mut waiting = WAITING.lock();
     while *waiting {
-        waiting = waiting.msleep(WChan::of(WAITING.get()), Pri::PSOCK, "epochw", None, false).0;
+        waiting = MutexGuard::msleep(waiting, WChan::of(WAITING.get()), Pri::PSOCK, "epochw", None, false).0;
     }
     *waiting = true;
     drop(waiting);
@@ -106,7 +106,7 @@ pub fn epoch_wait() {
         fence(Ordering::SeqCst);
         let old = GENERATION.fetch_add(1, Ordering::SeqCst) & 1;
         while !drained(old) {
-            let _ = pause_sbt("epoch", POLL);
+            pause_sbt("epoch", POLL);
         }
     }
 
@@ -135,7 +135,7 @@ pub fn epoch_drain_callbacks() {
     let flag = done.clone();
     epoch_call(Box::new(move || flag.store(1, Ordering::Release)));
     while done.load(Ordering::Acquire) == 0 {
-        let _ = pause_sbt("epochd", POLL);
+        pause_sbt("epochd", POLL);
     }
 }
 
@@ -147,7 +147,7 @@ pub(super) fn start() {
                 let mut deferred = DEFERRED.lock();
                 while deferred.is_empty() {
                     let chan = WChan::of(DEFERRED.get());
-                    deferred = deferred.msleep(chan, Pri::PSOCK, "-", None, false).0;
+                    deferred = MutexGuard::msleep(deferred, chan, Pri::PSOCK, "-", None, false).0;
                 }
                 core::mem::take(&mut *deferred)
             };
@@ -237,7 +237,7 @@ mod tests {
             let section = NetEpoch::enter();
             let seen = cell.load(&section);
             cell.replace(Box::new(Tracked(freed.clone())));
-            let _ = pause_sbt("test", Sbintime::from_ms(100));
+            pause_sbt("test", Sbintime::from_ms(100));
             assert_eq!(seen.0.load(Ordering::Relaxed), 0);
             drop(section);
             epoch_drain_callbacks();
@@ -256,11 +256,11 @@ mod tests {
             let reader = kthread_add("reader", Pri::PUSER, None, move || {
                 let _section = NetEpoch::enter();
                 there.store(1, Ordering::Release);
-                let _ = pause_sbt("read", Sbintime::from_ms(50));
+                pause_sbt("read", Sbintime::from_ms(50));
                 gone.store(1, Ordering::Release);
             });
             while entered.load(Ordering::Acquire) == 0 {
-                let _ = pause_sbt("test", Sbintime::from_ms(1));
+                pause_sbt("test", Sbintime::from_ms(1));
             }
             epoch_wait();
             assert_eq!(left.load(Ordering::Acquire), 1);

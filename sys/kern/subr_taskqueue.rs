@@ -6,7 +6,7 @@ use alloc::boxed::Box;
 use alloc::collections::VecDeque;
 use alloc::sync::Arc;
 
-use crate::kern::kern_mutex::Mutex;
+use crate::kern::kern_mutex::{Mutex, MutexGuard};
 use crate::kern::kern_synch::{WChan, wakeup};
 use crate::kern::kern_thread::{Pri, ThreadHandle, kthread_add};
 use crate::kern::lock_order;
@@ -79,7 +79,7 @@ impl Taskqueue {
     pub fn drain(&self) {
         let mut queue = self.shared.queue.lock();
         while queue.running || !queue.tasks.is_empty() {
-            queue = queue.msleep(WChan::of(&self.shared.queue), Pri::PUSER, "tqdrain", None, false).0;
+            queue = MutexGuard::msleep(queue, WChan::of(&self.shared.queue), Pri::PUSER, "tqdrain", None, false).0;
         }
     }
 }
@@ -110,7 +110,7 @@ impl Shared {
                 return;
             } else {
                 wakeup(WChan::of(&self.queue));
-                queue = queue.msleep(WChan::of(self), pri, "-", None, false).0;
+                queue = MutexGuard::msleep(queue, WChan::of(self), pri, "-", None, false).0;
             }
         }
     }

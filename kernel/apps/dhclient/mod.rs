@@ -188,7 +188,7 @@ impl<'a> Client<'a> {
             if machine::sbinuptime() > deadline {
                 return Err(Failure::NoLink);
             }
-            let _ = pause_sbt("dhclnk", POLL);
+            pause_sbt("dhclnk", POLL);
         }
         Ok(())
     }
@@ -302,7 +302,7 @@ impl<'a> Client<'a> {
                 if self.env.interrupted() {
                     return 0;
                 }
-                let _ = pause_sbt("dhcp", Sbintime::from_s(1).min(renew - machine::sbinuptime()));
+                pause_sbt("dhcp", Sbintime::from_s(1).min(renew - machine::sbinuptime()));
             }
             match self.renew(&lease) {
                 Ok(renewed) => lease = renewed,

@@ -300,7 +300,7 @@ impl<'a> Mover<'a> {
             if ahead <= Sbintime::ZERO || self.shared.finished() {
                 return;
             }
-            let _ = pause_sbt("iperfp", ahead.min(POLL));
+            pause_sbt("iperfp", ahead.min(POLL));
         }
     }
 
@@ -344,7 +344,7 @@ impl<'a> Mover<'a> {
                     }
                     // The ring is full; the datagram keeps its number.
                     Err(Errno::ENOBUFS) => {
-                        let _ = pause_sbt("iperfb", BACKOFF);
+                        pause_sbt("iperfb", BACKOFF);
                     }
                     // The peer's answer to the last datagrams of a stream it has closed.
                     Err(Errno::ECONNREFUSED) if self.shared.finished() => return Ok(()),
