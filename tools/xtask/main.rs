@@ -5,15 +5,19 @@ mod cli;
 mod console;
 mod image;
 mod iperf;
+mod layers;
 mod netns;
 mod peer;
 mod proc;
 mod qemu;
+mod relay;
 mod run;
 mod scenario;
 mod setup;
 mod shell;
+mod tap;
 mod ui;
+mod wire;
 
 use std::process::ExitCode;
 

@@ -1,0 +1,183 @@
+//! Stands between a guest's NIC and a tap, and loses, reorders and duplicates frames on the way.
+
+use crate::tap::Tap;
+use crate::wire::{FRAME_MAX, Wire};
+use anyhow::Result;
+use netsim::impair::{Lane, Link, LinkStat};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// Frames moved each way before looking at the clock again.
+const BATCH: usize = 64;
+/// How long a frame waits for room at the guest's side.
+const PATIENCE: Duration = Duration::from_millis(200);
+
+/// What the relay did, each way.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct RelayStat {
+    /// From the tap to the guest.
+    pub to_guest: LinkStat,
+    /// From the guest to the tap.
+    pub from_guest: LinkStat,
+    /// Frames the guest's side had no room for.
+    pub refused: u64,
+}
+
+/// A relay at work, in a thread of its own.
+pub struct Relay {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<Result<RelayStat>>>,
+}
+
+impl Relay {
+    /// Starts to relay between `wire` and `tap`.
+    pub fn start(wire: Wire, tap: Tap, link: &Link, seed: u64) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let mut work = Work {
+            wire,
+            tap,
+            began: Instant::now(),
+            lanes: [
+                Lane::new(link.clone(), seed.wrapping_mul(2)),
+                Lane::new(link.clone(), seed.wrapping_mul(2) + 1),
+            ],
+            flying: BinaryHeap::new(),
+            order: 0,
+            refused: 0,
+            buffer: vec![0; FRAME_MAX],
+        };
+        let ask = Arc::clone(&stop);
+        let thread = std::thread::spawn(move || {
+            while !ask.load(Ordering::Relaxed) {
+                work.step()?;
+            }
+            Ok(RelayStat {
+                to_guest: work.lanes[0].stat(),
+                from_guest: work.lanes[1].stat(),
+                refused: work.refused,
+            })
+        });
+        Self {
+            stop,
+            thread: Some(thread),
+        }
+    }
+
+    /// Ends the relay and says what it did.
+    pub fn stop(mut self) -> Result<RelayStat> {
+        self.end().unwrap_or(Ok(RelayStat::default()))
+    }
+
+    fn end(&mut self) -> Option<Result<RelayStat>> {
+        self.stop.store(true, Ordering::Relaxed);
+        let thread = self.thread.take()?;
+        Some(
+            thread
+                .join()
+                .unwrap_or_else(|e| std::panic::resume_unwind(e)),
+        )
+    }
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        let _ = self.end();
+    }
+}
+
+/// Which way a frame goes.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Way {
+    ToGuest,
+    FromGuest,
+}
+
+struct Work {
+    wire: Wire,
+    tap: Tap,
+    began: Instant,
+    lanes: [Lane; 2],
+    flying: BinaryHeap<Reverse<(Duration, u64, Way, Vec<u8>)>>,
+    order: u64,
+    refused: u64,
+    buffer: Vec<u8>,
+}
+
+impl Work {
+    fn step(&mut self) -> Result<()> {
+        self.wait()?;
+        for _ in 0..BATCH {
+            let Some(frame) = self.tap.receive(&mut self.buffer)? else {
+                break;
+            };
+            let frame = frame.to_vec();
+            self.offer(Way::ToGuest, frame);
+        }
+        for _ in 0..BATCH {
+            let Some(frame) = self.wire.receive(&mut self.buffer)? else {
+                break;
+            };
+            let frame = frame.to_vec();
+            self.offer(Way::FromGuest, frame);
+        }
+        self.deliver()
+    }
+
+    /// Sleeps until a frame comes or one has to be delivered.
+    fn wait(&self) -> Result<()> {
+        let next = self.flying.peek().map(|Reverse((at, ..))| *at);
+        let left = next.map_or(Duration::from_millis(50), |at| {
+            at.saturating_sub(self.began.elapsed())
+        });
+        // Poll counts in milliseconds: wait a whole one only for what is further off.
+        let timeout = PollTimeout::from(left.as_millis().min(50) as u8);
+        let mut fds = [
+            PollFd::new(self.tap.as_fd(), PollFlags::POLLIN),
+            PollFd::new(self.wire.as_fd(), PollFlags::POLLIN),
+        ];
+        match poll(&mut fds, timeout) {
+            Ok(0) if !left.is_zero() && left < Duration::from_millis(1) => {
+                std::thread::sleep(left.min(Duration::from_micros(100)));
+                Ok(())
+            }
+            Ok(_) | Err(nix::Error::EINTR) => Ok(()),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    fn offer(&mut self, way: Way, frame: Vec<u8>) {
+        let now = self.began.elapsed();
+        let (flying, order) = (&mut self.flying, &mut self.order);
+        self.lanes[way as usize].offer(now, frame, |at, frame| {
+            *order += 1;
+            flying.push(Reverse((at, *order, way, frame)));
+        });
+    }
+
+    fn deliver(&mut self) -> Result<()> {
+        let now = self.began.elapsed();
+        while let Some(Reverse((at, ..))) = self.flying.peek() {
+            if *at > now {
+                break;
+            }
+            let Some(Reverse((_, _, way, frame))) = self.flying.pop() else {
+                break;
+            };
+            match way {
+                Way::FromGuest => self.tap.send(&frame)?,
+                Way::ToGuest => {
+                    if !self.wire.send_patiently(&frame, PATIENCE)? {
+                        self.refused += 1;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}

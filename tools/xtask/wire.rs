@@ -1,0 +1,101 @@
+//! The guest's wire in the tool's own hands: frames as datagrams from QEMU, one frame per datagram.
+
+use crate::qemu::Netdev;
+use anyhow::{Context, Result};
+use std::io::ErrorKind;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixDatagram;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Longest frame QEMU hands over.
+pub const FRAME_MAX: usize = 65_536 + 64;
+
+/// The other end of a guest's NIC.
+pub struct Wire {
+    socket: UnixDatagram,
+    local: PathBuf,
+    remote: PathBuf,
+}
+
+impl Wire {
+    /// Makes the sockets' names below `dir`; must be there before QEMU starts.
+    pub fn new(dir: &Path) -> Result<Self> {
+        // A socket's name is at most 108 bytes long; a deep working directory is longer.
+        let (mut local, mut remote) = (dir.join("wire.host"), dir.join("wire.guest"));
+        if local.as_os_str().len() > 100 {
+            let base = std::env::temp_dir().join(format!("bsdnet-{}", std::process::id()));
+            (local, remote) = (base.with_extension("host"), base.with_extension("guest"));
+        }
+        for path in [&local, &remote] {
+            let _ = std::fs::remove_file(path);
+        }
+        let socket = UnixDatagram::bind(&local)
+            .with_context(|| format!("can't bind {}", local.display()))?;
+        socket.set_nonblocking(true)?;
+        Ok(Self {
+            socket,
+            local,
+            remote,
+        })
+    }
+
+    /// What the guest's NIC is plugged into.
+    pub fn netdev(&self) -> Netdev {
+        Netdev::Dgram {
+            local: self.remote.clone(),
+            remote: self.local.clone(),
+        }
+    }
+
+    /// Receives a frame into `buffer`, if one is there.
+    pub fn receive<'b>(&self, buffer: &'b mut [u8]) -> Result<Option<&'b [u8]>> {
+        match self.socket.recv(buffer) {
+            Ok(n) => Ok(Some(&buffer[..n])),
+            Err(e) if e.kind() == ErrorKind::WouldBlock => Ok(None),
+            Err(e) => Err(e).context("the wire to the guest"),
+        }
+    }
+
+    /// Sends a frame; false if the guest's side is full (the frame is not sent) or gone.
+    pub fn send(&self, frame: &[u8]) -> Result<bool> {
+        match self.socket.send_to(frame, &self.remote) {
+            Ok(_) => Ok(true),
+            Err(e)
+                if matches!(
+                    e.kind(),
+                    ErrorKind::WouldBlock | ErrorKind::ConnectionRefused | ErrorKind::NotFound
+                ) =>
+            {
+                Ok(false)
+            }
+            Err(e) => Err(e).context("the wire to the guest"),
+        }
+    }
+
+    /// Sends a frame, waiting while the guest's side is full, at most for `within`.
+    pub fn send_patiently(&self, frame: &[u8], within: Duration) -> Result<bool> {
+        let deadline = std::time::Instant::now() + within;
+        while !self.send(frame)? {
+            if std::time::Instant::now() >= deadline {
+                return Ok(false);
+            }
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        Ok(true)
+    }
+}
+
+impl AsFd for Wire {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+impl Drop for Wire {
+    fn drop(&mut self) {
+        for path in [&self.local, &self.remote] {
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
