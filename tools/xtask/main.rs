@@ -1,8 +1,11 @@
 //! The front door: builds, runs and tests the kernel.
 
+mod capture;
 mod cleanup;
 mod cli;
 mod console;
+mod fuzz_wire;
+mod guest;
 mod image;
 mod iperf;
 mod layers;
