@@ -111,11 +111,6 @@ impl Console {
             .map_err(|e| anyhow!("the guest takes no input: {e}{}", self.tail()))
     }
 
-    /// All output so far.
-    pub fn transcript(&self) -> String {
-        self.shared.lock().text.clone()
-    }
-
     /// Fails if the kernel has panicked.
     pub fn check_alive(&self) -> Result<()> {
         let out = self.shared.lock();

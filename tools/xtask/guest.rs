@@ -1,7 +1,7 @@
 //! What the guest's own commands say about its state.
 
 use crate::console::Console;
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Result, bail};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
@@ -118,16 +118,6 @@ pub fn dropped(counts: &BTreeMap<String, u64>) -> u64 {
         .iter()
         .filter(|(what, _)| WORDS.iter().any(|w| what.contains(w)));
     counted.map(|(_, n)| n).sum()
-}
-
-/// The guest's address on em0, by `ifconfig`.
-pub fn address(console: &mut Console) -> Result<[u8; 4]> {
-    let text = console.run("ifconfig em0", LIMIT)?;
-    let mut words = text.split_whitespace();
-    words.find(|w| *w == "inet");
-    let address = words.next().ok_or_else(|| anyhow!("em0 has no address"))?;
-    let address: std::net::Ipv4Addr = address.parse().context("ifconfig's address")?;
-    Ok(address.octets())
 }
 
 #[cfg(test)]

@@ -24,8 +24,13 @@ pub fn root() -> &'static Path {
 
 /// Where cargo builds, which is where this program was built.
 pub fn target_dir() -> PathBuf {
-    let exe = std::env::current_exe().ok();
-    let dir = exe.as_deref().and_then(|e| e.ancestors().nth(2));
+    let exe = std::env::current_exe().unwrap_or_default();
+    // <target>/debug/xtask, or <target>/debug/deps/xtask-… in its own tests.
+    let mut profile = exe.parent();
+    if profile.is_some_and(|d| d.ends_with("deps")) {
+        profile = profile.and_then(Path::parent);
+    }
+    let dir = profile.and_then(Path::parent);
     dir.map_or_else(|| root().join("target"), Path::to_path_buf)
 }
 

@@ -2,7 +2,6 @@
 
 use crate::image;
 use anyhow::{Context, Result, bail};
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// Crates of the kernel and the crates of the workspace each may name.

@@ -10,6 +10,7 @@ mod image;
 mod iperf;
 mod layers;
 mod netns;
+mod pair;
 mod peer;
 mod proc;
 mod qemu;
@@ -18,7 +19,9 @@ mod run;
 mod scenario;
 mod setup;
 mod shell;
+mod suite;
 mod tap;
+mod test;
 mod ui;
 mod wire;
 
@@ -26,7 +29,7 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     cleanup::install();
-    match cli::run() {
+    match cli::main() {
         Ok(code) => code,
         Err(e) => {
             cleanup::run_all();

@@ -283,7 +283,8 @@ pub struct IperfTest {
 }
 
 impl IperfTest {
-    fn words(&self) -> Vec<String> {
+    /// Its options as words.
+    pub fn words(&self) -> Vec<String> {
         let mut words = vec!["-t".to_string(), self.seconds.to_string()];
         if self.reverse {
             words.push("-R".into());
@@ -298,7 +299,8 @@ impl IperfTest {
         words
     }
 
-    fn limit(&self) -> Duration {
+    /// How long it may take.
+    pub fn limit(&self) -> Duration {
         Duration::from_secs(self.seconds) + GRACE
     }
 
@@ -373,7 +375,7 @@ fn parse_digest(text: &str) -> Result<(u64, String)> {
 }
 
 /// `rr: <n> transactions in <s> s, <rate> per second`.
-fn parse_rr(text: &str) -> Result<(u64, f64)> {
+pub fn parse_rr(text: &str) -> Result<(u64, f64)> {
     let bad = || anyhow!("the guest's rr says: {}", text.trim());
     let mut lines = text.lines();
     let line = lines.find(|l| l.starts_with("rr: ") && l.contains("transactions"));

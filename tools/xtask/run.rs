@@ -2,8 +2,10 @@
 
 use crate::image::{self, Image};
 use crate::iperf::Figures;
+use crate::netns::Netns;
+use crate::pair;
 use crate::peer::{IperfTest, Peer};
-use crate::qemu::Qemu;
+use crate::qemu::{Guest, Nic, Qemu};
 use crate::ui::{self, Align};
 use anyhow::{Context, Result, anyhow, bail};
 
@@ -39,8 +41,16 @@ pub struct Row {
     failure: Option<String>,
 }
 
-/// Runs all rows. Every row that fails is an error, after the table is printed.
-pub fn run(qemu: &mut Qemu, peer: &Peer<'_>, options: &Options) -> Result<Vec<Row>> {
+/// Whom the guest is measured against.
+pub enum Against<'a> {
+    /// The host's iperf3.
+    Host(&'a Peer<'a>),
+    /// The second stack instance in the same guest.
+    Itself,
+}
+
+/// Measures all rows. A row that fails says so; an error means that the guest is lost.
+pub fn run(qemu: &mut Qemu, peer: &Against<'_>, options: &Options) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
     let tcp = |reverse, streams| IperfTest {
         seconds: options.seconds,
@@ -56,6 +66,10 @@ pub fn run(qemu: &mut Qemu, peer: &Peer<'_>, options: &Options) -> Result<Vec<Ro
         ("TCP up, 4 streams", Client::Host, tcp(false, Some(4))),
         ("TCP down, 4 streams", Client::Host, tcp(true, Some(4))),
     ] {
+        // Between two instances there is no host whose client could start.
+        if matches!((peer, client), (Against::Itself, Client::Guest)) {
+            continue;
+        }
         rows.push(tcp_row(qemu, peer, name, client, &test, options)?);
     }
     for (name, size, reverse) in [
@@ -79,13 +93,14 @@ enum Client {
 
 fn measure(
     qemu: &mut Qemu,
-    peer: &Peer<'_>,
+    peer: &Against<'_>,
     client: Client,
     test: &IperfTest,
 ) -> Result<Result<Figures>> {
-    let reports = match client {
-        Client::Host => peer.host_client(qemu, test),
-        Client::Guest => peer.guest_client(qemu, test),
+    let reports = match (peer, client) {
+        (Against::Host(peer), Client::Host) => peer.host_client(qemu, test),
+        (Against::Host(peer), Client::Guest) => peer.guest_client(qemu, test),
+        (Against::Itself, _) => pair::measure(&mut qemu.console, test),
     };
     qemu.console.check_alive()?;
     Ok(reports.and_then(|r| match test.udp {
@@ -96,7 +111,7 @@ fn measure(
 
 fn tcp_row(
     qemu: &mut Qemu,
-    peer: &Peer<'_>,
+    peer: &Against<'_>,
     name: &str,
     client: Client,
     test: &IperfTest,
@@ -120,7 +135,7 @@ fn tcp_row(
 /// The highest rate with less than `LOSS_MAX` lost: doubles the rate while it is carried, then halves the gap.
 fn udp_row(
     qemu: &mut Qemu,
-    peer: &Peer<'_>,
+    peer: &Against<'_>,
     name: &str,
     size: u64,
     reverse: bool,
@@ -205,11 +220,15 @@ impl Search {
     }
 }
 
-fn rr_row(qemu: &mut Qemu, peer: &Peer<'_>, options: &Options) -> Result<Row> {
+fn rr_row(qemu: &mut Qemu, peer: &Against<'_>, options: &Options) -> Result<Row> {
     let name = "TCP round trips, 1 byte";
     ui::step(name);
     let mut row = Row::new(name, false);
-    match peer.round_trips(qemu, options.seconds) {
+    let rate = match peer {
+        Against::Host(peer) => peer.round_trips(qemu, options.seconds),
+        Against::Itself => pair::round_trips(&mut qemu.console, options.seconds),
+    };
+    match rate {
         Ok(rate) if rate > 0.0 => row.rate = Some(rate),
         Ok(_) => row.failure = Some("no round trips".into()),
         Err(e) => row.failure = Some(format!("{e:#}")),
@@ -320,30 +339,53 @@ pub fn wait_for_address(qemu: &mut Qemu) -> Result<()> {
     Err(anyhow!("em0 gets no address")).context("DHCP")
 }
 
-/// Where a run's logs go.
-pub fn logs() -> Result<std::path::PathBuf> {
-    image::work_dir("run")
+/// How the guest is connected for `run`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Net {
+    /// QEMU's user networking: no privileges.
+    User,
+    /// A tap in a network namespace that is made and removed: needs root.
+    Tap,
+    /// Two NICs in one guest on a hub.
+    Pair,
 }
 
-/// Measures a guest from boot to power-off.
+/// Boots a guest that `make` makes from its NICs and command line, measures it, and powers it off.
 pub fn measure_guest(
-    guest: &crate::qemu::Guest,
+    make: impl Fn(Vec<Nic>, &str) -> Result<Guest>,
     image: &Image,
-    peer: &Peer<'_>,
-    netns: Option<&crate::netns::Netns>,
+    net: Net,
     options: &Options,
 ) -> Result<()> {
+    let dir = image::work_dir("run")?;
+    let netns = match net {
+        Net::Tap => Some(Netns::with_tap()?),
+        Net::User | Net::Pair => None,
+    };
+    let peer = match (&netns, net) {
+        (Some(ns), _) => Some(Peer::tap(ns)),
+        (None, Net::Pair) => None,
+        (None, _) => Some(Peer::user()?),
+    };
+    let guest = match &peer {
+        Some(peer) => make(vec![peer.nic()], &peer.append())?,
+        None => pair::guest(&make(Vec::new(), "")?, None),
+    };
     ui::step(format_args!(
         "booting {} with {} CPUs, {} of memory, under {}",
         guest.machine, guest.smp, guest.mem, guest.accel
     ));
-    let mut qemu = guest.boot(image, netns, &logs()?)?;
+    let mut qemu = guest.boot(image, netns.as_ref(), &dir)?;
     ui::step(format_args!(
         "prompt after {:.2} s",
         qemu.boot_time.as_secs_f64()
     ));
     wait_for_address(&mut qemu)?;
-    let rows = run(&mut qemu, peer, options)?;
+    let against = match &peer {
+        Some(peer) => Against::Host(peer),
+        None => Against::Itself,
+    };
+    let rows = run(&mut qemu, &against, options)?;
     let machine = machine_line(&qemu);
     let ended = qemu.poweroff();
     println!("{machine}");

@@ -1,0 +1,414 @@
+//! All checks: what CI runs, and the same at full size.
+
+use crate::fuzz_wire;
+use crate::guest::{self, MbufUse};
+use crate::image::{self, Image};
+use crate::layers;
+use crate::netns::{self, Netns};
+use crate::pair;
+use crate::peer::Peer;
+use crate::proc;
+use crate::qemu::{Guest, Nic};
+use crate::relay::Relay;
+use crate::run;
+use crate::scenario::{Boot, Relay as RelayScenario, Scenarios, Size};
+use crate::setup::TARGET;
+use crate::suite::Suite;
+use crate::tap::Tap;
+use crate::ui;
+use crate::wire::Wire;
+use anyhow::{Context, Result, bail};
+use netsim::impair::{Link, Loss};
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+/// Limit for one run of cargo.
+const CARGO_LIMIT: Duration = Duration::from_secs(1200);
+/// The first seed; others follow.
+const SEED: u64 = 1;
+/// Time the guest gets to give back what held the last transfer: 2 MSL.
+const SETTLE: Duration = Duration::from_secs(90);
+
+/// Which checks, and how large.
+pub struct Plan {
+    /// "test" or "soak", as in `qemu/scenarios.toml`.
+    pub size: &'static str,
+    /// Only those whose name contains one of these.
+    pub only: Vec<String>,
+    /// Accelerator.
+    pub accel: String,
+}
+
+/// Makes all checks of `plan`.
+pub fn run_all(plan: &Plan) -> Result<Suite> {
+    let scenarios = Scenarios::load()?;
+    let size = scenarios.size(plan.size)?.clone();
+    let soak = plan.size == "soak";
+    let mut suite = Suite::new(&plan.only);
+    source(&mut suite);
+    hosted(&mut suite, &size);
+    if !any_guest_wanted(&suite) {
+        return Ok(suite);
+    }
+    let mut image = None;
+    suite.check("kernel builds", || {
+        image = Some(image::build()?);
+        Ok(String::new())
+    });
+    let image = match image {
+        Some(image) => image,
+        None if suite.wants("kernel builds") => return Ok(suite),
+        None => image::build()?,
+    };
+    let dir = image::work_dir(plan.size)?;
+    let boots: Vec<_> = scenarios
+        .boot
+        .iter()
+        .filter(|b| soak || !b.soak_only)
+        .collect();
+    for boot in boots {
+        let name = format!("boot {} with {} CPUs, {}", boot.machine, boot.smp, boot.mem);
+        suite.check(&name, || boot_and_move(plan, boot, &image, &dir, &size));
+    }
+    suite.check("pair", || {
+        pair::check(&guest_of(plan, "pair"), &image, &dir, size.pair_mib)
+    });
+    for seed in SEED..SEED + size.seeds {
+        let name = format!("relay with loss, reordering, duplication, seed {seed}");
+        match Netns::obstacle() {
+            Some(why) => suite.skip(&name, &why),
+            None => suite.check(&name, || {
+                relayed(plan, &scenarios.relay, &image, &dir, size.relay_mib, seed)
+            }),
+        }
+    }
+    for seed in SEED..SEED + size.seeds {
+        suite.check(
+            &format!("malformed frames on the wire, seed {seed}"),
+            || {
+                let time = Duration::from_secs(size.fuzz_s);
+                let guest = guest_of(plan, "fuzz");
+                let o = fuzz_wire::run(&guest, &image, &dir, time, seed)?;
+                Ok(format!(
+                    "{} frames, {} refused at a full ring, {} answers, {} drops counted",
+                    o.sent, o.refused, o.answers, o.dropped
+                ))
+            },
+        );
+    }
+    Ok(suite)
+}
+
+fn any_guest_wanted(suite: &Suite) -> bool {
+    [
+        "kernel builds",
+        "boot pc",
+        "boot q35",
+        "pair",
+        "relay with",
+        "malformed frames on the wire",
+    ]
+    .iter()
+    .any(|n| suite.wants(n))
+        || Scenarios::load().is_ok_and(|s| {
+            s.boot.iter().any(|b| {
+                suite.wants(&format!(
+                    "boot {} with {} CPUs, {}",
+                    b.machine, b.smp, b.mem
+                ))
+            })
+        })
+}
+
+/// Format, lints, layers.
+fn source(suite: &mut Suite) {
+    suite.check("format", || cargo(&["fmt", "--all", "--check"]));
+    suite.check("lints, host", || {
+        cargo(&[
+            "clippy",
+            "--quiet",
+            "--workspace",
+            "--exclude",
+            "kernel",
+            "--all-targets",
+            "--",
+            "-Dwarnings",
+        ])
+    });
+    suite.check("lints, kernel", || {
+        cargo(&[
+            "clippy",
+            "--quiet",
+            "--package",
+            "kernel",
+            "--target",
+            TARGET,
+            "--",
+            "-Dwarnings",
+        ])
+    });
+    suite.check("layers", || layers::check().map(|()| String::new()));
+}
+
+/// Tests and fuzzing on the host.
+fn hosted(suite: &mut Suite, size: &Size) {
+    suite.check_many("tests on the host", || {
+        let tests = host_tests()?;
+        Ok((tests, format!("{tests} tests")))
+    });
+    for seed in SEED..SEED + size.seeds {
+        suite.check(
+            &format!("malformed frames at the hosted stack, seed {seed}"),
+            || {
+                let frames = size.hosted_fuzz_frames.to_string();
+                let mut cargo = image::cargo();
+                cargo.args(["run", "--quiet", "--release", "--package", "fuzz", "--"]);
+                cargo.args(["--seed", &seed.to_string(), "--frames", &frames]);
+                let said = proc::run(&mut cargo, CARGO_LIMIT)?;
+                Ok(said.lines().last().unwrap_or_default().to_string())
+            },
+        );
+    }
+}
+
+fn cargo(args: &[&str]) -> Result<String> {
+    let mut cargo = image::cargo();
+    cargo.args(args).stdin(Stdio::null());
+    let status = proc::Process::start(&mut cargo)?.wait(CARGO_LIMIT)?;
+    if !status.success() {
+        bail!("`cargo {}` fails; see above", args.join(" "));
+    }
+    Ok(String::new())
+}
+
+/// Runs all tests of the host crates and counts them.
+fn host_tests() -> Result<u64> {
+    let mut cargo = image::cargo();
+    cargo.args([
+        "test",
+        "--workspace",
+        "--exclude",
+        "kernel",
+        "--no-fail-fast",
+    ]);
+    cargo.stdin(Stdio::null()).stdout(Stdio::piped());
+    let mut process = proc::Process::start(&mut cargo)?;
+    let Some(stdout) = process.child().stdout.take() else {
+        bail!("no pipe from cargo");
+    };
+    let mut counts = (0, 0);
+    for line in BufReader::new(stdout).lines() {
+        let line = line?;
+        match parse_result(&line) {
+            Some((passed, failed)) => counts = (counts.0 + passed, counts.1 + failed),
+            // Passing tests are many; what fails is said in full.
+            None if line.ends_with("... ok") || line.is_empty() => {}
+            None if line.starts_with("running ") => {}
+            None => println!("{line}"),
+        }
+    }
+    let status = process.wait(CARGO_LIMIT)?;
+    if !status.success() || counts.1 > 0 {
+        bail!("{} tests pass, {} fail; see above", counts.0, counts.1);
+    }
+    Ok(counts.0)
+}
+
+/// `test result: ok. 30 passed; 0 failed; …`
+fn parse_result(line: &str) -> Option<(u64, u64)> {
+    let rest = line.strip_prefix("test result: ")?;
+    let number = |word: &str| -> Option<u64> {
+        let before = rest.split(word).next()?.trim_end();
+        before.rsplit([' ', '.', ';']).next()?.parse().ok()
+    };
+    Some((number("passed")?, number("failed")?))
+}
+
+fn guest_of(plan: &Plan, name: &str) -> Guest {
+    Guest {
+        name: name.into(),
+        machine: "q35".into(),
+        smp: 2,
+        mem: "256M".into(),
+        accel: plan.accel.clone(),
+        nics: Vec::new(),
+        append: String::new(),
+    }
+}
+
+/// A file of random bytes, made once per size.
+fn random_file(dir: &Path, mib: u64) -> Result<PathBuf> {
+    let path = dir.join(format!("random-{mib}"));
+    if path.metadata().is_ok_and(|m| m.len() == mib << 20) {
+        return Ok(path);
+    }
+    let mut file = std::fs::File::create(&path)?;
+    let mut rng = oorandom::Rand64::new(u128::from(mib));
+    let mut block = vec![0; 1 << 20];
+    for _ in 0..mib {
+        for word in block.chunks_exact_mut(8) {
+            word.copy_from_slice(&rng.rand_u64().to_le_bytes());
+        }
+        file.write_all(&block)?;
+    }
+    Ok(path)
+}
+
+fn rate(mib: u64, time: Duration) -> String {
+    let mbits = (mib << 20) as f64 * 8.0 / time.as_secs_f64() / 1e6;
+    format!("{mbits:.0} Mbit/s")
+}
+
+/// Boots one combination and moves hashed bytes each way, on user networking.
+fn boot_and_move(
+    plan: &Plan,
+    boot: &Boot,
+    image: &Image,
+    dir: &Path,
+    size: &Size,
+) -> Result<String> {
+    let peer = Peer::user()?;
+    let guest = Guest {
+        name: format!("boot-{}-{}", boot.machine, boot.smp),
+        machine: boot.machine.clone(),
+        smp: boot.smp,
+        mem: boot.mem.clone(),
+        nics: vec![peer.nic()],
+        append: peer.append(),
+        ..guest_of(plan, "")
+    };
+    let file = random_file(dir, size.hashed_mib)?;
+    let mut qemu = guest.boot(image, None, dir)?;
+    let boot_time = qemu.boot_time;
+    run::wait_for_address(&mut qemu)?;
+    check_cpus(&mut qemu.console, boot.smp)?;
+    let up = peer.send_hashed(&mut qemu, &file).context("to the guest")?;
+    let down = peer
+        .receive_hashed(&mut qemu, size.hashed_mib << 20, SEED)
+        .context("from the guest")?;
+    qemu.poweroff()?;
+    let mib = size.hashed_mib;
+    Ok(format!(
+        "prompt after {:.2} s, {mib} MiB up at {}, down at {}",
+        boot_time.as_secs_f64(),
+        rate(mib, up),
+        rate(mib, down)
+    ))
+}
+
+/// The guest must run on as many CPUs as it was given.
+fn check_cpus(console: &mut crate::console::Console, wanted: u32) -> Result<()> {
+    let text = console.run("sysctl hw.ncpu", Duration::from_secs(10))?;
+    let found = text.trim().rsplit(' ').next().unwrap_or_default();
+    if found != wanted.to_string() {
+        bail!("{wanted} CPUs, but the guest says \"{}\"", text.trim());
+    }
+    Ok(())
+}
+
+/// Moves hashed bytes each way between a tap and the guest through a relay that spoils the path.
+fn relayed(
+    plan: &Plan,
+    scenario: &RelayScenario,
+    image: &Image,
+    dir: &Path,
+    mib: u64,
+    seed: u64,
+) -> Result<String> {
+    let netns = Netns::with_tap()?;
+    let wire = Wire::new(dir)?;
+    let guest = Guest {
+        nics: vec![Nic {
+            netdev: wire.netdev(),
+            capture: None,
+        }],
+        append: format!("em0={}/24", netns::GUEST),
+        ..guest_of(plan, "relay")
+    };
+    let link = Link {
+        delay: Duration::from_micros(scenario.delay_us),
+        loss: Loss::Random(scenario.loss),
+        reorder: scenario.reorder,
+        reorder_by: Duration::from_millis(scenario.reorder_ms),
+        duplicate: scenario.duplicate,
+        ..Link::default()
+    };
+    let tap = Tap::open(netns.name(), netns::TAP)?;
+    let relay = Relay::start(wire, tap, &link, seed);
+    let mut qemu = guest.boot(image, None, dir)?;
+    let start = MbufUse::read(&mut qemu.console)?;
+    let peer = Peer::tap(&netns);
+    let file = random_file(dir, mib)?;
+    let up = peer.send_hashed(&mut qemu, &file).context("to the guest")?;
+    let down = peer
+        .receive_hashed(&mut qemu, mib << 20, seed)
+        .context("from the guest")?;
+    guest::wait_for_mbufs(&mut qemu.console, &start, SETTLE)?;
+    qemu.poweroff()?;
+    let stat = relay.stop()?;
+    for (way, s) in [("to", stat.to_guest), ("from", stat.from_guest)] {
+        if s.lost == 0 || s.reordered == 0 || s.duplicated == 0 {
+            bail!("the relay did not spoil the path {way} the guest: {s:?}");
+        }
+    }
+    Ok(format!(
+        "{mib} MiB up at {}, down at {}; {} frames, {} lost, {} reordered, {} duplicated, {} refused; mbufs as at the start",
+        rate(mib, up),
+        rate(mib, down),
+        stat.to_guest.offered + stat.from_guest.offered,
+        stat.to_guest.lost + stat.from_guest.lost,
+        stat.to_guest.reordered + stat.from_guest.reordered,
+        stat.to_guest.duplicated + stat.from_guest.duplicated,
+        stat.refused,
+    ))
+}
+
+/// Writes what a soak found, with date, commit and seeds.
+pub fn write_soak_report(suite: &Suite) -> Result<()> {
+    let git = |args: &[&str]| {
+        let mut git = std::process::Command::new("git");
+        git.current_dir(image::root()).args(args);
+        proc::run(&mut git, Duration::from_secs(10)).unwrap_or_default()
+    };
+    let commit = git(&["rev-parse", "--short=12", "HEAD"]);
+    let changed = match git(&["status", "--porcelain", "--untracked-files=no"]).trim() {
+        "" => "",
+        _ => ", with local changes",
+    };
+    let mut date = std::process::Command::new("date");
+    let date = proc::run(date.args(["-u", "+%Y-%m-%d"]), Duration::from_secs(10))?;
+    let seeds = Scenarios::load()?.size("soak")?.seeds;
+    let mut text = format!(
+        "# The last soak\n\n`cargo xtask soak`, {}, commit {}{changed}, seeds {SEED} to {}.\n\n```text\n",
+        date.trim(),
+        commit.trim(),
+        SEED + seeds - 1
+    );
+    for line in suite.lines() {
+        text.push_str(line);
+        text.push('\n');
+    }
+    text.push_str(&format!("{}\n```\n", suite.counts()));
+    let path = image::root().join("tools/doc/soak.md");
+    std::fs::write(&path, text).with_context(|| format!("can't write {}", path.display()))?;
+    ui::step(format_args!("the result is in {}", path.display()));
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn results_of_cargo_test_are_counted() {
+        let line = "test result: ok. 30 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out";
+        assert_eq!(parse_result(line), Some((30, 2)));
+        assert_eq!(
+            parse_result("test result: FAILED. 1 passed; 7 failed;"),
+            Some((1, 7))
+        );
+        assert_eq!(parse_result("test a::b ... ok"), None);
+    }
+}
