@@ -17,12 +17,9 @@ const SAFE_CRATES: [&str; 2] = ["netinet", "drivers"];
 
 /// The floors of `sys`, lowest first: paths below the crate's root. The longest match counts.
 const FLOORS: [(&str, &[&str]); 6] = [
-    (
-        "vocabulary",
-        &["endian", "errno", "param", "queue", "time", "counter"],
-    ),
+    ("vocabulary", &["endian", "errno", "param", "queue", "time"]),
     ("machine", &["machine"]),
-    ("locks, threads, callouts", &["kern", "sysctl"]),
+    ("locks, threads, callouts", &["counter", "kern", "sysctl"]),
     ("vm", &["vm"]),
     (
         "mbufs and sockets",
@@ -32,6 +29,7 @@ const FLOORS: [(&str, &[&str]); 6] = [
             "sockbuf",
             "socket",
             "socketvar",
+            "kern::kern_ipc",
             "kern::kern_mbuf",
             "kern::uipc_mbuf",
             "kern::uipc_sockbuf",
