@@ -6,7 +6,7 @@ use anyhow::Result;
 use netsim::impair::{Lane, Link, LinkStat};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::collections::{BinaryHeap, VecDeque};
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,8 +15,8 @@ use std::time::{Duration, Instant};
 
 /// Frames moved each way before looking at the clock again.
 const BATCH: usize = 64;
-/// How long a frame waits for room at the guest's side.
-const PATIENCE: Duration = Duration::from_millis(200);
+/// Frames that wait for room at the guest's side; more are dropped, as at a tap's queue.
+const QUEUE: usize = 1000;
 
 /// What the relay did, each way.
 #[derive(Clone, Copy, Debug, Default)]
@@ -49,6 +49,7 @@ impl Relay {
             ],
             flying: BinaryHeap::new(),
             order: 0,
+            waiting: VecDeque::new(),
             refused: 0,
             buffer: vec![0; FRAME_MAX],
         };
@@ -105,6 +106,8 @@ struct Work {
     lanes: [Lane; 2],
     flying: BinaryHeap<Reverse<(Duration, u64, Way, Vec<u8>)>>,
     order: u64,
+    /// Arrived, but the guest's side is full.
+    waiting: VecDeque<Vec<u8>>,
     refused: u64,
     buffer: Vec<u8>,
 }
@@ -137,9 +140,11 @@ impl Work {
         });
         // Poll counts in milliseconds: wait a whole one only for what is further off.
         let timeout = PollTimeout::from(left.as_millis().min(50) as u8);
+        let mut guest = PollFlags::POLLIN;
+        guest.set(PollFlags::POLLOUT, !self.waiting.is_empty());
         let mut fds = [
             PollFd::new(self.tap.as_fd(), PollFlags::POLLIN),
-            PollFd::new(self.wire.as_fd(), PollFlags::POLLIN),
+            PollFd::new(self.wire.as_fd(), guest),
         ];
         match poll(&mut fds, timeout) {
             Ok(0) if !left.is_zero() && left < Duration::from_millis(1) => {
@@ -171,12 +176,15 @@ impl Work {
             };
             match way {
                 Way::FromGuest => self.tap.send(&frame)?,
-                Way::ToGuest => {
-                    if !self.wire.send_patiently(&frame, PATIENCE)? {
-                        self.refused += 1;
-                    }
-                }
+                Way::ToGuest if self.waiting.len() < QUEUE => self.waiting.push_back(frame),
+                Way::ToGuest => self.refused += 1,
             }
+        }
+        while let Some(frame) = self.waiting.front() {
+            if !self.wire.send(frame)? {
+                break;
+            }
+            self.waiting.pop_front();
         }
         Ok(())
     }

@@ -2,6 +2,7 @@
 
 use crate::qemu::Netdev;
 use anyhow::{Context, Result};
+use std::cell::Cell;
 use std::io::ErrorKind;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixDatagram;
@@ -16,6 +17,7 @@ pub struct Wire {
     socket: UnixDatagram,
     local: PathBuf,
     remote: PathBuf,
+    connected: Cell<bool>,
 }
 
 impl Wire {
@@ -37,6 +39,7 @@ impl Wire {
             socket,
             local,
             remote,
+            connected: Cell::new(false),
         })
     }
 
@@ -57,18 +60,24 @@ impl Wire {
         }
     }
 
-    /// Sends a frame; false if the guest's side is full (the frame is not sent) or gone.
+    /// Sends a frame; false if the guest's side is full (the frame is not sent) or not there.
     pub fn send(&self, frame: &[u8]) -> Result<bool> {
-        match self.socket.send_to(frame, &self.remote) {
+        // Connected, so that polling for output waits for room at the guest's side.
+        if !self.connected.get() {
+            if self.socket.connect(&self.remote).is_err() {
+                return Ok(false);
+            }
+            self.connected.set(true);
+        }
+        match self.socket.send(frame) {
             Ok(_) => Ok(true),
-            Err(e)
-                if matches!(
-                    e.kind(),
-                    ErrorKind::WouldBlock | ErrorKind::ConnectionRefused | ErrorKind::NotFound
-                ) =>
-            {
+            Err(e) if e.kind() == ErrorKind::WouldBlock => Ok(false),
+            Err(e) if e.kind() == ErrorKind::ConnectionRefused => {
+                self.connected.set(false);
                 Ok(false)
             }
+            // Longer than the socket takes: no wire carries that.
+            Err(e) if e.raw_os_error() == Some(nix::libc::EMSGSIZE) => Ok(true),
             Err(e) => Err(e).context("the wire to the guest"),
         }
     }
