@@ -6,6 +6,7 @@
 //! one atomic addition on a cache line of this CPU, leaving another; drivers pay it once per batch.
 
 use alloc::boxed::Box;
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::marker::PhantomData;
 
@@ -96,7 +97,15 @@ fn drained(generation: usize) -> bool {
 pub fn epoch_wait() {
     let mut waiting = WAITING.lock();
     while *waiting {
-        waiting = MutexGuard::msleep(waiting, WChan::of(WAITING.get()), Pri::PSOCK, "epochw", None, false).0;
+        waiting = MutexGuard::msleep(
+            waiting,
+            WChan::of(WAITING.get()),
+            Pri::PSOCK,
+            "epochw",
+            None,
+            false,
+        )
+        .0;
     }
     *waiting = true;
     drop(waiting);
@@ -130,7 +139,6 @@ pub fn epoch_call(callback: Box<dyn FnOnce() + Send>) {
 /// Waits until all callbacks that were deferred before the call have run.
 #[doc(alias = "NET_EPOCH_DRAIN_CALLBACKS")]
 pub fn epoch_drain_callbacks() {
-    use alloc::sync::Arc;
     let done = Arc::new(AtomicUsize::new(0));
     let flag = done.clone();
     epoch_call(Box::new(move || flag.store(1, Ordering::Release)));
@@ -214,12 +222,117 @@ impl<T> Retired<T> {
     }
 }
 
+/// A shared pointer, or none, that readers follow inside a section, and writers replace: the link of a list that is read
+/// without a lock.
+#[doc(alias = "CK_LIST")]
+pub struct EpochArc<T: Send + Sync + 'static> {
+    /// From `Arc::into_raw`, and one count of it is ours; or null.
+    pointer: AtomicPtr<T>,
+}
+
+impl<T: Send + Sync + 'static> Default for EpochArc<T> {
+    fn default() -> Self {
+        Self::new(None)
+    }
+}
+
+impl<T: Send + Sync + 'static> EpochArc<T> {
+    /// Makes a link.
+    pub fn new(value: Option<Arc<T>>) -> EpochArc<T> {
+        EpochArc {
+            pointer: AtomicPtr::new(Self::into_raw(value)),
+        }
+    }
+
+    fn into_raw(value: Option<Arc<T>>) -> *mut T {
+        value.map_or(core::ptr::null_mut(), |value| {
+            Arc::into_raw(value).cast_mut()
+        })
+    }
+
+    /// What the link points at, which stays until the section ends.
+    #[inline]
+    pub fn load<'e>(&'e self, epoch: &'e NetEpoch) -> Option<&'e T> {
+        let _ = epoch;
+        // SAFETY: the pointer came from an `Arc`, of which the link holds a count; who replaces it gives that count up
+        // only after the section has ended.
+        unsafe { self.pointer.load(Ordering::Acquire).as_ref() }
+    }
+
+    /// One more reference to what the link points at.
+    pub fn get(&self, epoch: &NetEpoch) -> Option<Arc<T>> {
+        let _ = epoch;
+        let pointer = self.pointer.load(Ordering::Acquire);
+        if pointer.is_null() {
+            return None;
+        }
+        // SAFETY: as in `load`, the count the link holds, or held when the section began, outlives the section.
+        unsafe {
+            Arc::increment_strong_count(pointer);
+            Some(Arc::from_raw(pointer))
+        }
+    }
+
+    /// Points the link at something else; what it pointed at is let go after a grace period.
+    pub fn replace(&self, value: Option<Arc<T>>) {
+        Self::retire(self.pointer.swap(Self::into_raw(value), Ordering::AcqRel));
+    }
+
+    /// Puts `node` in front of the list that begins here; `link` is where `node` points on.
+    pub fn push_front(&self, node: Arc<T>, link: impl Fn(&T) -> &EpochArc<T>) {
+        let mut first = self.pointer.load(Ordering::Acquire);
+        // The count that this link holds of the first element becomes the node's, once the exchange succeeds.
+        let before = link(&node).pointer.swap(first, Ordering::Relaxed);
+        let new = Arc::into_raw(node).cast_mut();
+        while let Err(other) =
+            self.pointer
+                .compare_exchange(first, new, Ordering::AcqRel, Ordering::Acquire)
+        {
+            first = other;
+            // SAFETY: `new` is not published yet, and its count is ours.
+            link(unsafe { &*new })
+                .pointer
+                .store(first, Ordering::Relaxed);
+        }
+        Self::retire(before);
+    }
+
+    fn retire(pointer: *mut T) {
+        if pointer.is_null() {
+            return;
+        }
+        let old = RetiredArc(pointer);
+        epoch_call(Box::new(move || old.free()));
+    }
+}
+
+impl<T: Send + Sync + 'static> Drop for EpochArc<T> {
+    fn drop(&mut self) {
+        let pointer = *self.pointer.get_mut();
+        if !pointer.is_null() {
+            // SAFETY: the pointer came from an `Arc`; readers borrow the link, so there are none.
+            drop(unsafe { Arc::from_raw(pointer) });
+        }
+    }
+}
+
+/// A count of an `Arc` that a link held.
+struct RetiredArc<T>(*mut T);
+
+// SAFETY: it stands for an `Arc<T>`, which is `Send` if `T` is `Send` and `Sync`.
+unsafe impl<T: Send + Sync> Send for RetiredArc<T> {}
+
+impl<T> RetiredArc<T> {
+    fn free(self) {
+        // SAFETY: made by `Arc::into_raw`, and freed once, after the grace period.
+        drop(unsafe { Arc::from_raw(self.0) });
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::machine::hosted::Machine;
-    use alloc::sync::Arc;
-
     /// Counts how often it was freed.
     struct Tracked(Arc<AtomicUsize>);
 
@@ -244,6 +357,50 @@ mod tests {
             assert_eq!(freed.load(Ordering::Relaxed), 1);
             drop(cell);
             assert_eq!(freed.load(Ordering::Relaxed), 2);
+        });
+    }
+
+    struct Link {
+        value: u32,
+        next: EpochArc<Link>,
+    }
+
+    fn values(list: &EpochArc<Link>) -> Vec<u32> {
+        let section = NetEpoch::enter();
+        let mut values = Vec::new();
+        let mut at = list.load(&section);
+        while let Some(link) = at {
+            values.push(link.value);
+            at = link.next.load(&section);
+        }
+        values
+    }
+
+    #[test]
+    fn a_link_taken_out_of_a_list_still_leads_on_for_readers() {
+        Machine::builder().run(|| {
+            let list = EpochArc::default();
+            for value in 0..3 {
+                let link = Link {
+                    value,
+                    next: EpochArc::default(),
+                };
+                list.push_front(Arc::new(link), |link| &link.next);
+            }
+            assert_eq!(values(&list), [2, 1, 0]);
+            let section = NetEpoch::enter();
+            let middle = list.load(&section).unwrap().next.load(&section).unwrap();
+            list.load(&section)
+                .unwrap()
+                .next
+                .replace(middle.next.get(&section));
+            assert_eq!(values(&list), [2, 0]);
+            let _ = pause_sbt("test", Sbintime::from_ms(20));
+            assert_eq!(middle.next.load(&section).unwrap().value, 0);
+            drop(section);
+            epoch_drain_callbacks();
+            list.replace(None);
+            assert!(values(&list).is_empty());
         });
     }
 

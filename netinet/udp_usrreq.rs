@@ -1,0 +1,577 @@
+//! The User Datagram Protocol (RFC 768).
+//!
+//! FreeBSD: sys/netinet/udp_usrreq.c
+//! Input and output take the control block's lock for reading only: any number of threads send and receive on one socket at
+//! once. Only bind, connect and options take it for writing.
+
+use crate::in_pcb::{InConninfo, InpFlags, InpHdr, InpRead, Inpcb, Lookup, Route, route_source};
+use crate::ip::{IP_DF, IP_MAXPACKET, IPPROTO_UDP, Ip, in_multicast};
+use crate::ip_ctloutput::{ip_ctloutput, ip_savecontrol};
+use crate::ip_icmp::{Bandlim, ICMP_UNREACH, ICMP_UNREACH_PORT, badport_bandlim, icmp_error};
+use crate::ip_output::ip_output;
+use crate::ip_var::{IpOutArgs, IpOutFlags, IpProto, PrcCmd};
+use crate::udp::Udphdr;
+use crate::vnet::{InetVnet, NetCx};
+use alloc::sync::Arc;
+use core::net::Ipv4Addr;
+use sys::errno::Errno;
+use sys::kern::subr_epoch::NetEpoch;
+use sys::kprintf;
+use sys::machine::in_cksum::in_pseudo;
+use sys::mbuf::{CsumFlags, How, IfIndex, MFlags, Mbuf};
+use sys::protosw::{PrFlags, Protosw, SendFlags, SockOpt};
+use sys::sockbuf::SbState;
+use sys::socket::{SoOptions, SockAddr, SockAddrIn};
+use sys::socketvar::{SoState, Socket};
+use sys::tunables;
+
+tunables! {
+    /// `net.inet.udp`.
+    pub struct UdpTunables {
+        checksum: bool = true, "net.inet.udp.checksum", "compute udp checksum";
+        maxdgram: u32 = 9216, "net.inet.udp.maxdgram", "Maximum outgoing UDP datagram size" (1..=65535);
+        recvspace: u32 = 42080, "net.inet.udp.recvspace", "Maximum space for incoming UDP datagrams" (1..=16777216);
+        blackhole: bool = false, "net.inet.udp.blackhole", "Do not send port unreachables for refused connects";
+        blackhole_local: bool = false, "net.inet.udp.blackhole_local", "Enforce net.inet.udp.blackhole for locally originated packets";
+        log_in_vain: bool = false, "net.inet.udp.log_in_vain", "Log all incoming UDP packets";
+    }
+}
+
+/// UDP's own part of a control block: nothing so far.
+#[derive(Default)]
+pub struct Udpcb;
+
+/// A UDP control block.
+pub type UdpInpcb = Inpcb<Udpcb>;
+
+/// UDP as a protocol above IP.
+pub(crate) struct Udp;
+
+impl IpProto for Udp {
+    fn input(&self, cx: &NetCx<'_>, m: Mbuf, hlen: usize) {
+        udp_input(cx, m, hlen);
+    }
+
+    fn ctlinput(&self, cx: &NetCx<'_>, cmd: PrcCmd, dst: Ipv4Addr, quoted: &[u8]) {
+        udp_ctlinput(cx, cmd, dst, quoted);
+    }
+}
+
+/// A datagram that has been checked: header copied out, `m` still whole.
+struct Datagram {
+    m: Mbuf,
+    ip: Ip,
+    inc: InConninfo,
+    /// Length of IP and UDP headers.
+    headers: usize,
+}
+
+/// Takes a datagram for this host.
+pub fn udp_input(cx: &NetCx<'_>, m: Mbuf, hlen: usize) {
+    let stat = &cx.vnet.udpstat;
+    stat.udps_ipackets.inc();
+    let Some(dgram) = check_datagram(cx, m, hlen) else {
+        return;
+    };
+    let dst = dgram.ip.dst();
+    if in_multicast(dst)
+        || dgram.m.flags().intersects(MFlags::BCAST | MFlags::MCAST)
+        || is_group(cx, dst)
+    {
+        udp_multi_input(cx, dgram);
+        return;
+    }
+    match cx
+        .vnet
+        .udbinfo
+        .lookup_read(&dgram.inc, Lookup::Wildcard, cx.epoch)
+    {
+        Some((_, inp)) => {
+            if dgram.ip.ip_ttl < inp.inp_ip_minttl {
+                stat.udps_noport.inc();
+                return;
+            }
+            udp_append(cx, &inp, dgram);
+        }
+        None => no_port(cx, dgram),
+    }
+}
+
+/// Whether the destination is a broadcast address rather than one of ours.
+#[inline]
+fn is_group(cx: &NetCx<'_>, dst: Ipv4Addr) -> bool {
+    cx.vnet.ifaddrs.lookup(cx.epoch, dst).is_none()
+}
+
+/// Checks lengths and checksum, and cuts what the UDP length leaves over. `None`: dropped and counted.
+#[inline]
+fn check_datagram(cx: &NetCx<'_>, m: Mbuf, hlen: usize) -> Option<Datagram> {
+    let stat = &cx.vnet.udpstat;
+    let headers = hlen + Udphdr::LEN;
+    let mut m = if m.len() >= headers {
+        m
+    } else {
+        match m.pullup(headers) {
+            Ok(m) => m,
+            Err(_) => {
+                stat.udps_hdrops.inc();
+                return None;
+            }
+        }
+    };
+    let ip = *Ip::parse(m.data())?;
+    let uh = *Udphdr::parse(m.data().get(hlen..)?)?;
+    // RFC 768 reserves port 0 for "no reply expected"; nobody listens there.
+    if uh.uh_dport.get() == 0 {
+        stat.udps_badport.inc();
+        return None;
+    }
+    let len = usize::from(uh.uh_ulen.get());
+    let have = m.pkt_len() - hlen;
+    if len != have {
+        if len > have || len < Udphdr::LEN {
+            stat.udps_badlen.inc();
+            return None;
+        }
+        m.trim_back(have - len);
+    }
+    if uh.uh_sum.get() == 0 {
+        stat.udps_nosum.inc();
+    } else if !checksum_is_good(cx, &m, &ip, hlen, len) {
+        stat.udps_badsum.inc();
+        return None;
+    }
+    let inc = InConninfo {
+        inc_faddr: ip.src(),
+        inc_laddr: ip.dst(),
+        inc_fport: uh.uh_sport.get(),
+        inc_lport: uh.uh_dport.get(),
+    };
+    Some(Datagram {
+        m,
+        ip,
+        inc,
+        headers,
+    })
+}
+
+/// Verifies the checksum, by what the interface says or in software.
+#[inline]
+fn checksum_is_good(cx: &NetCx<'_>, m: &Mbuf, ip: &Ip, hlen: usize, len: usize) -> bool {
+    let hdr = m.pkthdr();
+    if hdr.csum_flags.contains(CsumFlags::DATA_VALID) {
+        let sum = hdr.csum_data as u16;
+        if hdr.csum_flags.contains(CsumFlags::PSEUDO_HDR) {
+            return sum == 0xffff;
+        }
+        // The interface summed the datagram alone.
+        let pseudo = in_pseudo(ip.src(), ip.dst(), u32::from(IPPROTO_UDP) + len as u32);
+        let (folded, carry) = sum.overflowing_add(pseudo);
+        return folded.wrapping_add(u16::from(carry)) == 0xffff;
+    }
+    cx.vnet.ipstat.ips_swcsum_in.inc();
+    let pseudo = in_pseudo(ip.src(), ip.dst(), u32::from(IPPROTO_UDP) + len as u32);
+    // Complemented sum of the datagram; with the pseudo header it must come to all ones.
+    let (folded, carry) = (!m.in_cksum_skip(hlen + len, hlen)).overflowing_add(pseudo);
+    folded.wrapping_add(u16::from(carry)) == 0xffff
+}
+
+/// Nobody listens: says so, unless told not to or too often.
+fn no_port(cx: &NetCx<'_>, dgram: Datagram) {
+    let stat = &cx.vnet.udpstat;
+    let Datagram { m, inc, .. } = dgram;
+    if cx.vnet.udp.log_in_vain.get() {
+        kprintf!(
+            "Connection attempt to UDP {}:{} from {}:{}\n",
+            inc.inc_laddr,
+            inc.inc_lport,
+            inc.inc_faddr,
+            inc.inc_fport
+        );
+    }
+    stat.udps_noport.inc();
+    let local = || cx.vnet.ifaddrs.lookup(cx.epoch, inc.inc_faddr).is_some();
+    if cx.vnet.udp.blackhole.get() && (cx.vnet.udp.blackhole_local.get() || !local()) {
+        return;
+    }
+    if !badport_bandlim(cx, Bandlim::IcmpUnreach) {
+        return;
+    }
+    icmp_error(cx, m, ICMP_UNREACH, ICMP_UNREACH_PORT, 0);
+}
+
+/// A datagram to a group: every socket that would take it gets a copy.
+fn udp_multi_input(cx: &NetCx<'_>, dgram: Datagram) {
+    let stat = &cx.vnet.udpstat;
+    let inc = dgram.inc;
+    let wants = |inp: &UdpInpcb| {
+        let inp = inp.read();
+        let own = inp.inp_inc;
+        (own.inc_laddr == Ipv4Addr::UNSPECIFIED || own.inc_laddr == inc.inc_laddr)
+            && (own.inc_faddr == Ipv4Addr::UNSPECIFIED
+                || own.inc_faddr == inc.inc_faddr && own.inc_fport == inc.inc_fport)
+            && dgram.ip.ip_ttl >= inp.inp_ip_minttl
+            && !inp.inp_flags.contains(InpFlags::DROPPED)
+    };
+    let mut receivers = cx.vnet.udbinfo.snapshot_port(inc.inc_lport);
+    receivers.retain(|inp| wants(inp));
+    let Some(last) = receivers.pop() else {
+        if in_multicast(inc.inc_laddr) {
+            stat.udps_noportmcast.inc();
+        } else {
+            stat.udps_noportbcast.inc();
+        }
+        return;
+    };
+    for inp in receivers {
+        if let Some(m) = dgram.m.copypacket(How::NoWait) {
+            udp_append(
+                cx,
+                &inp.read(),
+                Datagram {
+                    m,
+                    ip: dgram.ip,
+                    inc,
+                    headers: dgram.headers,
+                },
+            );
+        } else {
+            stat.udps_fullsock.inc();
+        }
+    }
+    udp_append(cx, &last.read(), dgram);
+}
+
+/// Puts a datagram into the socket's buffer and wakes who waits for it.
+#[inline]
+fn udp_append(cx: &NetCx<'_>, inp: &InpRead<'_, Udpcb>, dgram: Datagram) {
+    let Some(so) = inp.inp_socket.as_ref() else {
+        cx.vnet.udpstat.udps_noport.inc();
+        return;
+    };
+    let Datagram {
+        mut m,
+        ip,
+        inc,
+        headers,
+    } = dgram;
+    let wanted = InpFlags::RECVOPTS
+        | InpFlags::RECVRETOPTS
+        | InpFlags::RECVDSTADDR
+        | InpFlags::RECVIF
+        | InpFlags::RECVTTL
+        | InpFlags::RECVTOS;
+    let control = if inp.inp_flags.intersects(wanted) || so.options().contains(SoOptions::TIMESTAMP)
+    {
+        ip_savecontrol(cx, &inp.hdr, so, &ip, &m)
+    } else {
+        None
+    };
+    m.trim_front(headers);
+    let from = SockAddr::v4(inc.inc_faddr, inc.inc_fport);
+    let mut rcv = so.rcv.lock();
+    if rcv.state().contains(SbState::CANTRCVMORE) {
+        drop(rcv);
+        cx.vnet.udpstat.udps_fullsock.inc();
+        return;
+    }
+    match rcv.appendaddr(Some(&from), m, control) {
+        Ok(()) => so.sorwakeup(rcv),
+        Err(refused) => {
+            drop(rcv);
+            drop(refused);
+            cx.vnet.udpstat.udps_fullsock.inc();
+        }
+    }
+}
+
+/// An ICMP error about a datagram of ours: the connected socket hears of it.
+fn udp_ctlinput(cx: &NetCx<'_>, cmd: PrcCmd, dst: Ipv4Addr, quoted: &[u8]) {
+    let Some(ip) = Ip::parse(quoted) else { return };
+    let Some(uh) = quoted.get(ip.hlen()..).and_then(Udphdr::parse) else {
+        return;
+    };
+    let Some(error) = cmd.errno() else { return };
+    let inc = InConninfo {
+        inc_faddr: dst,
+        inc_laddr: ip.src(),
+        inc_fport: uh.uh_dport.get(),
+        inc_lport: uh.uh_sport.get(),
+    };
+    let Some((inp_ref, inp)) = cx.vnet.udbinfo.lookup_read(&inc, Lookup::Exact, cx.epoch) else {
+        return;
+    };
+    if matches!(cmd, PrcCmd::Msgsize(_)) {
+        inp_ref.inp_route.clear();
+    }
+    if let Some(so) = &inp.inp_socket {
+        so.set_error(error);
+        so.sorwakeup(so.rcv.lock());
+        so.sowwakeup(so.snd.lock());
+    }
+}
+
+/// Where one datagram goes to and comes from.
+struct Ends {
+    laddr: Ipv4Addr,
+    lport: u16,
+    faddr: Ipv4Addr,
+    fport: u16,
+}
+
+/// Finds the ends of a datagram without changing the control block; `None`: it has no local port yet.
+#[inline]
+fn ends(
+    cx: &NetCx<'_>,
+    hdr: &InpHdr,
+    ro: &Route,
+    to: Option<&SockAddrIn>,
+) -> Result<Option<Ends>, Errno> {
+    let (faddr, fport) = match to {
+        Some(_) if hdr.is_connected() => return Err(Errno::EISCONN),
+        Some(to) => {
+            if to.port == 0 {
+                return Err(Errno::EADDRNOTAVAIL);
+            }
+            (crate::in_pcb::real_faddr(cx, to.addr)?, to.port)
+        }
+        None if hdr.is_connected() => (hdr.faddr(), hdr.fport()),
+        None => return Err(Errno::ENOTCONN),
+    };
+    if hdr.lport() == 0 {
+        return Ok(None);
+    }
+    let mut laddr = hdr.laddr();
+    // A socket bound to a group or a broadcast address sends from an address of ours all the same.
+    if laddr == Ipv4Addr::UNSPECIFIED || in_multicast(laddr) || is_group(cx, laddr) {
+        laddr = source_for(cx, hdr, ro, faddr)?;
+    }
+    Ok(Some(Ends {
+        laddr,
+        lport: hdr.lport(),
+        faddr,
+        fport,
+    }))
+}
+
+/// The source address for a datagram of an unbound socket.
+fn source_for(
+    cx: &NetCx<'_>,
+    hdr: &InpHdr,
+    ro: &Route,
+    faddr: Ipv4Addr,
+) -> Result<Ipv4Addr, Errno> {
+    if in_multicast(faddr)
+        && let Some(imo) = hdr.inp_moptions.as_deref()
+        && imo.imo_ifindex.is_some()
+    {
+        let ifp = cx
+            .vnet
+            .ifnet_byindex(imo.imo_ifindex, cx.epoch)
+            .ok_or(Errno::ENXIO)?;
+        return ifp
+            .addrs(cx.epoch)
+            .first()
+            .map(|ia| ia.ia_addr)
+            .ok_or(Errno::EADDRNOTAVAIL);
+    }
+    route_source(cx, ro, faddr)
+}
+
+/// Sends a datagram.
+#[inline]
+pub fn udp_output(
+    inp: &UdpInpcb,
+    so: &Socket,
+    m: Mbuf,
+    to: Option<&SockAddrIn>,
+    flags: SendFlags,
+) -> Result<(), Errno> {
+    let epoch = NetEpoch::enter();
+    let cx = NetCx::new(&inp.inp_vnet, &epoch);
+    let len = m.pkt_len();
+    if len + Ip::LEN + Udphdr::LEN > IP_MAXPACKET {
+        return Err(Errno::EMSGSIZE);
+    }
+    let mut guard = inp.read();
+    let ends = match ends(&cx, &guard, &inp.inp_route, to)? {
+        Some(ends) => ends,
+        None => {
+            // The first datagram of a socket that was never bound: give it a port.
+            drop(guard);
+            let mut writer = inp.write();
+            if writer.lport() == 0 {
+                cx.vnet.udbinfo.bind(&cx, inp, &mut writer.hdr, None)?;
+            }
+            drop(writer);
+            guard = inp.read();
+            self::ends(&cx, &guard, &inp.inp_route, to)?.ok_or(Errno::EADDRNOTAVAIL)?
+        }
+    };
+    let mut m = m.prepend(Ip::LEN + Udphdr::LEN, How::NoWait).map_err(|_| {
+        cx.vnet.ipstat.ips_odropped.inc();
+        Errno::ENOBUFS
+    })?;
+    let Some((ip, rest)) = m.data_mut().split_first_chunk_mut::<{ Ip::LEN }>() else {
+        return Err(Errno::ENOBUFS);
+    };
+    let ulen = (Udphdr::LEN + len) as u16;
+    let checksum = cx.vnet.udp.checksum.get();
+    if let Some(uh) = Udphdr::parse_mut(rest) {
+        uh.uh_sport.set(ends.lport);
+        uh.uh_dport.set(ends.fport);
+        uh.uh_ulen.set(ulen);
+        let pseudo = in_pseudo(
+            ends.laddr,
+            ends.faddr,
+            u32::from(IPPROTO_UDP) + u32::from(ulen),
+        );
+        uh.uh_sum.set(if checksum { pseudo } else { 0 });
+    }
+    if let Some(ip) = Ip::parse_mut(ip) {
+        ip.ip_tos = guard.inp_ip_tos;
+        ip.ip_len.set(ulen + Ip::LEN as u16);
+        ip.ip_off
+            .set(if guard.inp_flags.contains(InpFlags::DONTFRAG) {
+                IP_DF
+            } else {
+                0
+            });
+        ip.ip_ttl = guard.inp_ip_ttl;
+        ip.ip_p = IPPROTO_UDP;
+        ip.set_src(ends.laddr);
+        ip.set_dst(ends.faddr);
+    }
+    let hdr = m.pkthdr_mut();
+    if checksum {
+        hdr.csum_flags = CsumFlags::IP_UDP;
+        hdr.csum_data = u32::from(Udphdr::SUM_OFFSET);
+    }
+    hdr.l4hlen = Udphdr::LEN as u8;
+    hdr.rcvif = IfIndex::NONE;
+    if guard.inp_flowid != 0 {
+        hdr.flowid = guard.inp_flowid;
+        hdr.rsstype = guard.inp_flowtype;
+    }
+    let options = so.options();
+    let mut out = IpOutFlags::empty();
+    if options.contains(SoOptions::BROADCAST) {
+        out |= IpOutFlags::ALLOWBROADCAST;
+    }
+    if options.contains(SoOptions::DONTROUTE) || flags.contains(SendFlags::DONTROUTE) {
+        out |= IpOutFlags::ROUTETOIF;
+    }
+    if guard.inp_flags.contains(InpFlags::ONESBCAST) {
+        out |= IpOutFlags::SENDONES;
+    }
+    cx.vnet.udpstat.udps_opackets.inc();
+    let args = IpOutArgs {
+        options: guard.inp_options.as_deref(),
+        ro: Some(&inp.inp_route),
+        flags: out,
+        imo: guard.inp_moptions.as_deref(),
+        ifindex: IfIndex::NONE,
+    };
+    ip_output(&cx, m, &args)
+}
+
+/// Makes the control block of a new UDP socket.
+pub fn udp_attach(inet: &Arc<InetVnet>, so: &Arc<Socket>) -> Result<Arc<dyn Protosw>, Errno> {
+    so.soreserve(inet.udp.maxdgram.get(), inet.udp.recvspace.get())?;
+    Ok(inet.udbinfo.alloc(inet, Some(so), Udpcb))
+}
+
+impl Protosw for UdpInpcb {
+    fn pr_flags(&self) -> PrFlags {
+        PrFlags::ATOMIC | PrFlags::ADDR
+    }
+
+    fn bind(&self, so: &Arc<Socket>, nam: &SockAddr) -> Result<(), Errno> {
+        let nam = nam.as_in().ok_or(Errno::EAFNOSUPPORT)?;
+        self.set_reuse(so.options());
+        let epoch = NetEpoch::enter();
+        let cx = NetCx::new(&self.inp_vnet, &epoch);
+        cx.vnet
+            .udbinfo
+            .bind(&cx, self, &mut self.write().hdr, Some(nam))
+    }
+
+    fn connect(&self, so: &Arc<Socket>, nam: &SockAddr) -> Result<(), Errno> {
+        let nam = nam.as_in().ok_or(Errno::EAFNOSUPPORT)?;
+        self.set_reuse(so.options());
+        let epoch = NetEpoch::enter();
+        let cx = NetCx::new(&self.inp_vnet, &epoch);
+        let mut guard = self.write();
+        cx.vnet.udbinfo.connect(&cx, self, &mut guard.hdr, nam)?;
+        drop(guard);
+        so.soisconnected();
+        Ok(())
+    }
+
+    fn disconnect(&self, so: &Arc<Socket>) -> Result<(), Errno> {
+        let mut guard = self.write();
+        if !guard.is_connected() {
+            return Err(Errno::ENOTCONN);
+        }
+        self.inp_vnet.udbinfo.disconnect(self, &mut guard.hdr);
+        drop(guard);
+        so.clear_state(SoState::ISCONNECTED);
+        Ok(())
+    }
+
+    fn send(
+        &self,
+        so: &Arc<Socket>,
+        flags: SendFlags,
+        m: Mbuf,
+        to: Option<&SockAddr>,
+    ) -> Result<(), Errno> {
+        let to = match to {
+            Some(to) => Some(to.as_in().ok_or(Errno::EAFNOSUPPORT)?),
+            None => None,
+        };
+        udp_output(self, so, m, to, flags)
+    }
+
+    fn shutdown(&self, so: &Arc<Socket>) -> Result<(), Errno> {
+        so.socantsendmore();
+        Ok(())
+    }
+
+    fn sockaddr(&self, _so: &Arc<Socket>) -> Result<SockAddr, Errno> {
+        Ok(self.read().sockaddr())
+    }
+
+    fn peeraddr(&self, _so: &Arc<Socket>) -> Result<SockAddr, Errno> {
+        let inp = self.read();
+        if inp.is_connected() {
+            Ok(inp.peeraddr())
+        } else {
+            Err(Errno::ENOTCONN)
+        }
+    }
+
+    fn ctloutput(&self, so: &Arc<Socket>, sopt: &mut SockOpt<'_>) -> Result<(), Errno> {
+        ip_ctloutput(self, so, sopt)
+    }
+
+    fn close(&self, so: &Arc<Socket>) {
+        self.abort(so);
+    }
+
+    fn abort(&self, so: &Arc<Socket>) {
+        let mut guard = self.write();
+        if guard.is_connected() {
+            self.inp_vnet.udbinfo.disconnect(self, &mut guard.hdr);
+            drop(guard);
+            so.soisdisconnected();
+        }
+    }
+
+    fn detach(&self, _so: &Arc<Socket>) {
+        let mut guard = self.write();
+        let so = self.inp_vnet.udbinfo.free(self, &mut guard.hdr);
+        drop(guard);
+        drop(so);
+    }
+}

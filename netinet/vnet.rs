@@ -1,0 +1,265 @@
+//! The Internet protocols' part of a stack instance, and the context every protocol function is passed.
+//!
+//! FreeBSD: the V_ variables of sys/netinet; sys/netinet/in_proto.c (the domain), ip_init, in_domifattach
+//! Differs from FreeBSD: an instance is a value; `netinet` has no variables of its own.
+
+use crate::if_ether::{ArpHandler, ArpStat, ArpTunables};
+use crate::in_control::{self, IfAddrs};
+use crate::in_pcb::{InpFlags, Pcbinfo, PortRange};
+use crate::ip::{IPPROTO_ICMP, IPPROTO_RAW, IPPROTO_TCP, IPPROTO_UDP};
+use crate::ip_icmp::{Icmp, IcmpStat, IcmpTunables};
+use crate::ip_input::{IpHandler, IpTunables};
+use crate::ip_reass::IpReass;
+use crate::ip_var::{IpProto, IpStat};
+use crate::raw_ip::{RawIp, RawPcb, RawTunables};
+use crate::tcp_subr::TcpVnet;
+use crate::udp::UdpStat;
+use crate::udp_usrreq::{Udp, UdpTunables, Udpcb};
+use alloc::sync::{Arc, Weak};
+use core::any::Any;
+use core::ops::Deref;
+use sys::errno::Errno;
+use sys::kern::subr_epoch::NetEpoch;
+use sys::machine;
+use sys::machine::atomic::AtomicU32;
+use sys::net::if_llatbl::LlTable;
+use sys::net::ifnet::{IfEvent, Ifnet};
+use sys::net::netisr::{NetisrDispatch, NetisrInfo, NetisrPolicy, NetisrProto};
+use sys::net::vnet::Vnet;
+use sys::protosw::{Domain, Protosw};
+use sys::socket::{
+    AF_INET, IPPROTO_ICMP as SO_ICMP, IPPROTO_TCP as SO_TCP, IPPROTO_UDP as SO_UDP, SockType,
+};
+use sys::socketvar::Socket;
+use sys::time::Ticks;
+
+/// Which instance, the proof of being in the network epoch, and the time; made at exactly three kinds of entry: a
+/// netisr handler, a callout, a socket call.
+#[derive(Clone, Copy)]
+pub struct NetCx<'a> {
+    /// The stack instance; derefs to the [`Vnet`] below it.
+    pub vnet: &'a Arc<InetVnet>,
+    /// Proof that the caller is inside the network epoch.
+    pub epoch: &'a NetEpoch,
+    /// The time at which this entry into the stack began.
+    pub now: Ticks,
+}
+
+impl<'a> NetCx<'a> {
+    /// Makes the context of an entry into the stack, now.
+    pub fn new(vnet: &'a Arc<InetVnet>, epoch: &'a NetEpoch) -> Self {
+        Self {
+            vnet,
+            epoch,
+            now: machine::ticks(),
+        }
+    }
+}
+
+/// Chains of TCP's connection table, unless `net.inet.tcp.tcbhashsize` says otherwise.
+const TCBHASHSIZE: usize = 8192;
+/// Chains of UDP's table (`UDBHASHSIZE`).
+const UDBHASHSIZE: usize = 128;
+/// Chains of the raw sockets' table (`INP_PCBHASH_RAW_SIZE`).
+const RIPHASHSIZE: usize = 16;
+
+/// State of IPv4 and what stands on it in one stack instance.
+pub struct InetVnet {
+    /// The instance: interfaces, routes, tunables.
+    pub vnet: Arc<Vnet>,
+    /// `net.inet.ip`.
+    pub ip: Arc<IpTunables>,
+    /// `net.inet.icmp`.
+    pub icmp: Arc<IcmpTunables>,
+    /// `net.inet.udp`.
+    pub udp: Arc<UdpTunables>,
+    /// `net.inet.raw`.
+    pub raw: Arc<RawTunables>,
+    /// `net.link.ether.inet`.
+    pub arp: Arc<ArpTunables>,
+    /// Statistics of IP.
+    pub ipstat: IpStat,
+    /// Statistics of ICMP.
+    pub icmpstat: IcmpStat,
+    /// Statistics of UDP.
+    pub udpstat: UdpStat,
+    /// Statistics of ARP.
+    pub arpstat: ArpStat,
+    /// Our addresses.
+    pub ifaddrs: IfAddrs,
+    /// Datagrams being put together.
+    pub reass: IpReass,
+    /// Rates of ICMP errors and resets.
+    pub icmp_limits: crate::ip_icmp::Bandlims,
+    /// UDP's control blocks.
+    pub udbinfo: Pcbinfo<Udpcb>,
+    /// Raw sockets' control blocks.
+    pub ripcbinfo: Pcbinfo<RawPcb>,
+    /// TCP.
+    pub tcp: TcpVnet,
+    /// Identification of datagrams that may be fragmented.
+    pub(crate) ip_id: crate::ip_output::IpIds,
+    udp_proto: Udp,
+    icmp_proto: Icmp,
+    pub(crate) raw_proto: RawIp,
+}
+
+impl Deref for InetVnet {
+    type Target = Vnet;
+
+    fn deref(&self) -> &Vnet {
+        &self.vnet
+    }
+}
+
+impl InetVnet {
+    /// The protocol `proto`, or whoever takes what no protocol takes (`ip_protox`).
+    pub(crate) fn protox(&self, proto: u8) -> &dyn IpProto {
+        match proto {
+            IPPROTO_TCP => &self.tcp,
+            IPPROTO_UDP => &self.udp_proto,
+            IPPROTO_ICMP => &self.icmp_proto,
+            _ => &self.raw_proto,
+        }
+    }
+
+    /// The range of anonymous ports for a socket with `flags`.
+    pub fn port_range(&self, flags: InpFlags) -> PortRange {
+        let ip = &self.ip;
+        let (first, last) = if flags.contains(InpFlags::HIGHPORT) {
+            (ip.hifirst.get(), ip.hilast.get())
+        } else if flags.contains(InpFlags::LOWPORT) {
+            (ip.lowfirst.get(), ip.lowlast.get())
+        } else {
+            (ip.first.get(), ip.last.get())
+        };
+        let port = |port: u32| port.min(u32::from(u16::MAX)) as u16;
+        PortRange {
+            first: port(first),
+            last: port(last),
+            randomized: ip.randomized.get(),
+        }
+    }
+
+    /// Stops timers and empties tables, so that the instance can be freed; the [`Vnet`] below is destroyed by its owner,
+    /// sockets must be closed before.
+    pub fn destroy(&self) {
+        self.reass.destroy();
+        self.tcp.destroy();
+    }
+}
+
+/// Gives a stack instance the Internet protocols: registers their input with netisr, their sockets with the domain,
+/// their variables with sysctl, and hears of interfaces from now on.
+pub fn inet_attach(vnet: &Arc<Vnet>) -> Result<Arc<InetVnet>, Errno> {
+    let ip = Arc::new(IpTunables::new());
+    let icmp = Arc::new(IcmpTunables::new());
+    let udp = Arc::new(UdpTunables::new());
+    let raw = Arc::new(RawTunables::new());
+    let arp = Arc::new(ArpTunables::new());
+    ip.register(&vnet.sysctl);
+    icmp.register(&vnet.sysctl);
+    udp.register(&vnet.sysctl);
+    raw.register(&vnet.sysctl);
+    arp.register(&vnet.sysctl);
+    let seed = || machine::random_u64() as u32;
+    let inet = Arc::new_cyclic(|this| InetVnet {
+        vnet: vnet.clone(),
+        reass: IpReass::new(seed()),
+        ip,
+        icmp,
+        udp,
+        raw,
+        arp,
+        ipstat: IpStat::new(),
+        icmpstat: IcmpStat::new(),
+        udpstat: UdpStat::new(),
+        arpstat: ArpStat::new(),
+        ifaddrs: IfAddrs::new(),
+        icmp_limits: crate::ip_icmp::Bandlims::new(),
+        udbinfo: Pcbinfo::new("udp", IPPROTO_UDP, UDBHASHSIZE, UDBHASHSIZE, seed()),
+        ripcbinfo: Pcbinfo::new("rip", IPPROTO_RAW, RIPHASHSIZE, RIPHASHSIZE, seed()),
+        tcp: TcpVnet::new(
+            vnet,
+            Pcbinfo::new("tcp", IPPROTO_TCP, TCBHASHSIZE, TCBHASHSIZE / 4, seed()),
+            this.clone(),
+        ),
+        ip_id: crate::ip_output::IpIds::new(),
+        udp_proto: Udp,
+        icmp_proto: Icmp,
+        raw_proto: RawIp {
+            sockets: AtomicU32::new(0),
+        },
+    });
+    vnet.netisr_register(
+        NetisrInfo {
+            name: "ip",
+            proto: NetisrProto::Ip,
+            policy: NetisrPolicy::Flow,
+            dispatch: NetisrDispatch::Default,
+        },
+        Arc::new(IpHandler::new(&inet)),
+    )?;
+    vnet.netisr_register(
+        NetisrInfo {
+            name: "arp",
+            proto: NetisrProto::Arp,
+            policy: NetisrPolicy::Source,
+            dispatch: NetisrDispatch::Default,
+        },
+        Arc::new(ArpHandler::new(&inet)),
+    )?;
+    vnet.domain_add(AF_INET, Arc::new(InetDomain(inet.clone())));
+    vnet.set_inet(inet.clone() as Arc<dyn Any + Send + Sync>);
+    vnet.if_event_register(Arc::new(InetIfEvents(Arc::downgrade(&inet))));
+    Ok(inet)
+}
+
+/// The Internet protocols of `vnet`, if they were attached.
+pub fn inet_of(vnet: &Vnet) -> Option<Arc<InetVnet>> {
+    vnet.inet()?.downcast().ok()
+}
+
+/// `inetdomain`: which protocol serves which socket.
+struct InetDomain(Arc<InetVnet>);
+
+impl Domain for InetDomain {
+    fn attach(
+        &self,
+        so: &Arc<Socket>,
+        ty: SockType,
+        proto: i32,
+    ) -> Result<Arc<dyn Protosw>, Errno> {
+        match (ty, proto) {
+            (SockType::Stream, 0 | SO_TCP) => crate::tcp_usrreq::tcp_usr_attach(&self.0, so),
+            (SockType::Dgram, 0 | SO_UDP) => crate::udp_usrreq::udp_attach(&self.0, so),
+            // ICMP over datagram sockets is Linux's.
+            (SockType::Raw, 0..=255) => crate::raw_ip::rip_attach(&self.0, so, proto as u8),
+            (SockType::Stream | SockType::Dgram, SO_TCP | SO_UDP | SO_ICMP) => {
+                Err(Errno::EPROTOTYPE)
+            }
+            _ => Err(Errno::EPROTONOSUPPORT),
+        }
+    }
+}
+
+/// Prepares interfaces for IPv4 as they come, and clears up behind them (`in_domifattach`, `in_ifdetach`).
+struct InetIfEvents(Weak<InetVnet>);
+
+impl IfEvent for InetIfEvents {
+    fn attached(&self, ifp: &Arc<Ifnet>) {
+        let Some(inet) = self.0.upgrade() else { return };
+        if ifp.is_loopback() {
+            in_control::loopback_attached(&inet);
+        } else if ifp.lltable().is_none() {
+            let ops = Arc::new(crate::if_ether::ArpTimers::new(&inet));
+            ifp.set_lltable(LlTable::new(ifp, ops));
+        }
+    }
+
+    fn departing(&self, ifp: &Arc<Ifnet>) {
+        if let Some(inet) = self.0.upgrade() {
+            in_control::in_ifdetach(&inet, ifp);
+        }
+    }
+}
