@@ -9,9 +9,9 @@ use bitflags::bitflags;
 use spin::Once;
 
 use crate::errno::Errno;
-use crate::kern::socklocks::kern_mutex::{Mutex, MutexGuard};
-use crate::kern::socklocks::kern_sx::Sx;
-use crate::kern::socklocks::lock_order::{SelInfo, SoListen, SoRcv, SoRcvSx, SoSnd, SoSndSx};
+use crate::kern::kern_mutex::{Mutex, MutexGuard};
+use crate::kern::kern_sx::Sx;
+use crate::kern::lock_order::{SelInfo, SoListen, SoRcv, SoRcvSx, SoSnd, SoSndSx};
 use crate::machine::atomic::{AtomicBool, AtomicI32, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use crate::protosw::{PrFlags, Protosw};
 use crate::sockbuf::{SbState, Sockbuf, Upcall};

@@ -1,1 +1,511 @@
-//! Mutexes.
+//! Mutexes: adaptive ones that block, and spin mutexes that keep interrupts off.
+//!
+//! FreeBSD: sys/kern/kern_mutex.c, sys/sys/mutex.h
+//! Differs from FreeBSD: the data is inside the lock and the guard is the proof; a release wakes one waiter, the most urgent,
+//! instead of all. No recursion.
+
+use core::cell::UnsafeCell;
+use core::marker::PhantomData;
+use core::ops::{Deref, DerefMut};
+use core::panic::Location;
+
+use super::kern_thread::{Thread, ThreadRef, curthread};
+use super::lock_order::{Held, LockClass};
+use super::subr_turnstile::{self as turnstile, TurnstileQueue};
+use super::subr_witness::{self as witness, LockKind};
+use crate::machine::atomic::{AtomicU32, AtomicUsize, Ordering};
+use crate::machine::{self, IntrState};
+
+/// The lock word of a mutex nobody owns.
+#[doc(alias = "MTX_UNOWNED")]
+const UNOWNED: usize = 0;
+/// Threads wait on the turnstile.
+#[doc(alias = "MTX_CONTESTED")]
+const CONTESTED: usize = 2;
+
+/// A mutual-exclusion lock around `T`.
+///
+/// A thread that finds it taken spins while the owner runs on another CPU, and otherwise blocks, lending the owner
+/// its priority. Not for interrupt filters: they use `SpinMutex`.
+#[doc(alias = "mtx")]
+#[doc(alias = "MTX_DEF")]
+pub struct Mutex<T: ?Sized, C: LockClass> {
+    word: AtomicUsize,
+    class: PhantomData<fn() -> C>,
+    data: UnsafeCell<T>,
+}
+
+// SAFETY: the data is reached only by the thread that owns the lock.
+unsafe impl<T: ?Sized + Send, C: LockClass> Sync for Mutex<T, C> {}
+// SAFETY: an unlocked mutex is only its data.
+unsafe impl<T: ?Sized + Send, C: LockClass> Send for Mutex<T, C> {}
+
+impl<T, C: LockClass> Mutex<T, C> {
+    /// Makes an unlocked mutex.
+    pub const fn new(data: T) -> Mutex<T, C> {
+        Mutex {
+            word: AtomicUsize::new(UNOWNED),
+            class: PhantomData,
+            data: UnsafeCell::new(data),
+        }
+    }
+
+    /// Returns the data; nobody can hold the lock any more.
+    pub fn into_inner(self) -> T {
+        self.data.into_inner()
+    }
+}
+
+impl<T: ?Sized, C: LockClass> Mutex<T, C> {
+    /// Locks, waiting if another thread owns it.
+    #[doc(alias = "mtx_lock")]
+    #[track_caller]
+    #[inline]
+    pub fn lock(&self) -> MutexGuard<'_, T, C> {
+        let me = curthread();
+        witness::check_order::<C>(me, self.address(), LockKind::Mutex, Location::caller());
+        self.lock_word(me);
+        witness::acquired::<C>(me, self.address(), LockKind::Mutex, Location::caller());
+        MutexGuard {
+            mutex: self,
+            not_send: PhantomData,
+        }
+    }
+
+    /// Locks while `held` is held; does not build if this class stands before that of `held`.
+    #[track_caller]
+    #[inline]
+    pub fn lock_under<H: Held>(&self, held: &H) -> MutexGuard<'_, T, C> {
+        const {
+            assert!(
+                H::Class::RANK < C::RANK,
+                "lock order reversal: see sys/kern/lock_order.rs"
+            )
+        };
+        let _ = held;
+        self.lock()
+    }
+
+    /// Locks unless another thread owns it.
+    #[doc(alias = "mtx_trylock")]
+    #[track_caller]
+    #[inline]
+    pub fn try_lock(&self) -> Option<MutexGuard<'_, T, C>> {
+        let me = curthread();
+        machine::interleave();
+        if let Err(value) =
+            self.word
+                .compare_exchange(UNOWNED, me.as_word(), Ordering::Acquire, Ordering::Relaxed)
+        {
+            // Free, but others wait for it.
+            let free = value == CONTESTED;
+            let mine = me.as_word() | CONTESTED;
+            if !free
+                || self
+                    .word
+                    .compare_exchange(CONTESTED, mine, Ordering::Acquire, Ordering::Relaxed)
+                    .is_err()
+            {
+                return None;
+            }
+            turnstile::claim(self.address(), me);
+        }
+        witness::acquired::<C>(me, self.address(), LockKind::Mutex, Location::caller());
+        Some(MutexGuard {
+            mutex: self,
+            not_send: PhantomData,
+        })
+    }
+
+    /// Locks `self` and `other`, which are of one class, in an order that all callers agree on.
+    ///
+    /// # Panics
+    /// If they are the same lock.
+    #[track_caller]
+    pub fn lock_pair<'a>(
+        &'a self,
+        other: &'a Self,
+    ) -> (MutexGuard<'a, T, C>, MutexGuard<'a, T, C>) {
+        assert!(
+            self.address() != other.address(),
+            "a pair of locks is two locks"
+        );
+        let me = curthread();
+        let (first, second) = if self.address() < other.address() {
+            (self, other)
+        } else {
+            (other, self)
+        };
+        let first_guard = first.lock();
+        second.lock_word(me);
+        witness::acquired::<C>(me, second.address(), LockKind::Mutex, Location::caller());
+        let second_guard = MutexGuard {
+            mutex: second,
+            not_send: PhantomData,
+        };
+        if self.address() < other.address() {
+            (first_guard, second_guard)
+        } else {
+            (second_guard, first_guard)
+        }
+    }
+
+    /// Returns the data without locking: `&mut` proves that nobody else has the lock.
+    pub fn get_mut(&mut self) -> &mut T {
+        self.data.get_mut()
+    }
+
+    /// Tells whether the running thread owns it, for assertions.
+    #[doc(alias = "mtx_owned")]
+    pub fn is_owned(&self) -> bool {
+        self.word.load(Ordering::Relaxed) & !CONTESTED == curthread().as_word()
+    }
+
+    fn address(&self) -> usize {
+        &raw const self.word as usize
+    }
+
+    #[inline]
+    fn lock_word(&self, me: ThreadRef) {
+        machine::interleave();
+        if self
+            .word
+            .compare_exchange(UNOWNED, me.as_word(), Ordering::Acquire, Ordering::Relaxed)
+            .is_err()
+        {
+            lock_sleep(&self.word, me, C::NAME);
+        }
+    }
+
+    #[inline]
+    fn unlock(&self) {
+        let me = curthread();
+        witness::released(me, self.address());
+        if self
+            .word
+            .compare_exchange(me.as_word(), UNOWNED, Ordering::Release, Ordering::Relaxed)
+            .is_err()
+        {
+            unlock_sleep(&self.word, me);
+        }
+        machine::interleave();
+    }
+}
+
+/// Spins while the owner runs, and blocks when it does not.
+#[doc(alias = "_mtx_lock_sleep")]
+#[cold]
+#[inline(never)]
+fn lock_sleep(word: &AtomicUsize, me: ThreadRef, name: &'static str) {
+    loop {
+        let value = word.load(Ordering::Relaxed);
+        let owner = value & !CONTESTED;
+        if owner == UNOWNED {
+            if word
+                .compare_exchange_weak(
+                    value,
+                    me.as_word() | value,
+                    Ordering::Acquire,
+                    Ordering::Relaxed,
+                )
+                .is_ok()
+            {
+                if value & CONTESTED != 0 {
+                    turnstile::claim(word_address(word), me);
+                }
+                return;
+            }
+            continue;
+        }
+        assert!(owner != me.as_word(), "recursion on mutex {name}");
+        // SAFETY: threads are never freed while the machine lives.
+        let owner_thread = unsafe { Thread::from_word(owner) };
+        if owner_thread.is_running() {
+            machine::cpu_spinwait();
+            continue;
+        }
+        let chain = turnstile::trywait(word_address(word));
+        // The owner may have let go, or run again, before the chain was locked.
+        let value = word.load(Ordering::Relaxed);
+        if value & !CONTESTED != owner || owner_thread.is_running() {
+            chain.cancel();
+            continue;
+        }
+        if value & CONTESTED == 0
+            && word
+                .compare_exchange(
+                    value,
+                    value | CONTESTED,
+                    Ordering::Relaxed,
+                    Ordering::Relaxed,
+                )
+                .is_err()
+        {
+            chain.cancel();
+            continue;
+        }
+        chain.wait(me, Some(owner_thread), TurnstileQueue::Exclusive, name);
+    }
+}
+
+/// Hands the mutex back when threads wait for it, and wakes the most urgent.
+#[doc(alias = "_mtx_unlock_sleep")]
+#[cold]
+#[inline(never)]
+fn unlock_sleep(word: &AtomicUsize, me: ThreadRef) {
+    let value = word.load(Ordering::Relaxed);
+    assert!(
+        value & !CONTESTED == me.as_word(),
+        "unlock of a mutex of another thread"
+    );
+    let mut chain = turnstile::trywait(word_address(word));
+    let more = chain.signal(TurnstileQueue::Exclusive);
+    word.store(if more { CONTESTED } else { UNOWNED }, Ordering::Release);
+    // From here on the memory of the mutex may be gone.
+    chain.unpend(me);
+}
+
+fn word_address(word: &AtomicUsize) -> usize {
+    word as *const AtomicUsize as usize
+}
+
+/// Ownership of a locked `Mutex`; unlocks when dropped.
+pub struct MutexGuard<'a, T: ?Sized, C: LockClass> {
+    mutex: &'a Mutex<T, C>,
+    not_send: PhantomData<*const ()>,
+}
+
+// SAFETY: `&MutexGuard` gives only `&T`.
+unsafe impl<T: ?Sized + Sync, C: LockClass> Sync for MutexGuard<'_, T, C> {}
+
+impl<'a, T: ?Sized, C: LockClass> MutexGuard<'a, T, C> {
+    /// Returns the mutex, to lock it again later.
+    pub fn mutex(guard: &Self) -> &'a Mutex<T, C> {
+        guard.mutex
+    }
+}
+
+impl<T: ?Sized, C: LockClass> Held for MutexGuard<'_, T, C> {
+    type Class = C;
+}
+
+impl<T: ?Sized, C: LockClass> Deref for MutexGuard<'_, T, C> {
+    type Target = T;
+    #[inline]
+    fn deref(&self) -> &T {
+        // SAFETY: this thread owns the lock.
+        unsafe { &*self.mutex.data.get() }
+    }
+}
+
+impl<T: ?Sized, C: LockClass> DerefMut for MutexGuard<'_, T, C> {
+    #[inline]
+    fn deref_mut(&mut self) -> &mut T {
+        // SAFETY: this thread owns the lock, and this is the only guard.
+        unsafe { &mut *self.mutex.data.get() }
+    }
+}
+
+impl<T: ?Sized, C: LockClass> Drop for MutexGuard<'_, T, C> {
+    #[inline]
+    fn drop(&mut self) {
+        self.mutex.unlock();
+    }
+}
+
+/// Turns interrupts off on this CPU until the matching `spinlock_exit`.
+#[inline]
+pub(crate) fn spinlock_enter() {
+    let state = machine::intr_disable();
+    let pcpu = machine::pcpu();
+    let depth = pcpu.spinlock_count.load(Ordering::Relaxed);
+    if depth == 0 {
+        pcpu.spinlock_saved.store(state.to_raw(), Ordering::Relaxed);
+    }
+    pcpu.spinlock_count.store(depth + 1, Ordering::Relaxed);
+}
+
+/// Ends the innermost `spinlock_enter`; switches if that became due meanwhile.
+#[inline]
+pub(crate) fn spinlock_exit() {
+    let pcpu = machine::pcpu();
+    let depth = pcpu.spinlock_count.load(Ordering::Relaxed) - 1;
+    pcpu.spinlock_count.store(depth, Ordering::Relaxed);
+    if depth != 0 {
+        return;
+    }
+    let saved = IntrState::from_raw(pcpu.spinlock_saved.load(Ordering::Relaxed));
+    let owed = pcpu.owepreempt.load(Ordering::Relaxed) != 0;
+    machine::intr_restore(saved);
+    if owed {
+        machine::upcall::critical_exit_owed();
+    }
+}
+
+/// A spin lock without data; interrupts are off while it is held.
+pub(crate) struct RawSpin(AtomicU32);
+
+impl RawSpin {
+    pub(crate) const fn new() -> RawSpin {
+        RawSpin(AtomicU32::new(0))
+    }
+
+    #[inline]
+    pub(crate) fn lock(&self) {
+        spinlock_enter();
+        self.acquire();
+    }
+
+    /// Waits for the lock; interrupts are off already.
+    #[inline]
+    fn acquire(&self) {
+        while self
+            .0
+            .compare_exchange_weak(0, 1, Ordering::Acquire, Ordering::Relaxed)
+            .is_err()
+        {
+            while self.0.load(Ordering::Relaxed) != 0 {
+                machine::cpu_spinwait();
+            }
+        }
+    }
+
+    #[inline]
+    pub(crate) fn try_lock(&self) -> bool {
+        spinlock_enter();
+        let taken = self
+            .0
+            .compare_exchange(0, 1, Ordering::Acquire, Ordering::Relaxed)
+            .is_ok();
+        if !taken {
+            spinlock_exit();
+        }
+        taken
+    }
+
+    #[inline]
+    pub(crate) fn unlock(&self) {
+        self.0.store(0, Ordering::Release);
+        spinlock_exit();
+    }
+
+    /// Lets go of the lock but keeps interrupts off.
+    #[inline]
+    pub(crate) fn unlock_keep_interrupts_off(&self) {
+        self.0.store(0, Ordering::Release);
+    }
+}
+
+/// A lock around `T` that is waited for by spinning; interrupts are off while it is held, so that filters may use it.
+#[doc(alias = "MTX_SPIN")]
+pub struct SpinMutex<T: ?Sized, C: LockClass> {
+    raw: RawSpin,
+    class: PhantomData<fn() -> C>,
+    data: UnsafeCell<T>,
+}
+
+// SAFETY: the data is reached only by the CPU that holds the lock.
+unsafe impl<T: ?Sized + Send, C: LockClass> Sync for SpinMutex<T, C> {}
+// SAFETY: an unlocked mutex is only its data.
+unsafe impl<T: ?Sized + Send, C: LockClass> Send for SpinMutex<T, C> {}
+
+impl<T, C: LockClass> SpinMutex<T, C> {
+    /// Makes an unlocked mutex.
+    pub const fn new(data: T) -> SpinMutex<T, C> {
+        SpinMutex {
+            raw: RawSpin::new(),
+            class: PhantomData,
+            data: UnsafeCell::new(data),
+        }
+    }
+}
+
+impl<T: ?Sized, C: LockClass> SpinMutex<T, C> {
+    /// Turns interrupts off and locks.
+    #[doc(alias = "mtx_lock_spin")]
+    #[track_caller]
+    #[inline]
+    pub fn lock(&self) -> SpinMutexGuard<'_, T, C> {
+        spinlock_enter();
+        witness::check_order_spin::<C>(self.address(), Location::caller());
+        self.raw.acquire();
+        witness::acquired_spin::<C>(self.address(), Location::caller());
+        SpinMutexGuard {
+            mutex: self,
+            not_send: PhantomData,
+        }
+    }
+
+    /// Locks while `held` is held; does not build if this class stands before that of `held`.
+    #[track_caller]
+    #[inline]
+    pub fn lock_under<H: Held>(&self, held: &H) -> SpinMutexGuard<'_, T, C> {
+        const {
+            assert!(
+                H::Class::RANK < C::RANK,
+                "lock order reversal: see sys/kern/lock_order.rs"
+            )
+        };
+        let _ = held;
+        self.lock()
+    }
+
+    /// Turns interrupts off and locks, unless another CPU holds it.
+    #[doc(alias = "mtx_trylock_spin")]
+    #[track_caller]
+    #[inline]
+    pub fn try_lock(&self) -> Option<SpinMutexGuard<'_, T, C>> {
+        if !self.raw.try_lock() {
+            return None;
+        }
+        witness::acquired_spin::<C>(self.address(), Location::caller());
+        Some(SpinMutexGuard {
+            mutex: self,
+            not_send: PhantomData,
+        })
+    }
+
+    /// Returns the data without locking: `&mut` proves that nobody else has the lock.
+    pub fn get_mut(&mut self) -> &mut T {
+        self.data.get_mut()
+    }
+
+    fn address(&self) -> usize {
+        &raw const self.raw as usize
+    }
+}
+
+/// Ownership of a locked `SpinMutex`; unlocks when dropped.
+pub struct SpinMutexGuard<'a, T: ?Sized, C: LockClass> {
+    mutex: &'a SpinMutex<T, C>,
+    not_send: PhantomData<*const ()>,
+}
+
+impl<T: ?Sized, C: LockClass> Held for SpinMutexGuard<'_, T, C> {
+    type Class = C;
+}
+
+impl<T: ?Sized, C: LockClass> Deref for SpinMutexGuard<'_, T, C> {
+    type Target = T;
+    #[inline]
+    fn deref(&self) -> &T {
+        // SAFETY: this CPU holds the lock.
+        unsafe { &*self.mutex.data.get() }
+    }
+}
+
+impl<T: ?Sized, C: LockClass> DerefMut for SpinMutexGuard<'_, T, C> {
+    #[inline]
+    fn deref_mut(&mut self) -> &mut T {
+        // SAFETY: this CPU holds the lock, and this is the only guard.
+        unsafe { &mut *self.mutex.data.get() }
+    }
+}
+
+impl<T: ?Sized, C: LockClass> Drop for SpinMutexGuard<'_, T, C> {
+    #[inline]
+    fn drop(&mut self) {
+        witness::released_spin(self.mutex.address());
+        self.mutex.raw.unlock();
+    }
+}

@@ -1,1 +1,555 @@
-//! Callouts on a per-CPU wheel.
+//! Callouts: functions that run at a later time, on a wheel per CPU.
+//!
+//! FreeBSD: sys/kern/kern_timeout.c, sys/sys/callout.h
+//! Differs from FreeBSD: the wheel is hierarchical (six levels of 64 buckets, 1/1024 s at the finest), so that the next
+//! event is found from six bit maps and the event timer is set for it alone; there is no clock tick. A callout
+//! that is set back, as TCP does with each segment, is not moved: its bucket sends it on when its time comes.
+//! What runs is an object (`CalloutTarget`) that the wheel keeps alive, not a function with an untyped argument.
+
+use alloc::boxed::Box;
+use alloc::sync::Arc;
+use core::cell::{Cell, UnsafeCell};
+
+use intrusive_collections::{LinkedList, LinkedListLink, UnsafeRef, intrusive_adapter};
+
+use super::kern_intr::SoftInterrupt;
+use super::kern_mutex::RawSpin;
+use super::kern_synch::{WChan, wakeup};
+use super::kern_thread::Pri;
+use super::subr_sleepqueue as sleepq;
+use crate::machine::atomic::{AtomicI64, AtomicPtr, AtomicU32, AtomicU64, Ordering};
+use crate::machine::{self, CachePadded, Ipi, MAXCPU, PerCpu};
+use crate::machine_local;
+use crate::time::Sbintime;
+
+/// Something that a callout runs.
+pub trait CalloutTarget: Send + Sync + 'static {
+    /// Called on the thread "clock (N)" when the time has come. May take blocking locks, but should not sleep.
+    fn callout(self: Arc<Self>, now: Sbintime);
+}
+
+/// A timer. While it is armed the wheel holds a reference to its target; stopping and firing let it go.
+#[doc(alias = "callout")]
+pub struct Callout {
+    node: Box<CalloutNode>,
+}
+
+impl Callout {
+    /// Makes a timer that is not armed.
+    #[doc(alias = "callout_init")]
+    pub fn new() -> Callout {
+        Callout {
+            node: Box::new(CalloutNode::new(None)),
+        }
+    }
+
+    /// Arms it to run `target` after `after`; tells whether it was armed already, and now is only for the new time.
+    #[doc(alias = "callout_reset_sbt")]
+    pub fn reset<T: CalloutTarget>(&self, after: Sbintime, target: &Arc<T>) -> bool {
+        self.arm(after, None, target)
+    }
+
+    /// Arms it to run on `cpu`.
+    #[doc(alias = "callout_reset_on")]
+    pub fn reset_on<T: CalloutTarget>(&self, after: Sbintime, cpu: usize, target: &Arc<T>) -> bool {
+        self.arm(after, Some(cpu), target)
+    }
+
+    fn arm<T: CalloutTarget>(&self, after: Sbintime, cpu: Option<usize>, target: &Arc<T>) -> bool {
+        let deadline = machine::sbinuptime().saturating_add(after);
+        let address = Arc::as_ptr(target).cast::<()>();
+        let (was_pending, old) = self.node.reset(deadline, cpu, |armed| {
+            let same = armed
+                .as_ref()
+                .is_some_and(|old| Arc::as_ptr(old).cast::<()>() == address);
+            if same {
+                None
+            } else {
+                armed.replace(Arc::clone(target) as Arc<dyn CalloutTarget>)
+            }
+        });
+        drop(old);
+        was_pending
+    }
+
+    /// Disarms it; tells whether it was armed. Its target may be running at this moment.
+    #[doc(alias = "callout_stop")]
+    pub fn stop(&self) -> bool {
+        self.node.stop()
+    }
+
+    /// Disarms it and waits until its target does not run; tells whether it was armed.
+    ///
+    /// The caller holds no lock that the target takes, and is not the target.
+    #[doc(alias = "callout_drain")]
+    pub fn drain(&self) -> bool {
+        let was_pending = self.node.stop();
+        self.node.wait_while_running();
+        was_pending
+    }
+
+    /// Tells whether it is armed.
+    #[doc(alias = "callout_pending")]
+    pub fn pending(&self) -> bool {
+        self.node.is_pending()
+    }
+
+    /// Returns when it will fire, while it is armed.
+    pub fn deadline(&self) -> Option<Sbintime> {
+        self.pending().then(|| self.node.deadline())
+    }
+}
+
+impl Default for Callout {
+    fn default() -> Callout {
+        Callout::new()
+    }
+}
+
+impl Drop for Callout {
+    fn drop(&mut self) {
+        self.node.stop();
+    }
+}
+
+/// Runs in the timer interrupt.
+type Direct = fn(usize, Sbintime);
+
+/// A place on a wheel. Stays where it is in memory while it is pending.
+pub(crate) struct CalloutNode {
+    link: LinkedListLink,
+    /// When it is due. Written under the lock of the wheel.
+    time: AtomicI64,
+    /// CPU whose wheel it is on, or was on last; changes only with that wheel locked.
+    cpu: AtomicU32,
+    /// Bucket, `EXPIRED` or `NOWHERE`. Written under the lock of the wheel.
+    place: AtomicU32,
+    direct: Option<Direct>,
+    /// Under the lock of the wheel, as is `target`.
+    arg: Cell<usize>,
+    target: UnsafeCell<Option<Arc<dyn CalloutTarget>>>,
+}
+
+// SAFETY: the cells stand under the lock of the wheel that `cpu` names.
+unsafe impl Sync for CalloutNode {}
+// SAFETY: as above; a node that moves in memory is on no wheel.
+unsafe impl Send for CalloutNode {}
+
+intrusive_adapter!(WheelAdapter = UnsafeRef<CalloutNode>: CalloutNode { link => LinkedListLink });
+
+const NOWHERE: u32 = u32::MAX;
+const EXPIRED: u32 = u32::MAX - 1;
+
+const LEVELS: usize = 6;
+const SLOTS: usize = 64;
+const SLOT_BITS: u32 = 6;
+/// log2 of the width of the finest bucket, as a part of `Sbintime`: 1/1024 s.
+const TICK_SHIFT: u32 = 32 - 10;
+
+struct Buckets {
+    slots: [[LinkedList<WheelAdapter>; SLOTS]; LEVELS],
+    /// Bit `n` is set while slot `n` of the level is not empty.
+    occupied: [u64; LEVELS],
+    /// Tick up to which everything has been taken off.
+    elapsed: u64,
+    /// For "clock (N)" to run.
+    expired: LinkedList<WheelAdapter>,
+}
+
+/// The callouts of one CPU.
+struct Wheel {
+    lock: RawSpin,
+    buckets: UnsafeCell<Buckets>,
+    /// What the CPU's event timer is set to, or will be after the interrupt it was sent.
+    next_event: AtomicI64,
+    /// The callout whose target is running, or null.
+    running: AtomicPtr<CalloutNode>,
+    /// Threads that wait for `running` to end.
+    draining: AtomicU32,
+    /// Callouts that have run.
+    fired: AtomicU64,
+    softclock: SoftInterrupt,
+}
+
+// SAFETY: the buckets are used only with the lock held.
+unsafe impl Sync for Wheel {}
+// SAFETY: as above.
+unsafe impl Send for Wheel {}
+
+machine_local! {
+    static WHEEL: PerCpu<Wheel> = PerCpu::from_slots([const { CachePadded(Wheel::new()) }; MAXCPU]);
+}
+
+impl CalloutNode {
+    const fn new(direct: Option<Direct>) -> CalloutNode {
+        CalloutNode {
+            link: LinkedListLink::new(),
+            time: AtomicI64::new(i64::MAX),
+            cpu: AtomicU32::new(0),
+            place: AtomicU32::new(NOWHERE),
+            direct,
+            arg: Cell::new(0),
+            target: UnsafeCell::new(None),
+        }
+    }
+
+    /// Makes a timer whose function runs in the timer interrupt and must not block. It must never move or be dropped.
+    #[doc(alias = "C_DIRECT_EXEC")]
+    pub(crate) const fn new_direct(direct: Direct) -> CalloutNode {
+        CalloutNode::new(Some(direct))
+    }
+
+    pub(crate) fn deadline(&self) -> Sbintime {
+        Sbintime(self.time.load(Ordering::Relaxed))
+    }
+
+    fn is_pending(&self) -> bool {
+        self.place.load(Ordering::Relaxed) != NOWHERE
+    }
+
+    /// Arms a direct timer on this CPU.
+    pub(crate) fn reset_here(&'static self, deadline: Sbintime, arg: usize) {
+        let wheel = self.lock();
+        self.arg.set(arg);
+        self.set(wheel, deadline, None);
+    }
+
+    fn reset(
+        &self,
+        deadline: Sbintime,
+        cpu: Option<usize>,
+        update: impl FnOnce(&mut Option<Arc<dyn CalloutTarget>>) -> Option<Arc<dyn CalloutTarget>>,
+    ) -> (bool, Option<Arc<dyn CalloutTarget>>) {
+        let wheel = self.lock();
+        // SAFETY: the wheel is locked.
+        let old = update(unsafe { &mut *self.target.get() });
+        let was_pending = self.is_pending();
+        self.set(wheel, deadline, cpu);
+        (was_pending, old)
+    }
+
+    /// Locks the wheel that the callout belongs to.
+    #[doc(alias = "callout_lock")]
+    fn lock(&self) -> &'static Wheel {
+        loop {
+            let cpu = self.cpu.load(Ordering::Acquire);
+            let wheel = WHEEL.get().get(cpu as usize);
+            wheel.lock.lock();
+            if self.cpu.load(Ordering::Relaxed) == cpu {
+                return wheel;
+            }
+            wheel.lock.unlock();
+        }
+    }
+
+    /// Puts the callout on a wheel for `deadline`, and unlocks `wheel`, where it is now.
+    fn set(&self, wheel: &'static Wheel, deadline: Sbintime, cpu: Option<usize>) {
+        let here = machine::curcpu();
+        let old_cpu = self.cpu.load(Ordering::Relaxed) as usize;
+        let place = self.place.load(Ordering::Relaxed);
+        let on_wheel = place != NOWHERE && place != EXPIRED;
+        let set_back = deadline.0 >= self.time.load(Ordering::Relaxed);
+        if on_wheel && set_back && cpu.is_none_or(|cpu| cpu == old_cpu) {
+            self.time.store(deadline.0, Ordering::Relaxed);
+            wheel.lock.unlock();
+            return;
+        }
+        // SAFETY: the wheel is locked.
+        unsafe { wheel.buckets() }.remove(self);
+        self.time.store(deadline.0, Ordering::Relaxed);
+        let new_cpu = cpu.unwrap_or(here);
+        if new_cpu == old_cpu {
+            wheel.insert(self, new_cpu, here);
+            wheel.lock.unlock();
+            return;
+        }
+        // To move, both wheels are locked, so that nobody finds the callout between them. Lower numbers first.
+        let new = WHEEL.get().get(new_cpu);
+        if new_cpu > old_cpu {
+            new.lock.lock();
+        } else if !new.lock.try_lock() {
+            // Nobody else arms it meanwhile: it is on no wheel, and belongs to the caller.
+            self.cpu.store(new_cpu as u32, Ordering::Release);
+            wheel.lock.unlock();
+            new.lock.lock();
+            if self.cpu.load(Ordering::Relaxed) as usize == new_cpu && !self.is_pending() {
+                new.insert(self, new_cpu, here);
+            }
+            new.lock.unlock();
+            return;
+        }
+        self.cpu.store(new_cpu as u32, Ordering::Release);
+        new.insert(self, new_cpu, here);
+        new.lock.unlock();
+        wheel.lock.unlock();
+    }
+
+    /// Takes the callout off its wheel; tells whether it was on one.
+    pub(crate) fn stop(&self) -> bool {
+        if !self.is_pending() && self.direct.is_none() {
+            return false;
+        }
+        let wheel = self.lock();
+        // SAFETY: the wheel is locked.
+        let was_pending = unsafe { wheel.buckets() }.remove(self);
+        self.time.store(i64::MAX, Ordering::Relaxed);
+        // SAFETY: the wheel is locked.
+        let target = unsafe { (*self.target.get()).take() };
+        wheel.lock.unlock();
+        drop(target);
+        was_pending
+    }
+
+    fn wait_while_running(&self) {
+        let me = (&raw const *self).cast_mut();
+        for wheel in WHEEL.get().iter() {
+            let runs = || wheel.running.load(Ordering::SeqCst) == me;
+            wheel.draining.fetch_add(1, Ordering::SeqCst);
+            while runs() {
+                sleepq::wait_unless(WChan::of(&wheel.running), "codrain", None, || !runs());
+            }
+            wheel.draining.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
+
+fn tick_of(time: Sbintime) -> u64 {
+    (time.0.max(0) as u64) >> TICK_SHIFT
+}
+
+impl Buckets {
+    /// Puts `node` in the bucket of its time.
+    fn insert(&mut self, node: &CalloutNode) {
+        let reach = (1u64 << (LEVELS as u32 * SLOT_BITS)) - 1;
+        let tick = tick_of(node.deadline()).clamp(self.elapsed, self.elapsed | reach);
+        // The level is given by the highest bit in which the time differs from now.
+        let differs = (self.elapsed ^ tick) | (SLOTS as u64 - 1);
+        let level = ((63 - differs.leading_zeros()) / SLOT_BITS) as usize;
+        let slot = (tick >> (level as u32 * SLOT_BITS)) as usize % SLOTS;
+        node.place
+            .store((level * SLOTS + slot) as u32, Ordering::Relaxed);
+        self.occupied[level] |= 1 << slot;
+        // SAFETY: the node stays where it is until it is removed: `Callout` keeps it in a box and removes it when dropped,
+        // and direct nodes never move.
+        self.slots[level][slot].push_back(unsafe { UnsafeRef::from_raw(node) });
+    }
+
+    /// Takes `node` off; tells whether it was on.
+    fn remove(&mut self, node: &CalloutNode) -> bool {
+        let place = node.place.load(Ordering::Relaxed);
+        if place == NOWHERE {
+            return false;
+        }
+        let list = if place == EXPIRED {
+            &mut self.expired
+        } else {
+            &mut self.slots[place as usize / SLOTS][place as usize % SLOTS]
+        };
+        // SAFETY: `place` says which list it is on.
+        unsafe { list.cursor_mut_from_ptr(node).remove() };
+        if place != EXPIRED && list.is_empty() {
+            self.occupied[place as usize / SLOTS] &= !(1 << (place as usize % SLOTS));
+        }
+        node.place.store(NOWHERE, Ordering::Relaxed);
+        true
+    }
+
+    /// Returns level, slot and first tick of the bucket that comes next.
+    fn next(&self) -> Option<(usize, usize, u64)> {
+        // A bucket of a lower level lies before all of the higher ones.
+        let level = self.occupied.iter().position(|&occupied| occupied != 0)?;
+        let slot = self.occupied[level].trailing_zeros() as usize;
+        let shift = level as u32 * SLOT_BITS;
+        let above = self.elapsed >> (shift + SLOT_BITS) << (shift + SLOT_BITS);
+        Some((level, slot, above + ((slot as u64) << shift)))
+    }
+
+    /// Takes off the next callout that is due at `now`.
+    fn pop_due(&mut self, now: Sbintime) -> Option<UnsafeRef<CalloutNode>> {
+        let now_tick = tick_of(now);
+        while let Some((level, slot, start)) = self.next() {
+            if start > now_tick {
+                break;
+            }
+            self.elapsed = self.elapsed.max(start);
+            if level == 0 {
+                let list = &mut self.slots[0][slot];
+                let due = list
+                    .iter()
+                    .find(|node| node.deadline() <= now || tick_of(node.deadline()) > start);
+                let Some(due) = due.map(|node| &raw const *node) else {
+                    // The rest of this tick's are due a little later.
+                    return None;
+                };
+                // SAFETY: it is on this list.
+                let node = unsafe { list.cursor_mut_from_ptr(due) }
+                    .remove()
+                    .expect("found on the list");
+                if list.is_empty() {
+                    self.occupied[0] &= !(1 << slot);
+                }
+                node.place.store(NOWHERE, Ordering::Relaxed);
+                if node.deadline() <= now {
+                    return Some(node);
+                }
+                // It was set back.
+                self.insert(&node);
+            } else {
+                let mut list = self.slots[level][slot].take();
+                self.occupied[level] &= !(1 << slot);
+                while let Some(node) = list.pop_front() {
+                    self.insert(&node);
+                }
+            }
+        }
+        self.elapsed = self.elapsed.max(now_tick);
+        None
+    }
+
+    /// Returns when the event timer must fire next.
+    fn next_event(&self) -> Sbintime {
+        let Some((level, slot, start)) = self.next() else {
+            return Sbintime::MAX;
+        };
+        let start = Sbintime((start << TICK_SHIFT) as i64);
+        if level != 0 {
+            return start;
+        }
+        // One that was set back is sent on at the end of its bucket's tick.
+        let end = Sbintime(start.0 + (1 << TICK_SHIFT));
+        let first = self.slots[0][slot]
+            .iter()
+            .map(|node| node.deadline().min(end))
+            .min();
+        first.unwrap_or(start).max(start)
+    }
+}
+
+impl Wheel {
+    const fn new() -> Wheel {
+        Wheel {
+            lock: RawSpin::new(),
+            buckets: UnsafeCell::new(Buckets {
+                slots: [const { [const { LinkedList::new(WheelAdapter::NEW) }; SLOTS] }; LEVELS],
+                occupied: [0; LEVELS],
+                elapsed: 0,
+                expired: LinkedList::new(WheelAdapter::NEW),
+            }),
+            next_event: AtomicI64::new(i64::MAX),
+            running: AtomicPtr::new(core::ptr::null_mut()),
+            draining: AtomicU32::new(0),
+            fired: AtomicU64::new(0),
+            softclock: SoftInterrupt::new(),
+        }
+    }
+
+    /// # Safety
+    /// The lock is held, and the reference is the only one.
+    #[expect(clippy::mut_from_ref, reason = "the cell stands under the lock")]
+    unsafe fn buckets(&self) -> &mut Buckets {
+        // SAFETY: promised by the caller.
+        unsafe { &mut *self.buckets.get() }
+    }
+
+    /// Puts `node` on this wheel, which is that of `cpu`, and sees that its event timer fires in time. The lock is held.
+    fn insert(&self, node: &CalloutNode, cpu: usize, here: usize) {
+        // SAFETY: the wheel is locked.
+        unsafe { self.buckets() }.insert(node);
+        let deadline = node.deadline();
+        if deadline.0 < self.next_event.load(Ordering::Relaxed) {
+            self.next_event.store(deadline.0, Ordering::Relaxed);
+            if cpu == here {
+                machine::set_event_timer(deadline);
+            } else {
+                machine::ipi_send(cpu, Ipi::Preempt);
+            }
+        }
+    }
+}
+
+/// Runs what is due on this CPU and sets its event timer. Called from the timer interrupt.
+pub(crate) fn callout_process(now: Sbintime) {
+    let wheel = WHEEL.get().get(machine::curcpu());
+    let mut soft = false;
+    wheel.lock.lock();
+    // SAFETY: the wheel is locked.
+    while let Some(node) = unsafe { wheel.buckets() }.pop_due(now) {
+        if let Some(direct) = node.direct {
+            let arg = node.arg.get();
+            wheel.lock.unlock();
+            direct(arg, now);
+            wheel.lock.lock();
+        } else {
+            node.place.store(EXPIRED, Ordering::Relaxed);
+            // SAFETY: the wheel is locked.
+            unsafe { wheel.buckets() }.expired.push_back(node);
+            soft = true;
+        }
+    }
+    // SAFETY: the wheel is locked.
+    let next = unsafe { wheel.buckets() }.next_event();
+    wheel.next_event.store(next.0, Ordering::Relaxed);
+    machine::set_event_timer(next);
+    wheel.lock.unlock();
+    if soft {
+        wheel.softclock.schedule();
+    }
+}
+
+/// Sets the event timer if another CPU has put something earlier on our wheel. Called from the interrupt it sends then.
+pub(crate) fn timer_check() {
+    let wheel = WHEEL.get().get(machine::curcpu());
+    wheel.lock.lock();
+    machine::set_event_timer(Sbintime(wheel.next_event.load(Ordering::Relaxed)));
+    wheel.lock.unlock();
+}
+
+/// Runs the targets of the callouts that have expired on this CPU, one after the other.
+fn softclock(wheel: &'static Wheel) {
+    loop {
+        wheel.lock.lock();
+        // SAFETY: the wheel is locked.
+        let Some(node) = unsafe { wheel.buckets() }.expired.pop_front() else {
+            wheel.lock.unlock();
+            return;
+        };
+        node.place.store(NOWHERE, Ordering::Relaxed);
+        // SAFETY: the wheel is locked.
+        let target = unsafe { (*node.target.get()).take() };
+        let address = (&raw const *node).cast_mut();
+        wheel.running.store(address, Ordering::Relaxed);
+        wheel.lock.unlock();
+        // From here on the node may be gone.
+        if let Some(target) = target {
+            wheel
+                .fired
+                .store(wheel.fired.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+            target.callout(machine::sbinuptime());
+        }
+        wheel.running.store(core::ptr::null_mut(), Ordering::SeqCst);
+        if wheel.draining.load(Ordering::SeqCst) != 0 {
+            wakeup(WChan::of(&wheel.running));
+        }
+    }
+}
+
+/// Starts the threads that run callouts.
+pub(crate) fn start_softclock() {
+    for cpu in 0..machine::ncpus() {
+        let wheel = WHEEL.get().get(cpu);
+        let name = alloc::format!("clock ({cpu})");
+        wheel
+            .softclock
+            .start(&name, Pri::PI_SOFTCLOCK, Some(cpu), move || {
+                softclock(wheel)
+            });
+    }
+}
+
+/// Returns how many callouts each CPU has run.
+pub fn callouts_fired() -> impl Iterator<Item = u64> {
+    WHEEL
+        .get()
+        .iter()
+        .map(|wheel| wheel.fired.load(Ordering::Relaxed))
+}

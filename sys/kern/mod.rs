@@ -1,25 +1,36 @@
 //! Locks, threads, time, mbuf and socket algorithms.
 
+#[expect(unsafe_code, reason = "an interrupt handler is handed the address of its event")]
 pub mod kern_intr;
 pub mod kern_ipc;
 #[allow(unsafe_code, reason = "makes mbufs from zone memory")]
 pub mod kern_mbuf;
+#[expect(unsafe_code, reason = "a lock lends out what is in it")]
 pub mod kern_mutex;
+#[expect(unsafe_code, reason = "a lock lends out what is in it")]
 pub mod kern_rwlock;
+#[expect(unsafe_code, reason = "a lock lends out what is in it")]
 pub mod kern_sx;
 pub mod kern_synch;
 pub mod kern_sysctl;
+#[allow(unsafe_code, reason = "threads are shared by the scheduler and everything that waits")]
 pub mod kern_thread;
+#[expect(unsafe_code, reason = "callouts are linked into the wheel where they are")]
 pub mod kern_timeout;
 pub mod lock_order;
+#[expect(unsafe_code, reason = "switches stacks; run queues link threads")]
 pub mod sched;
-pub mod socklocks;
+#[expect(unsafe_code, reason = "frees what readers have left")]
 pub mod subr_epoch;
 pub mod subr_prf;
+#[expect(unsafe_code, reason = "chains link threads")]
 pub mod subr_sleepqueue;
+#[expect(unsafe_code, reason = "another CPU is handed a function's address")]
 pub mod subr_smp;
 pub mod subr_taskqueue;
+#[expect(unsafe_code, reason = "turnstiles link threads")]
 pub mod subr_turnstile;
+#[cfg_attr(debug_assertions, expect(unsafe_code, reason = "a thread's own list of locks"))]
 pub mod subr_witness;
 pub mod uipc_domain;
 #[allow(unsafe_code, reason = "walks and links mbufs by raw pointer")]
@@ -27,3 +38,11 @@ pub mod uipc_mbuf;
 pub mod uipc_sockbuf;
 pub mod uipc_socket;
 pub mod uipc_syscalls;
+
+/// Starts the services on the boot CPU: its idle thread, the threads of callouts and epochs. `kern_thread::init0` has been
+/// called, memory and interrupts work.
+pub fn start_bsp() {
+    sched::start_bsp();
+    kern_timeout::start_softclock();
+    subr_epoch::start();
+}

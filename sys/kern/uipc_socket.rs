@@ -9,9 +9,9 @@ use alloc::vec::Vec;
 
 use crate::errno::Errno;
 use crate::kern::kern_ipc as ipc;
-use crate::kern::socklocks::kern_mutex::MutexGuard;
-use crate::kern::socklocks::kern_synch::{PSOCK, SleepError, WChan, wakeup};
-use crate::kern::socklocks::lock_order::LockClass;
+use crate::kern::kern_mutex::MutexGuard;
+use crate::kern::kern_synch::{PSOCK, SleepError, WChan, wakeup};
+use crate::kern::lock_order::LockClass;
 use crate::kern::uipc_domain::HasDomains;
 use crate::kern::uipc_sockbuf::SbLimits;
 use crate::machine::atomic::Ordering;
@@ -211,7 +211,7 @@ impl Socket {
             return Some(());
         }
         listen.sol_overcount += 1;
-        let now = crate::kern::socklocks::sbinuptime();
+        let now = crate::machine::sbinuptime();
         let due = listen
             .sol_lastover
             .is_none_or(|last| now - last >= Sbintime::from_s(ipc::OVERFLOW_INTERVAL_S));
@@ -471,10 +471,10 @@ pub fn soclose(so: &Arc<Socket>) {
 
 /// Waits until the connection has ended, at most `seconds`.
 fn linger(so: &Arc<Socket>, seconds: u32) {
-    let deadline = crate::kern::socklocks::sbinuptime() + Sbintime::from_s(i64::from(seconds));
+    let deadline = crate::machine::sbinuptime() + Sbintime::from_s(i64::from(seconds));
     let mut listen = so.listen.lock();
     while so.state_has(SoState::ISCONNECTED) {
-        let left = deadline - crate::kern::socklocks::sbinuptime();
+        let left = deadline - crate::machine::sbinuptime();
         if left <= Sbintime::ZERO {
             return;
         }

@@ -9,8 +9,8 @@ use alloc::vec::Vec;
 use core::net::Ipv4Addr;
 
 use crate::errno::Errno;
-use crate::kern::socklocks::kern_mutex::{Mutex, MutexGuard};
-use crate::kern::socklocks::kern_synch::{PSOCK, SleepError, WChan};
+use crate::kern::kern_mutex::{Mutex, MutexGuard};
+use crate::kern::kern_synch::{PSOCK, SleepError, WChan};
 use crate::kern::uipc_domain::HasDomains;
 pub use crate::kern::uipc_socket::{Direction, Received};
 use crate::kern::uipc_socket::{soclose, socreate};
@@ -224,7 +224,7 @@ impl<'a> PollFd<'a> {
 /// Waits until something asked for is so, or the time is over; returns for how many sockets it is.
 pub fn poll(fds: &mut [PollFd<'_>], timeout: Option<Sbintime>) -> Result<usize, Errno> {
     let deadline =
-        timeout.map(|timeout| crate::kern::socklocks::sbinuptime().saturating_add(timeout));
+        timeout.map(|timeout| crate::machine::sbinuptime().saturating_add(timeout));
     let waiter = Arc::new(PollWaiter {
         fired: Mutex::new(false),
     });
@@ -259,7 +259,7 @@ pub fn poll(fds: &mut [PollFd<'_>], timeout: Option<Sbintime>) -> Result<usize, 
 fn wait(waiter: &PollWaiter, deadline: Option<Sbintime>) -> Result<(), Errno> {
     let mut fired = waiter.fired.lock();
     while !*fired {
-        let left = deadline.map(|deadline| deadline - crate::kern::socklocks::sbinuptime());
+        let left = deadline.map(|deadline| deadline - crate::machine::sbinuptime());
         if left.is_some_and(|left| left <= Sbintime::ZERO) {
             return Err(Errno::EWOULDBLOCK);
         }

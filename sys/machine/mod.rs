@@ -1,5 +1,39 @@
 //! The contract with the machine; exactly one backend is compiled.
+//!
+//! `amd64` is the bare machine, `hosted` the host. The scheduler, the run queues, sleep queues, turnstiles, the callout
+//! wheel and epochs are the kernel's own and the same on both; a backend supplies what stands in the list of
+//! re-exports below, with the signatures that `hosted` shows:
+//!
+//! - `curcpu() -> usize`, `ncpus() -> usize`, `pcpu() -> &'static Pcpu` (only meaningful while the thread cannot
+//!   migrate), `pcpu_find(cpu) -> &'static Pcpu`, `curthread_raw() -> *mut ()` (one load: safe against migration).
+//! - `critical_enter()`, `critical_exit()`: increment and decrement `critnest` of this CPU in one instruction;
+//!   `critical_exit` calls `upcall::critical_exit_owed()` if `owepreempt` is set afterwards.
+//! - `intr_disable() -> IntrState`, `intr_restore(IntrState)`, `intr_enabled() -> bool`; `IntrState` is `Copy` and turns to
+//!   and from `usize` (`to_raw`, `from_raw`).
+//! - `cpu_spinwait()`, `sbinuptime()`, `random_u64()`, `counter_u64_add(base, n)`: adds to this CPU's slot, which is
+//!   `base + curcpu() * PCPU_STRIDE`, in a way that neither interrupts nor migration can split.
+//! - `ipi_send(cpu, Ipi)`: the target's handler calls `upcall::ipi_interrupt(ipi)`.
+//! - `set_event_timer(deadline)`: this CPU's one-shot (`Sbintime::MAX`: none); a deadline in the past fires at once.
+//!   Its handler calls `upcall::timer_interrupt()`.
+//! - `cpu_idle()`: entered with interrupts disabled and nothing to run; enables them and halts in one step, returns with
+//!   interrupts enabled after one was handled.
+//! - `Pcb`: `const fn new()`, `unsafe fn prepare(&self, stack: &KStack, entry: extern "C" fn(usize) -> !, arg: usize)`;
+//!   `unsafe fn cpu_switch(old: &Pcb, new: &Pcb)`: saves the registers of the caller in `old` and continues `new`;
+//!   always called with interrupts disabled, returns so. `KStack::alloc(size) -> Option<KStack>`, with a guard page.
+//! - `console_write(&[u8])`, `poweroff(code: u8) -> !`, `reboot() -> !`.
+//! - `phys_avail() -> &'static [PhysRange]`, `phys_to_virt(pa: u64) -> *mut u8`, `virt_to_phys(*const u8) -> u64`,
+//!   `pmap_mapdev(pa, len) -> NonNull<u8>`.
+//! - `intr_alloc(IrqSource, cpu, handler: fn(usize), arg) -> Result<Vector, Errno>`, `intr_free(Vector)`: the handler runs with
+//!   interrupts disabled; end of interrupt is the machine's, after it.
+//!
+//! Every interrupt handler of a backend runs between `critnest += 1` and `critnest -= 1`, and on its way out, with
+//! `critnest == 0` and `owepreempt` set, calls `upcall::preempt()` on the interrupted thread's stack.
+//!
+//! Order of start: each CPU sets up its `Pcpu`; the boot CPU calls `kern::kern_thread::init0()` (after that there is a
+//! current thread, locks work), sets up memory and interrupts, then `kern::start_bsp()` (idle, clock and epoch
+//! threads). Each other CPU calls `kern::sched::idle_ap()`, which never returns.
 
+mod local;
 pub mod atomic;
 #[allow(
     unsafe_code,
@@ -11,8 +45,147 @@ pub mod bus_space;
 pub mod in_cksum;
 #[allow(unsafe_code, reason = "port input and output")]
 pub mod pci_cfg;
+mod pcpu;
+pub mod upcall;
 
 #[cfg(target_os = "none")]
+#[allow(unsafe_code, reason = "the machine itself")]
 pub mod amd64;
+#[cfg(target_os = "none")]
+use amd64 as backend;
+
 #[cfg(not(target_os = "none"))]
+#[expect(unsafe_code, reason = "switches stacks, maps memory, keeps one value of a static per machine")]
 pub mod hosted;
+#[cfg(not(target_os = "none"))]
+use hosted as backend;
+
+pub use crate::param::MAXCPU;
+pub use backend::{
+    IntrState, KStack, Pcb, console_write, counter_u64_add, cpu_idle, cpu_spinwait, cpu_switch, critical_enter,
+    critical_exit, curcpu, curthread_raw, intr_alloc, intr_disable, intr_enabled, intr_free, intr_restore, ipi_send,
+    ncpus, pcpu, pcpu_find, phys_avail, phys_to_virt, pmap_mapdev, poweroff, random_u64, reboot, sbinuptime,
+    set_event_timer, virt_to_phys,
+};
+pub use local::MachineLocal;
+pub(crate) use local::{interleave, leak, teardown_started, unwind_thread};
+pub use local::call_thread_body;
+pub use pcpu::{CachePadded, Critical, Pcpu, PerCpu};
+pub use upcall::{ThreadRef, curthread, smp_rendezvous, stop_other_cpus};
+
+use crate::time::Ticks;
+
+/// The state to restore in order to have interrupts enabled.
+pub(crate) const INTR_ENABLED: IntrState = IntrState::from_raw(1);
+
+/// Milliseconds since boot.
+pub fn ticks() -> Ticks {
+    sbinuptime().ticks()
+}
+
+/// Makes `cpu` look at its run queue.
+pub fn ipi_preempt(cpu: usize) {
+    ipi_send(cpu, Ipi::Preempt);
+}
+
+/// Why one CPU interrupts another.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Ipi {
+    /// Look at the run queue.
+    Preempt,
+    /// Run the function of `smp_rendezvous`.
+    Rendezvous,
+    /// Halt for good: the kernel has panicked.
+    Stop,
+}
+
+/// A range of physical memory, `end` excluded.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct PhysRange {
+    /// First byte.
+    pub start: u64,
+    /// One past the last byte.
+    pub end: u64,
+}
+
+/// Where an interrupt comes from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum IrqSource {
+    /// A pin of an I/O APIC.
+    IoApic {
+        /// Global system interrupt.
+        gsi: u32,
+        /// Level triggered rather than edge.
+        level: bool,
+        /// Active low rather than high.
+        active_low: bool,
+    },
+    /// A message; the driver programs the address and data found in the `Vector`.
+    Msi,
+}
+
+/// An interrupt vector that a source was given.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Vector {
+    /// Number on its CPU.
+    pub vector: u8,
+    /// Index of the CPU it is delivered to.
+    pub cpu: usize,
+    /// `N` of `irqN`: the pin, or for messages a number after the last pin.
+    pub irq: u32,
+    /// Address that the device writes to (messages only).
+    pub msi_addr: u64,
+    /// Data that the device writes (messages only).
+    pub msi_data: u32,
+}
+
+/// A set of CPUs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct CpuSet(pub u32);
+
+impl CpuSet {
+    /// No CPU.
+    pub const EMPTY: CpuSet = CpuSet(0);
+
+    /// All CPUs that run.
+    pub fn all() -> CpuSet {
+        CpuSet((1u32 << ncpus()) - 1)
+    }
+
+    /// Only `cpu`.
+    pub const fn single(cpu: usize) -> CpuSet {
+        CpuSet(1 << cpu)
+    }
+
+    /// All that run but this one.
+    pub fn others() -> CpuSet {
+        CpuSet::all().without(curcpu())
+    }
+
+    /// The set and `cpu`.
+    #[must_use]
+    pub const fn with(self, cpu: usize) -> CpuSet {
+        CpuSet(self.0 | 1 << cpu)
+    }
+
+    /// The set without `cpu`.
+    #[must_use]
+    pub const fn without(self, cpu: usize) -> CpuSet {
+        CpuSet(self.0 & !(1 << cpu))
+    }
+
+    /// Tells whether `cpu` is in it.
+    pub const fn contains(self, cpu: usize) -> bool {
+        self.0 & (1 << cpu) != 0
+    }
+
+    /// Returns how many are in it.
+    pub const fn count(self) -> usize {
+        self.0.count_ones() as usize
+    }
+
+    /// Returns the numbers of those in it.
+    pub fn iter(self) -> impl Iterator<Item = usize> {
+        (0..MAXCPU).filter(move |&cpu| self.contains(cpu))
+    }
+}

@@ -216,14 +216,14 @@ impl Rib {
     pub fn new() -> Rib {
         Rib {
             tree: Mutex::new(RadixTree::new()),
-            fib: EpochCell::new(Box::new(Fib::empty())),
+            fib: EpochCell::new(Fib::empty()),
             generation: AtomicU32::new(1),
         }
     }
 
     /// The next hop towards `dst`: longest prefix, no lock.
     #[inline]
-    pub fn fib4_lookup<'e>(&self, dst: Ipv4Addr, epoch: &'e NetEpoch) -> Option<&'e Arc<Nexthop>> {
+    pub fn fib4_lookup<'e>(&'e self, dst: Ipv4Addr, epoch: &'e NetEpoch) -> Option<&'e Arc<Nexthop>> {
         self.fib.load(epoch).lookup(dst.to_bits())
     }
 

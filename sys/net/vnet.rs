@@ -59,7 +59,6 @@ impl Vnet {
     }
 
     /// Attaches a new interface: gives it an index, links it into the list and announces it.
-    #[doc(alias = "if_attach")]
     #[doc(alias = "ether_ifattach")]
     pub fn if_attach(self: &Arc<Self>, _init: IfnetInit, _driver: Arc<dyn IfDriver>) -> Arc<Ifnet> {
         todo!()

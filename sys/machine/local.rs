@@ -1,0 +1,102 @@
+//! Values of which each machine has one.
+//!
+//! On bare metal there is one machine, and the value is a plain static. On the host many machines live in one process, and the
+//! static only names a value of the current one, which is made when it is first asked for.
+
+use core::ops::Deref;
+
+/// Declares values of which each machine has one: `machine_local! { static FOO: Foo = Foo::new(); }`.
+///
+/// The initial value must be constant for bare metal's sake. `FOO.get()` is a `&'static Foo`; `FOO` also derefs to it.
+#[cfg(target_os = "none")]
+#[macro_export]
+macro_rules! machine_local {
+    ($($(#[$attr:meta])* $vis:vis static $name:ident : $ty:ty = $init:expr;)*) => { $(
+        $(#[$attr])*
+        $vis static $name: $crate::machine::MachineLocal<$ty> = $crate::machine::MachineLocal::new($init);
+    )* };
+}
+
+/// Declares values of which each machine has one: `machine_local! { static FOO: Foo = Foo::new(); }`.
+///
+/// The initial value must be constant for bare metal's sake. `FOO.get()` is a `&'static Foo`; `FOO` also derefs to it.
+#[cfg(not(target_os = "none"))]
+#[macro_export]
+macro_rules! machine_local {
+    ($($(#[$attr:meta])* $vis:vis static $name:ident : $ty:ty = $init:expr;)*) => { $(
+        $(#[$attr])*
+        $vis static $name: $crate::machine::MachineLocal<$ty> = $crate::machine::MachineLocal::new(|| $init);
+    )* };
+}
+
+/// A static that stands for the current machine's value.
+#[cfg(target_os = "none")]
+pub struct MachineLocal<T>(T);
+
+#[cfg(target_os = "none")]
+impl<T> MachineLocal<T> {
+    #[doc(hidden)]
+    pub const fn new(value: T) -> MachineLocal<T> {
+        MachineLocal(value)
+    }
+
+    /// Returns the machine's value.
+    #[inline(always)]
+    pub const fn get(&'static self) -> &'static T {
+        &self.0
+    }
+}
+
+#[cfg(not(target_os = "none"))]
+pub use super::hosted::MachineLocal;
+
+impl<T: Send + Sync> Deref for MachineLocal<T> {
+    type Target = T;
+    #[inline(always)]
+    fn deref(&self) -> &T {
+        #[cfg(target_os = "none")]
+        return &self.0;
+        #[cfg(not(target_os = "none"))]
+        return self.lookup();
+    }
+}
+
+#[cfg(not(target_os = "none"))]
+pub use super::hosted::call_thread_body;
+#[cfg(not(target_os = "none"))]
+pub(crate) use super::hosted::{interleave, leak, teardown_started, unwind_thread};
+
+#[cfg(target_os = "none")]
+mod bare {
+    use alloc::boxed::Box;
+
+    /// Runs the body of a thread; a panic in it ends the kernel.
+    pub fn call_thread_body(_name: &str, body: impl FnOnce()) {
+        body();
+    }
+
+    /// A point where another CPU could interfere; here it does so by itself.
+    #[inline(always)]
+    pub(crate) fn interleave() {}
+
+    /// Keeps `value` for as long as the machine runs.
+    pub(crate) fn leak<T>(value: Box<T>) -> &'static T {
+        Box::leak(value)
+    }
+
+    /// Tells whether the machine is ending, so that its threads unwind; a real one is just turned off.
+    #[inline(always)]
+    pub(crate) const fn teardown_started() -> bool {
+        false
+    }
+
+    /// Ends a thread by unwinding it.
+    pub(crate) fn unwind_thread() -> ! {
+        unreachable!("a real machine is turned off without unwinding")
+    }
+}
+
+#[cfg(target_os = "none")]
+pub use bare::call_thread_body;
+#[cfg(target_os = "none")]
+pub(crate) use bare::{interleave, leak, teardown_started, unwind_thread};
