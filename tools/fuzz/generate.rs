@@ -27,6 +27,21 @@ pub struct Ends {
     pub target_ip: [u8; 4],
 }
 
+impl Ends {
+    /// The ARP reply that says who we are, so that the target's answers leave it.
+    pub fn arp_answer(&self) -> Vec<u8> {
+        let mut f = Vec::with_capacity(42);
+        f.extend(self.target_mac);
+        f.extend(self.our_mac);
+        f.extend([8, 6, 0, 1, 8, 0, 6, 4, 0, 2]);
+        f.extend(self.our_mac);
+        f.extend(self.our_ip);
+        f.extend(self.target_mac);
+        f.extend(self.target_ip);
+        f
+    }
+}
+
 /// What kind of frame was made; counts are kept by kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(usize)]
@@ -151,6 +166,11 @@ impl Generator {
                 let frame = self.ip_frame(TCP, &segment);
                 self.pending.push_back(frame);
             }
+        }
+        let arp_request = frame.len() >= ETHER + 28 && frame[12..14] == [8, 6] && frame[21] == 1;
+        if arp_request && frame[38..42] == self.ends.our_ip {
+            let answer = self.ends.arp_answer();
+            self.pending.push_front(answer);
         }
         if frame.len() >= ETHER {
             let mut turned = frame.to_vec();

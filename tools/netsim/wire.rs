@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
 use sys::errno::Errno;
 use sys::kern::kern_timeout::{Callout, CalloutTarget};
 use sys::kern::subr_epoch::NetEpoch;
+use sys::machine::{critical_enter, critical_exit, sbinuptime};
 use sys::mbuf::{CsumFlags, How, IfIndex, Mbuf, MbufQueue};
 use sys::net::if_ethersubr::{ETHER_HDR_LEN, ETHER_VLAN_ENCAP_LEN};
 use sys::net::ifnet::{IfCap, IfDriver, IfFlags, Ifnet, IfnetInit, LinkState, Media};
@@ -93,7 +94,8 @@ pub enum Verdict {
     Drop,
 }
 
-/// Sees each frame as it is put on the wire: its way, its number (from 1, each way on its own), its bytes.
+/// Sees each frame as it is put on the wire: its way, its number (from 1, each way on its own), its bytes. It may
+/// look at the wire and inject frames, but not sleep.
 pub type Hook = Box<dyn FnMut(Dir, u64, &mut Vec<u8>) -> Verdict + Send>;
 
 /// What crossed the wire, and what did not.
@@ -155,7 +157,7 @@ fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 fn uptime() -> Duration {
-    Duration::from_nanos(sys::machine::sbinuptime().as_ns() as u64)
+    Duration::from_nanos(sbinuptime().as_ns() as u64)
 }
 
 impl Wire {
@@ -200,10 +202,7 @@ impl Wire {
                 arrival: Callout::new(),
             })
         };
-        let ports = [
-            port(Dir::AtoB, Dir::BtoA),
-            port(Dir::BtoA, Dir::AtoB),
-        ];
+        let ports = [port(Dir::AtoB, Dir::BtoA), port(Dir::BtoA, Dir::AtoB)];
         let attach = |vnet: &Arc<Vnet>, port: &Arc<Port>, end: u8| {
             let config = &self.0.config;
             let unit = config.unit.to_be_bytes();
@@ -242,10 +241,9 @@ impl Wire {
 
     /// Puts a frame of a test's own on the wire, past hook and faults.
     pub fn inject(&self, dir: Dir, frame: &[u8]) {
-        self.0.record(frame);
-        let mut lane = lock(&self.0.lanes[dir.index()]);
-        lane.fly(uptime(), frame.to_vec());
-        drop(lane);
+        let now = uptime();
+        self.0.record(now, frame);
+        lock(&self.0.lanes[dir.index()]).fly(now, frame.to_vec());
         self.0.schedule(dir);
     }
 
@@ -286,9 +284,9 @@ impl LaneState {
 }
 
 impl Shared {
-    fn record(&self, frame: &[u8]) {
+    fn record(&self, now: Duration, frame: &[u8]) {
         if let Some(capture) = &mut *lock(&self.capture) {
-            capture.write(uptime(), frame);
+            capture.write(now, frame);
         }
     }
 
@@ -297,30 +295,38 @@ impl Shared {
         if self.config.pad && frame.len() < MIN_FRAME {
             frame.resize(MIN_FRAME, 0);
         }
-        let mut lane = lock(&self.lanes[dir.index()]);
-        lane.frames += 1;
-        let number = lane.frames;
-        // A hook may look at the wire's counts.
-        drop(lane);
-        let verdict = match &mut *lock(&self.hook) {
-            Some(hook) => hook(dir, number, &mut frame),
-            None => Verdict::Pass,
+        let now = uptime();
+        let lane = &self.lanes[dir.index()];
+        let number = {
+            let mut lane = lock(lane);
+            lane.frames += 1;
+            lane.frames
         };
-        let mut lane = lock(&self.lanes[dir.index()]);
-        if verdict == Verdict::Drop || lane.down {
-            lane.stat.hook_drops += 1;
+        if self.ask_hook(dir, number, &mut frame) == Verdict::Drop {
+            lock(lane).stat.hook_drops += 1;
             return;
         }
-        drop(lane);
-        self.record(&frame);
-        let mut lane = lock(&self.lanes[dir.index()]);
-        let state = &mut *lane;
-        let mut landing = Vec::with_capacity(2);
-        let now = uptime();
-        state.lane.offer(now, frame, |at, f| landing.push((at, f)));
-        for (at, frame) in landing {
-            state.fly(at, frame);
+        if lock(lane).down {
+            return;
         }
+        self.record(now, &frame);
+        let mut lane = lock(lane);
+        let mut landing = Vec::with_capacity(2);
+        lane.lane.offer(now, frame, |at, f| landing.push((at, f)));
+        for (at, frame) in landing {
+            lane.fly(at, frame);
+        }
+    }
+
+    fn ask_hook(&self, dir: Dir, number: u64, frame: &mut Vec<u8>) -> Verdict {
+        // The hook is held meanwhile: no other thread of the machine may come here.
+        critical_enter();
+        let verdict = match &mut *lock(&self.hook) {
+            Some(hook) => hook(dir, number, frame),
+            None => Verdict::Pass,
+        };
+        critical_exit();
+        verdict
     }
 
     /// Sees to it that the receiver is called for the next arrival.

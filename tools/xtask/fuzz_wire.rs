@@ -173,15 +173,7 @@ fn reply(frame: &[u8]) -> Reply {
         (Some(NetHeaders::Arp(arp)), _)
             if arp.operation.0 == 1 && arp.target_protocol_addr() == ENDS.our_ip =>
         {
-            let mut answer = Vec::with_capacity(42);
-            answer.extend(ENDS.target_mac);
-            answer.extend(ENDS.our_mac);
-            answer.extend([8, 6, 0, 1, 8, 0, 6, 4, 0, 2]);
-            answer.extend(ENDS.our_mac);
-            answer.extend(ENDS.our_ip);
-            answer.extend(ENDS.target_mac);
-            answer.extend(ENDS.target_ip);
-            Reply::Arp(answer)
+            Reply::Arp(ENDS.arp_answer())
         }
         (_, Some(etherparse::TransportHeader::Icmpv4(icmp))) => match icmp.icmp_type {
             etherparse::Icmpv4Type::EchoReply(echo) => Reply::Echo(echo.id),
