@@ -11,9 +11,10 @@ pub struct Capture(PcapWriter<BufWriter<File>>);
 
 impl Capture {
     /// Begins a file.
-    pub fn create(path: &Path) -> Result<Self, pcap_file::PcapError> {
+    pub fn create(path: &Path) -> std::io::Result<Self> {
         let file = BufWriter::new(File::create(path)?);
-        Ok(Self(PcapWriter::new(file)?))
+        let writer = PcapWriter::new(file).map_err(std::io::Error::other)?;
+        Ok(Self(writer))
     }
 
     /// Adds a frame seen at `at` since boot. A full disk ends the capture, not the test.

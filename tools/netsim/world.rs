@@ -6,7 +6,7 @@ use netinet::in_control::{AddrArgs, in_aifaddr, len_mask};
 use netinet::vnet::{InetVnet, inet_attach};
 use std::sync::Arc;
 use sys::machine::hosted::Machine;
-use sys::mbuf::MbufStat;
+use sys::kern::kern_mbuf::MbufStat;
 use sys::net::if_loop::loop_attach;
 use sys::net::ifnet::Ifnet;
 use sys::net::vnet::Vnet;
