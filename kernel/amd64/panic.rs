@@ -13,7 +13,9 @@ use sys::machine::{curcpu, poweroff, sbinuptime};
 
 /// QEMU's exit status is twice this and one.
 const EXIT_PANIC: u8 = 0x11;
-const MAX_FRAMES: usize = 64;
+/// More frames than fit on a stack mean a loop.
+const MAX_FRAMES: usize = 4096;
+const MAX_LINES: usize = 64;
 
 /// The CPU that panics plus one, and in the high half how often it has come here.
 static PANIC_CPU: AtomicUsize = AtomicUsize::new(0);
@@ -69,11 +71,7 @@ fn vpanic(report: &dyn fmt::Display, frame: u64, rip: Option<u64>) -> ! {
     let _ = writeln!(out, "time = {:?} after boot", sbinuptime());
     print_thread(&mut out);
     let _ = writeln!(out, "KDB: stack backtrace:");
-    let mut number = 0;
-    if let Some(rip) = rip {
-        print_frame(&mut out, &mut number, rip, 0);
-    }
-    backtrace(frame, |return_address| print_frame(&mut out, &mut number, return_address, 1));
+    print_backtrace(&mut out, frame, rip);
     let _ = writeln!(out, "Uptime: {}s", sbinuptime().as_s());
     poweroff(EXIT_PANIC)
 }
@@ -82,17 +80,42 @@ fn print_thread(out: &mut Console) {
     let _ = out;
 }
 
+fn print_backtrace(out: &mut Console, frame: u64, rip: Option<u64>) {
+    let mut number = 0;
+    if let Some(rip) = rip {
+        print_frame(out, 0, rip, 0);
+        number = 1;
+    }
+    // A runaway recursion is one line, however deep.
+    let (mut last, mut repeated) = (0, 0);
+    backtrace(frame, |return_address| {
+        if return_address == last {
+            repeated += 1;
+        } else {
+            if repeated > 0 {
+                let _ = writeln!(out, "   ... {repeated} more of these");
+            }
+            print_frame(out, number, return_address, 1);
+            (last, repeated) = (return_address, 0);
+        }
+        number += 1;
+        number - repeated < MAX_LINES
+    });
+    if repeated > 0 {
+        let _ = writeln!(out, "   ... {repeated} more of these");
+    }
+}
+
 /// Prints where `address` is. A return address is looked up `back` bytes before, in its call.
-fn print_frame(out: &mut Console, number: &mut usize, address: u64, back: u64) {
+fn print_frame(out: &mut Console, number: usize, address: u64, back: u64) {
     let _ = match ksyms_lookup(address - back) {
         Some((name, offset)) => writeln!(out, "#{number} {address:#x} at {name}+{:#x}", offset + back),
         None => writeln!(out, "#{number} {address:#x}"),
     };
-    *number += 1;
 }
 
-/// Calls `f` with each return address from `frame` on up.
-fn backtrace(mut frame: u64, mut f: impl FnMut(u64)) {
+/// Calls `f` with each return address from `frame` on up, until it says no.
+fn backtrace(mut frame: u64, mut f: impl FnMut(u64) -> bool) {
     for _ in 0..MAX_FRAMES {
         let readable = |va: u64| va % 8 == 0 && va >= pmap::DMAP_BASE && pmap_kextract(va).is_some();
         if !readable(frame) || !readable(frame + 8) {
@@ -103,9 +126,7 @@ fn backtrace(mut frame: u64, mut f: impl FnMut(u64)) {
         if return_address < pmap::KERNBASE {
             return;
         }
-        f(return_address);
-        // Stacks grow down, so callers lie higher, but for an interrupt stack.
-        if next == frame {
+        if !f(return_address) || next == frame {
             return;
         }
         frame = next;

@@ -207,7 +207,7 @@ impl fmt::Display for FatalTrap<'_> {
         let frame = self.frame;
         let cpu = curcpu();
         let name = self.name();
-        writeln!(f, "\n\nFatal trap {}: {name} while in kernel mode", frame.vector)?;
+        writeln!(f, "\nFatal trap {}: {name} while in kernel mode", frame.vector)?;
         writeln!(f, "cpuid = {cpu}; apic id = {:02x}", apic_id_of(cpu))?;
         if frame.vector == TRAP_PAGE_FAULT || frame.vector == TRAP_DOUBLE_FAULT {
             writeln!(f, "fault virtual address\t= {:#x}", self.fault_address)?;

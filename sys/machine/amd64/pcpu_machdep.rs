@@ -145,11 +145,14 @@ pub fn critical_exit() {
 /// Adds `n` to this CPU's slot of a counter, whose first slot is `base`.
 ///
 /// One instruction, so that neither an interrupt nor a migration can come between.
+///
+/// # Safety
+/// `MAXCPU` slots stand at a distance of `PCPU_STRIDE` from `base` on.
 #[inline]
-pub fn counter_u64_add(base: *const AtomicU64, n: u64) {
+pub unsafe fn counter_u64_add(base: *const AtomicU64, n: u64) {
     let offset = (base as usize).wrapping_sub(AREAS.as_ptr() as usize);
-    // SAFETY: GS is the address of area `curcpu()`, so this is `base + curcpu() * PCPU_STRIDE`, a counter of
-    // this CPU.
+    // SAFETY: GS is the address of area `curcpu()`, so this is `base + curcpu() * PCPU_STRIDE`, which the caller says is
+    // this CPU's slot.
     unsafe {
         asm!("add qword ptr gs:[{}], {}", in(reg) offset, in(reg) n, options(nostack));
     }
