@@ -11,7 +11,7 @@ use spin::mutex::SpinMutex;
 
 const COM1: u16 = 0x3f8;
 /// The ISA interrupt of COM1.
-pub const COM1_IRQ: u32 = 4;
+pub const COM1_IRQ: u8 = 4;
 
 const REG_DATA: u16 = 0;
 const REG_IER: u16 = 1;

@@ -1,0 +1,62 @@
+//! The serial line as the console's input.
+//!
+//! FreeBSD: sys/dev/uart/uart_core.c, sys/dev/uart/uart_tty.c
+
+use alloc::boxed::Box;
+use core::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use kernel::console::cn_input;
+use spin::Once;
+use sys::errno::Errno;
+use sys::kern::kern_intr::{FilterStatus, IntrCookie, bus_setup_intr};
+use sys::machine::IrqSource;
+use sys::machine::amd64::io_apic::isa_irq;
+use sys::machine::amd64::uart::{COM1_IRQ, uart_enable_input, uart_read};
+
+const RING: usize = 1024;
+
+/// From the filter, which cannot block, to the thread; each moves its own end.
+static BYTES: [AtomicU8; RING] = [const { AtomicU8::new(0) }; RING];
+static HEAD: AtomicUsize = AtomicUsize::new(0);
+static TAIL: AtomicUsize = AtomicUsize::new(0);
+static COOKIE: Once<IntrCookie> = Once::new();
+
+/// Lets what is typed on the serial line come to the console.
+pub fn uart_cons_attach() -> Result<(), Errno> {
+    let (gsi, signal) = isa_irq(COM1_IRQ);
+    let source = IrqSource::IoApic {
+        gsi,
+        level: signal.level,
+        active_low: signal.active_low,
+    };
+    let cookie = bus_setup_intr(source, "uart0", 0, Box::new(filter), Box::new(|| cn_input(core::iter::from_fn(take))))?;
+    COOKIE.call_once(|| cookie);
+    uart_enable_input();
+    // A byte that came before raised no edge that anyone saw.
+    if let (FilterStatus::ScheduleThread, Some(cookie)) = (filter(), COOKIE.get()) {
+        cookie.schedule();
+    }
+    Ok(())
+}
+
+fn filter() -> FilterStatus {
+    let mut status = FilterStatus::Stray;
+    while let Some(byte) = uart_read() {
+        let head = HEAD.load(Ordering::Relaxed);
+        if head.wrapping_sub(TAIL.load(Ordering::Acquire)) < RING {
+            BYTES[head % RING].store(byte, Ordering::Relaxed);
+            HEAD.store(head.wrapping_add(1), Ordering::Release);
+        }
+        status = FilterStatus::ScheduleThread;
+    }
+    status
+}
+
+fn take() -> Option<u8> {
+    let tail = TAIL.load(Ordering::Relaxed);
+    if tail == HEAD.load(Ordering::Acquire) {
+        return None;
+    }
+    let byte = BYTES[tail % RING].load(Ordering::Relaxed);
+    TAIL.store(tail.wrapping_add(1), Ordering::Release);
+    Some(byte)
+}

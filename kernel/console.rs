@@ -1,0 +1,101 @@
+//! The console: bytes that were typed wait here for who reads them.
+//!
+//! FreeBSD: sys/kern/kern_cons.c, sys/kern/tty.c
+//! Differs from FreeBSD: no line discipline; the shell edits lines itself, and Ctrl-C is a byte like any other.
+
+use alloc::collections::VecDeque;
+
+use sys::kern::kern_mutex::{Mutex, MutexGuard};
+use sys::kern::kern_synch::{SleepError, WChan, wakeup};
+use sys::kern::kern_thread::Pri;
+use sys::kern::lock_order;
+use sys::machine::{self, sbinuptime};
+use sys::machine_local;
+use sys::time::Sbintime;
+
+/// Bytes that wait at most; more are lost, as they are on any serial line.
+const QUEUE_MAX: usize = 4096;
+
+machine_local! {
+    static INPUT: Mutex<VecDeque<u8>, lock_order::Console> = Mutex::new(VecDeque::new());
+}
+
+/// Takes what was typed. May block, so it is called from a thread.
+pub fn cn_input(bytes: impl IntoIterator<Item = u8>) {
+    let mut input = INPUT.lock();
+    for byte in bytes {
+        if input.len() < QUEUE_MAX {
+            input.push_back(byte);
+        }
+    }
+    drop(input);
+    wakeup(chan());
+}
+
+/// Waits for a byte, at most for `timo`. `None` if there was none, or the thread was interrupted.
+#[doc(alias = "cngetc")]
+pub fn cn_getc(timo: Option<Sbintime>) -> Option<u8> {
+    let end = timo.map(|span| sbinuptime().saturating_add(span));
+    let mut input = INPUT.lock();
+    loop {
+        if let Some(byte) = input.pop_front() {
+            return Some(byte);
+        }
+        let left = end.map(|end| end - sbinuptime());
+        if left.is_some_and(|left| left <= Sbintime::ZERO) {
+            return None;
+        }
+        let result;
+        (input, result) = MutexGuard::msleep(input, chan(), Pri::PWAIT, "ttyin", left, true);
+        if result == Err(SleepError::Interrupted) {
+            return None;
+        }
+    }
+}
+
+/// Takes a byte if one waits.
+#[doc(alias = "cncheckc")]
+pub fn cn_checkc() -> Option<u8> {
+    INPUT.lock().pop_front()
+}
+
+/// Writes to the console.
+#[doc(alias = "cnputs")]
+pub fn cn_write(bytes: &[u8]) {
+    machine::console_write(bytes);
+}
+
+fn chan() -> WChan {
+    WChan::of(INPUT.get())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sys::kern::kern_thread::kthread_add;
+    use sys::kern::kern_synch::pause_sbt;
+    use sys::machine::hosted::Machine;
+
+    #[test]
+    fn a_reader_waits_for_what_is_typed_and_no_longer_than_it_wants() {
+        Machine::builder().run(|| {
+            assert_eq!(cn_checkc(), None);
+            assert_eq!(cn_getc(Some(Sbintime::from_ms(20))), None);
+            let typist = kthread_add("typist", Pri::PUSER, None, || {
+                pause_sbt("type", Sbintime::from_ms(5));
+                cn_input(*b"ab");
+            });
+            assert_eq!(cn_getc(None), Some(b'a'));
+            assert_eq!(cn_getc(Some(Sbintime::from_ms(1))), Some(b'b'));
+            typist.join();
+        });
+    }
+
+    #[test]
+    fn input_that_nobody_reads_is_lost_in_the_end() {
+        Machine::builder().run(|| {
+            cn_input((0..QUEUE_MAX + 10).map(|i| i as u8));
+            assert_eq!(INPUT.lock().len(), QUEUE_MAX);
+        });
+    }
+}
