@@ -6,3 +6,5 @@ extern crate alloc;
 
 pub mod cmdline;
 pub mod ksyms;
+pub mod console;
+pub mod init_main;

@@ -3,6 +3,9 @@
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
 #[cfg(target_os = "none")]
+extern crate alloc;
+
+#[cfg(target_os = "none")]
 #[allow(unsafe_code, reason = "the machine itself: entry, descriptor tables, page tables, boot data")]
 mod amd64;
 

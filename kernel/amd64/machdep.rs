@@ -3,9 +3,12 @@
 //! FreeBSD: sys/amd64/amd64/machdep.c (hammer_time, getmemsize)
 
 use super::pvh::{BootInfo, MEMMAP_MAX, MemoryKind};
-use super::{acpi, mp_machdep, trap};
-use kernel::{cmdline, ksyms};
+use super::{acpi, identcpu, mp_machdep, panic, trap, uart_cons};
+use alloc::boxed::Box;
+use kernel::init_main::Machdep;
+use kernel::{cmdline, init_main, ksyms};
 use spin::mutex::SpinMutex;
+use sys::kern::kern_thread;
 use sys::machine::PhysRange;
 use sys::machine::amd64::cpufunc::outb;
 use sys::machine::amd64::pmap::{KERNBASE, KernelImage, PAGE_SIZE, Segment, phys_to_virt, pmap_bootstrap};
@@ -54,9 +57,7 @@ extern "C" fn hammer_time(start_info: u32) -> ! {
     if let Err(why) = read {
         panic!("boot: {why}");
     }
-    let image = image();
-    let boot_pages = init_memory(&info, &image);
-
+    init_memory(&info, &image());
     trap::ist_alloc(0);
     trap::gdt_init(0);
     if info.symbols.end > info.symbols.start {
@@ -64,36 +65,36 @@ extern "C" fn hammer_time(start_info: u32) -> ! {
         // SAFETY: the module is in the direct map, and `init_memory` gave its memory to nobody.
         ksyms::ksyms_set(unsafe { core::slice::from_raw_parts(phys_to_virt(info.symbols.start), len) });
     }
-    let rsdp = info.rsdp;
-    drop(info);
-    let _ = boot_pages;
 
     mask_8259();
     // SAFETY: the address is the boot loader's.
-    let platform = unsafe { acpi::acpi_init(rsdp) };
+    let platform = unsafe { acpi::acpi_init(info.rsdp) };
     local_apic::lapic_init();
     local_apic::lapic_calibrate_timer(&platform.reference);
     random::random_init();
-    let cpus = mp_machdep::number_cpus(&platform.apic_ids[..platform.cpus]);
+    mp_machdep::number_cpus(&platform.apic_ids[..platform.cpus]);
 
-    uart::uart_write(b"hello\n");
-    struct W;
-    impl core::fmt::Write for W {
-        fn write_str(&mut self, s: &str) -> core::fmt::Result {
-            uart::uart_write(s.as_bytes());
-            Ok(())
-        }
-    }
-    use core::fmt::Write;
-    let _ = writeln!(W, "{platform:x?} {cpus} tsc {} lapic {} {:?}", clock::tsc_hz(), local_apic::lapic_timer_hz(), clock::sbinuptime());
-    let _ = writeln!(W, "{:x?}", sys::machine::phys_avail());
-    mp_machdep::start_all_aps();
-    let _ = writeln!(W, "APs {:?}", clock::sbinuptime());
-    panic!("end of the road");
+    // The heap works since memory does; with a current thread so do locks and messages.
+    kern_thread::init0();
+    cmdline::set(Box::leak(Box::from(info.cmdline())));
+    let real_memory = info.memory().iter().filter(|range| range.kind == MemoryKind::Ram);
+    let real_memory = real_memory.map(|range| range.segment.end - range.segment.start).sum();
+    drop(info);
+    init_main::announce();
+    identcpu::announce_cpu();
+    identcpu::announce_machine(&platform, real_memory);
+
+    local_apic::lapic_timer_start();
+    sys::machine::amd64::cpufunc::enable_intr();
+    init_main::mi_startup(&Machdep {
+        start_all_aps: mp_machdep::start_all_aps,
+        attach_console: uart_cons::uart_cons_attach,
+        crash: panic::crash,
+    })
 }
 
 /// Goes over to the kernel's own page tables, and says what memory is left.
-fn init_memory(info: &BootInfo, image: &KernelImage) -> Segment {
+fn init_memory(info: &BootInfo, image: &KernelImage) {
     let whole_image = Segment {
         start: image.text.start,
         end: image.data.end,
@@ -143,7 +144,6 @@ fn init_memory(info: &BootInfo, image: &KernelImage) -> Segment {
         start: s.start,
         end: s.end,
     }));
-    boot_pages
 }
 
 /// Free memory while the map is being read: segments in any order.
@@ -202,9 +202,4 @@ fn mask_8259() {
             outb(command + 1, 0xff);
         }
     }
-}
-
-/// Where an application processor goes when it is set up.
-pub fn idle_ap() -> ! {
-    sys::machine::amd64::cpufunc::halt()
 }

@@ -4,6 +4,8 @@
 
 use super::trap;
 use core::sync::atomic::{AtomicU32, Ordering};
+use sys::kern::sched;
+use sys::kprintf;
 use sys::machine::MAXCPU;
 use sys::machine::amd64::clock::delay_us;
 use sys::machine::amd64::local_apic::{
@@ -51,6 +53,7 @@ pub fn start_all_aps() {
     if ncpus() == 1 {
         return;
     }
+    kprintf!("Launching APs:");
     copy_trampoline();
     for cpu in 1..ncpus() {
         ipi_init(apic_id_of(cpu));
@@ -58,7 +61,9 @@ pub fn start_all_aps() {
     delay_us(200);
     for cpu in 1..ncpus() {
         start_ap(cpu);
+        kprintf!(" {cpu}");
     }
+    kprintf!("\n");
 }
 
 fn start_ap(cpu: usize) {
@@ -114,5 +119,5 @@ extern "C" fn init_secondary(cpu: u32) -> ! {
     lapic_init_cpu();
     ALIVE.fetch_or(1 << cpu, Ordering::Release);
     lapic_timer_start();
-    super::machdep::idle_ap()
+    sched::idle_ap()
 }

@@ -4,12 +4,13 @@
 
 use core::fmt::{self, Write};
 use core::sync::atomic::{AtomicUsize, Ordering};
+use kernel::init_main::Crash;
 use kernel::ksyms::ksyms_lookup;
 use sys::machine::amd64::cpufunc::{disable_intr, frame_pointer, halt};
 use sys::machine::amd64::intr_machdep::stop_cpus_hard;
 use sys::machine::amd64::pmap::{self, pmap_kextract};
 use sys::machine::amd64::uart;
-use sys::machine::{curcpu, poweroff, sbinuptime};
+use sys::machine::{curcpu, curthread, curthread_raw, poweroff, sbinuptime};
 
 /// QEMU's exit status is twice this and one.
 const EXIT_PANIC: u8 = 0x11;
@@ -77,7 +78,36 @@ fn vpanic(report: &dyn fmt::Display, frame: u64, rip: Option<u64>) -> ! {
 }
 
 fn print_thread(out: &mut Console) {
-    let _ = out;
+    if curthread_raw().is_null() {
+        return;
+    }
+    let thread = curthread();
+    let _ = writeln!(out, "current thread = {} ({})", thread.tid(), thread.name());
+}
+
+/// Makes the kernel crash, to see that it does so well.
+pub fn crash(how: Crash) {
+    match how {
+        Crash::Trap => {
+            // SAFETY: none: this is the fault that was asked for. Address 16 is never mapped.
+            unsafe { core::ptr::without_provenance_mut::<u8>(16).write_volatile(0) };
+        }
+        Crash::WriteText => {
+            let text = crash as *const () as *mut u8;
+            // SAFETY: none: text is mapped read-only, so this faults, as was asked for.
+            unsafe { text.write_volatile(0) };
+        }
+        Crash::StackOverflow => {
+            overflow(1);
+        }
+    }
+}
+
+#[inline(never)]
+fn overflow(depth: usize) -> usize {
+    let mut frame = [depth; 64];
+    core::hint::black_box(&mut frame);
+    if depth == 0 { 0 } else { overflow(depth + 1) + frame[depth % 64] }
 }
 
 fn print_backtrace(out: &mut Console, frame: u64, rip: Option<u64>) {
