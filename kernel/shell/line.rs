@@ -121,6 +121,7 @@ impl LineEditor {
             0x03 => {
                 out.extend_from_slice(b"^C\r\n");
                 self.line.clear();
+                self.cursor = 0;
                 return Event::Interrupt;
             }
             // Ctrl-D.
