@@ -9,6 +9,7 @@ use bitflags::bitflags;
 use spin::Once;
 
 use crate::errno::Errno;
+use crate::kern::kern_ipc;
 use crate::kern::kern_mutex::{Mutex, MutexGuard};
 use crate::kern::kern_sx::Sx;
 use crate::kern::lock_order::{SelInfo, SoListen, SoRcv, SoRcvSx, SoSnd, SoSndSx};
@@ -135,8 +136,14 @@ pub type SndGuard<'a> = MutexGuard<'a, Sockbuf, SoSnd>;
 /// The locked receive buffer.
 pub type RcvGuard<'a> = MutexGuard<'a, Sockbuf, SoRcv>;
 
+impl Drop for Socket {
+    fn drop(&mut self) {
+        kern_ipc::closed();
+    }
+}
+
 impl Socket {
-    /// A socket without protocol; [`Socket::set_pcb`] completes it.
+    /// A socket without protocol; [`Socket::set_pcb`] completes it. `ENFILE` when there are too many.
     #[doc(alias = "soalloc")]
     pub(crate) fn alloc(
         so_domain: u8,
@@ -145,8 +152,9 @@ impl Socket {
         options: SoOptions,
         state: SoState,
         head: Option<Weak<Socket>>,
-    ) -> Socket {
-        Socket {
+    ) -> Result<Socket, Errno> {
+        kern_ipc::opened()?;
+        Ok(Socket {
             so_type,
             so_domain,
             so_proto,
@@ -176,7 +184,7 @@ impl Socket {
                 sol_upcall: None,
                 sel: alloc::vec::Vec::new(),
             }),
-        }
+        })
     }
 
     /// Gives the socket its protocol control block, once.

@@ -126,8 +126,7 @@ pub fn socreate(
         SoOptions::empty(),
         SoState::empty(),
         None,
-    ));
-    ipc::opened()?;
+    )?);
     so.set_pcb(domain.attach(&so, ty, proto)?);
     Ok(so)
 }
@@ -171,7 +170,7 @@ impl Socket {
 
     /// What a protocol does to the socket in its `listen`: turns it into a listening one.
     pub fn solisten_proto(&self, backlog: i32) {
-        let max = ipc::soacceptqueue();
+        let max = ipc::ipc().soacceptqueue.get();
         let qlimit = if backlog < 0 {
             max
         } else {
@@ -187,7 +186,6 @@ impl Socket {
     #[doc(alias = "sonewconn")]
     pub fn solisten_clone(self: &Arc<Self>) -> Option<Arc<Socket>> {
         self.listen_queue_room()?;
-        ipc::opened().ok()?;
         let options = self.options() - SoOptions::ACCEPTCONN - SoOptions::ACCEPTFILTER;
         let so = Socket::alloc(
             self.so_domain,
@@ -196,7 +194,8 @@ impl Socket {
             options,
             self.state() & SoState::NBIO | SoState::NOFDREF,
             Some(Arc::downgrade(self)),
-        );
+        )
+        .ok()?;
         so.set_linger(self.linger_seconds());
         so.set_fibnum(self.fibnum());
         inherit(&self.snd.lock(), &mut so.snd.lock());
@@ -212,9 +211,10 @@ impl Socket {
         }
         listen.sol_overcount += 1;
         let now = crate::machine::sbinuptime();
+        let interval = Sbintime::from_s(i64::from(ipc::ipc().sooverinterval.get()));
         let due = listen
             .sol_lastover
-            .is_none_or(|last| now - last >= Sbintime::from_s(ipc::OVERFLOW_INTERVAL_S));
+            .is_none_or(|last| now - last >= interval);
         if due {
             let (count, qlen, incqlen, limit) = (
                 listen.sol_overcount,
@@ -507,7 +507,6 @@ pub fn soabort(so: &Arc<Socket>) {
 
 /// Tells the protocol that the program is gone, and ends with it unless it goes on alone.
 fn sofree(so: &Arc<Socket>) {
-    ipc::closed();
     if let Ok(pr) = so.pr() {
         pr.close(so);
         if !so.state_has(SoState::PROTOREF) {
