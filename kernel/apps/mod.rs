@@ -8,11 +8,20 @@ use alloc::vec::Vec;
 use core::fmt;
 use core::sync::atomic::{AtomicBool, Ordering};
 
+use sys::kern::kern_synch::pause_sbt;
 use sys::kern::kern_thread::{Pri, ThreadHandle, kthread_add};
+use sys::machine;
 use sys::net::vnet::Vnet;
+use sys::time::Sbintime;
 
 pub mod dhclient;
+pub mod digest;
+pub mod inetd;
+pub mod io;
 pub mod iperf3;
+pub mod netblast;
+pub mod ping;
+pub mod rr;
 
 /// Where a program's output goes: the console, or a test's buffer.
 pub trait Output: Send + Sync {
@@ -39,6 +48,26 @@ impl Env {
     /// Whether the program was asked to stop.
     pub fn interrupted(&self) -> bool {
         self.interrupt.load(Ordering::Relaxed)
+    }
+
+    /// The program's name.
+    pub fn name(&self) -> &str {
+        self.args.first().map_or("", String::as_str)
+    }
+
+    /// Sleeps for `span`, or until the program is asked to stop: true then.
+    pub fn sleep(&self, span: Sbintime) -> bool {
+        let end = machine::sbinuptime().saturating_add(span);
+        loop {
+            if self.interrupted() {
+                return true;
+            }
+            let left = end - machine::sbinuptime();
+            if left <= Sbintime::ZERO {
+                return false;
+            }
+            pause_sbt("nanslp", left.min(io::POLL));
+        }
     }
 
     /// The words after the program's name.
