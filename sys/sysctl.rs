@@ -317,14 +317,16 @@ mod tests {
 
     #[test]
     fn settings_keep_their_range() {
-        let tree = SysctlTree::new();
-        let settings = Arc::new(Settings::new());
-        settings.register(&tree);
-        assert_eq!(tree.set("test.span", "300"), Ok(("30".into(), "300".into())));
-        assert_eq!(tree.set("test.span", "301"), Err(Errno::EINVAL));
-        assert_eq!(tree.set("test.span", "x"), Err(Errno::EINVAL));
-        assert_eq!(settings.span.get(), 300);
-        assert_eq!(tree.set("test.on", "0"), Ok(("1".into(), "0".into())));
-        assert!(!settings.on.get());
+        crate::machine::hosted::Machine::builder().run(|| {
+            let tree = SysctlTree::new();
+            let settings = Arc::new(Settings::new());
+            settings.register(&tree);
+            assert_eq!(tree.set("test.span", "300"), Ok(("30".into(), "300".into())));
+            assert_eq!(tree.set("test.span", "301"), Err(Errno::EINVAL));
+            assert_eq!(tree.set("test.span", "x"), Err(Errno::EINVAL));
+            assert_eq!(settings.span.get(), 300);
+            assert_eq!(tree.set("test.on", "0"), Ok(("1".into(), "0".into())));
+            assert!(!settings.on.get());
+        });
     }
 }

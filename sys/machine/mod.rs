@@ -31,7 +31,7 @@
 //!
 //! Order of start: each CPU sets up its `Pcpu`; the boot CPU calls `kern::kern_thread::init0()` (after that there is a
 //! current thread, locks work), sets up memory and interrupts, then `kern::start_bsp()` (idle, clock and epoch
-//! threads). Each other CPU calls `kern::sched::idle_ap()`, which never returns.
+//! threads). Each other CPU calls `kern::sched::idle_ap()` with interrupts disabled, which never returns.
 
 mod local;
 pub mod atomic;

@@ -121,6 +121,8 @@ pub struct Machine {
     host: Pcb,
     outcome: Cell<Option<Box<dyn Any + Send>>>,
     teardown: Cell<bool>,
+    /// All threads are unwound, and the machine's values are being dropped.
+    dropping: Cell<bool>,
     vectors: RefCell<Vec<Option<Handler>>>,
     external: Arc<External>,
 }
@@ -224,6 +226,7 @@ impl Machine {
             host: Pcb::new(),
             outcome: Cell::new(None),
             teardown: Cell::new(false),
+            dropping: Cell::new(false),
             vectors: RefCell::new(Vec::new()),
             external: Arc::default(),
         }
@@ -245,6 +248,8 @@ impl Machine {
                 } else {
                     vcpu.context.prepare(&stack, start_application_cpu, cpu);
                     vcpu.halted.set(true);
+                    // Nobody interrupts it before it has a thread.
+                    vcpu.intr_enabled.set(false);
                 }
             }
             stacks.push(stack);
@@ -558,6 +563,7 @@ impl Machine {
     fn tear_down(&'static self) {
         self.teardown.set(true);
         upcall::end();
+        self.dropping.set(true);
         loop {
             let Some(index) = self.local_order.borrow_mut().pop() else {
                 break;
@@ -603,9 +609,7 @@ extern "C" fn start_boot_cpu<F: FnOnce()>(boot: usize) -> ! {
     let boot = unsafe { &mut *(boot as *mut Option<F>) };
     let boot = boot.take().expect("started once");
     let outcome = catch_unwind(AssertUnwindSafe(boot));
-    if outcome.is_ok() {
-        machine().tear_down();
-    }
+    let outcome = outcome.and_then(|()| catch_unwind(|| machine().tear_down()));
     machine().leave(outcome.err())
 }
 
@@ -770,8 +774,8 @@ impl<T: Send + Sync> MachineLocal<T> {
         let index = index as usize - 1;
         let machine = machine();
         assert!(
-            !machine.teardown.get(),
-            "a value of the machine was first asked for, or asked for again, while the machine ended"
+            !machine.dropping.get(),
+            "a value of the machine was asked for after it was dropped"
         );
         let value = Owned::new(Box::new((self.init)()));
         // SAFETY: the value is in a box of its own, which lives as long as the machine.
