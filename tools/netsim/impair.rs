@@ -3,9 +3,10 @@
 //! Pure bookkeeping over a clock that the caller keeps, so that the simulated wire (virtual time) and the relay
 //! before a real tap (real time) lose the same frames from the same seed.
 
+use core::cmp::{Ordering, Reverse};
 use core::time::Duration;
 use oorandom::Rand64;
-use std::collections::VecDeque;
+use std::collections::{BinaryHeap, VecDeque};
 
 /// Which frames a link loses.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -76,6 +77,85 @@ pub struct LinkStat {
     pub duplicated: u64,
     /// Frames with a flipped bit.
     pub corrupted: u64,
+}
+
+/// Frames under way, by time of arrival and then in the order they were sent.
+pub struct InFlight<T> {
+    heap: BinaryHeap<Reverse<Arrival<T>>>,
+    order: u64,
+}
+
+struct Arrival<T> {
+    at: Duration,
+    order: u64,
+    what: T,
+}
+
+impl<T> Arrival<T> {
+    fn key(&self) -> (Duration, u64) {
+        (self.at, self.order)
+    }
+}
+
+impl<T> PartialEq for Arrival<T> {
+    fn eq(&self, other: &Self) -> bool {
+        self.key() == other.key()
+    }
+}
+
+impl<T> Eq for Arrival<T> {}
+
+impl<T> PartialOrd for Arrival<T> {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl<T> Ord for Arrival<T> {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.key().cmp(&other.key())
+    }
+}
+
+impl<T> Default for InFlight<T> {
+    fn default() -> Self {
+        Self {
+            heap: BinaryHeap::new(),
+            order: 0,
+        }
+    }
+}
+
+impl<T> InFlight<T> {
+    /// Adds what will arrive at `at`.
+    pub fn push(&mut self, at: Duration, what: T) {
+        self.order += 1;
+        let order = self.order;
+        self.heap.push(Reverse(Arrival { at, order, what }));
+    }
+
+    /// When the next one arrives.
+    pub fn next_at(&self) -> Option<Duration> {
+        self.heap.peek().map(|Reverse(a)| a.at)
+    }
+
+    /// Takes the next one that has arrived by `now`.
+    pub fn pop_due(&mut self, now: Duration) -> Option<T> {
+        if self.next_at()? > now {
+            return None;
+        }
+        self.heap.pop().map(|Reverse(a)| a.what)
+    }
+
+    /// How many are under way.
+    pub fn len(&self) -> usize {
+        self.heap.len()
+    }
+
+    /// Whether none is.
+    pub fn is_empty(&self) -> bool {
+        self.heap.is_empty()
+    }
 }
 
 /// One direction of a link at work.
@@ -218,6 +298,18 @@ mod tests {
         };
         assert_eq!(run(link.clone(), 7, 500), run(link.clone(), 7, 500));
         assert_ne!(run(link.clone(), 7, 500).0, run(link, 8, 500).0);
+    }
+
+    #[test]
+    fn what_arrives_at_the_same_time_arrives_in_the_order_sent() {
+        let mut flying = InFlight::default();
+        for (at, what) in [(2, "b"), (1, "a"), (2, "c")] {
+            flying.push(Duration::from_secs(at), what);
+        }
+        assert_eq!(flying.pop_due(Duration::ZERO), None);
+        let now = Duration::from_secs(2);
+        let order: Vec<_> = std::iter::from_fn(|| flying.pop_due(now)).collect();
+        assert_eq!(order, ["a", "b", "c"]);
     }
 
     #[test]

@@ -1,11 +1,9 @@
 //! The wire: two interfaces, one lane each way, in virtual time.
 
 use crate::capture::Capture;
-use crate::impair::{Lane, Link, LinkStat};
+use crate::impair::{InFlight, Lane, Link, LinkStat};
 use crate::offload::{self, Request};
 use core::time::Duration;
-use std::cmp::Reverse;
-use std::collections::BinaryHeap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
 use sys::errno::Errno;
@@ -135,9 +133,7 @@ struct LaneState {
     lane: Lane,
     stat: WireStat,
     frames: u64,
-    /// On the wire: time of arrival, order, bytes.
-    flying: BinaryHeap<Reverse<(Duration, u64, Vec<u8>)>>,
-    order: u64,
+    flying: InFlight<Vec<u8>>,
     down: bool,
 }
 
@@ -170,8 +166,7 @@ impl Wire {
                 lane: Lane::new(link.clone(), config.seed.wrapping_mul(2).wrapping_add(salt)),
                 stat: WireStat::default(),
                 frames: 0,
-                flying: BinaryHeap::new(),
-                order: 0,
+                flying: InFlight::default(),
                 down: false,
             })
         };
@@ -243,7 +238,9 @@ impl Wire {
     pub fn inject(&self, dir: Dir, frame: &[u8]) {
         let now = uptime();
         self.0.record(now, frame);
-        lock(&self.0.lanes[dir.index()]).fly(now, frame.to_vec());
+        lock(&self.0.lanes[dir.index()])
+            .flying
+            .push(now, frame.to_vec());
         self.0.schedule(dir);
     }
 
@@ -275,14 +272,6 @@ impl Wire {
     }
 }
 
-impl LaneState {
-    fn fly(&mut self, at: Duration, frame: Vec<u8>) {
-        self.order += 1;
-        let order = self.order;
-        self.flying.push(Reverse((at, order, frame)));
-    }
-}
-
 impl Shared {
     fn record(&self, now: Duration, frame: &[u8]) {
         if let Some(capture) = &mut *lock(&self.capture) {
@@ -310,12 +299,10 @@ impl Shared {
             return;
         }
         self.record(now, &frame);
-        let mut lane = lock(lane);
-        let mut landing = Vec::with_capacity(2);
-        lane.lane.offer(now, frame, |at, f| landing.push((at, f)));
-        for (at, frame) in landing {
-            lane.fly(at, frame);
-        }
+        let lane = &mut *lock(lane);
+        let flying = &mut lane.flying;
+        lane.lane
+            .offer(now, frame, |at, frame| flying.push(at, frame));
     }
 
     fn ask_hook(&self, dir: Dir, number: u64, frame: &mut Vec<u8>) -> Verdict {
@@ -331,10 +318,7 @@ impl Shared {
 
     /// Sees to it that the receiver is called for the next arrival.
     fn schedule(&self, dir: Dir) {
-        let next = lock(&self.lanes[dir.index()])
-            .flying
-            .peek()
-            .map(|Reverse((at, ..))| *at);
+        let next = lock(&self.lanes[dir.index()]).flying.next_at();
         let Some(ports) = self.ports.get() else {
             return;
         };
@@ -362,16 +346,8 @@ impl CalloutTarget for Port {
         let now = uptime();
         let mut batch = MbufQueue::new();
         loop {
-            let frame = {
-                let mut lane = lock(&wire.lanes[self.into.index()]);
-                match lane.flying.peek() {
-                    Some(Reverse((at, ..))) if *at <= now => lane.flying.pop(),
-                    _ => None,
-                }
-            };
-            let Some(Reverse((_, _, frame))) = frame else {
-                break;
-            };
+            let due = lock(&wire.lanes[self.into.index()]).flying.pop_due(now);
+            let Some(frame) = due else { break };
             if !ifp.is_running() {
                 continue;
             }

@@ -51,12 +51,13 @@ fn entries() -> std::sync::MutexGuard<'static, Vec<(u64, Undo)>> {
 
 /// Undoes everything registered.
 pub fn run_all() {
-    while let Some((_, undo)) = {
-        let last = entries().pop();
-        last
-    } {
+    while let Some(undo) = take_last() {
         undo();
     }
+}
+
+fn take_last() -> Option<Undo> {
+    entries().pop().map(|(_, undo)| undo)
 }
 
 /// Makes Ctrl-C and termination signals clean up first.

@@ -24,6 +24,8 @@ const ENDS: Ends = Ends {
 const PATIENCE: Duration = Duration::from_millis(20);
 /// The guest holds fragments, half-open and closing connections for a while; FreeBSD's longest is 60 s (2 MSL).
 const SETTLE: Duration = Duration::from_secs(100);
+/// Tells our pings from the fuzzer's.
+const PING_ID: u16 = 0x5853;
 /// Ports the guest listens on meanwhile.
 const PORTS: [u16; 2] = [5201, 5202];
 
@@ -135,7 +137,7 @@ impl Fuzzer {
             let mut frame = Vec::new();
             PacketBuilder::ethernet2(ENDS.our_mac, ENDS.target_mac)
                 .ipv4(ENDS.our_ip, ENDS.target_ip, 64)
-                .icmpv4_echo_request(0x5853, sequence)
+                .icmpv4_echo_request(PING_ID, sequence)
                 .write(&mut frame, b"is anybody there")?;
             self.wire.send_patiently(&frame, PATIENCE)?;
             let again = Instant::now() + Duration::from_millis(500);
@@ -148,7 +150,7 @@ impl Fuzzer {
                     Reply::Arp(frame) => {
                         self.wire.send_patiently(&frame, PATIENCE)?;
                     }
-                    Reply::Echo(id) if id == 0x5853 => return Ok(()),
+                    Reply::Echo(PING_ID) => return Ok(()),
                     Reply::Echo(_) | Reply::Other => {}
                 }
             }

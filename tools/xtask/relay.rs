@@ -3,10 +3,9 @@
 use crate::tap::Tap;
 use crate::wire::{FRAME_MAX, Wire};
 use anyhow::Result;
-use netsim::impair::{Lane, Link, LinkStat};
+use netsim::impair::{InFlight, Lane, Link, LinkStat};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use std::cmp::Reverse;
-use std::collections::{BinaryHeap, VecDeque};
+use std::collections::VecDeque;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -47,8 +46,7 @@ impl Relay {
                 Lane::new(link.clone(), seed.wrapping_mul(2)),
                 Lane::new(link.clone(), seed.wrapping_mul(2) + 1),
             ],
-            flying: BinaryHeap::new(),
-            order: 0,
+            flying: InFlight::default(),
             waiting: VecDeque::new(),
             refused: 0,
             buffer: vec![0; FRAME_MAX],
@@ -93,7 +91,7 @@ impl Drop for Relay {
 }
 
 /// Which way a frame goes.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy)]
 enum Way {
     ToGuest,
     FromGuest,
@@ -104,8 +102,7 @@ struct Work {
     tap: Tap,
     began: Instant,
     lanes: [Lane; 2],
-    flying: BinaryHeap<Reverse<(Duration, u64, Way, Vec<u8>)>>,
-    order: u64,
+    flying: InFlight<(Way, Vec<u8>)>,
     /// Arrived, but the guest's side is full.
     waiting: VecDeque<Vec<u8>>,
     refused: u64,
@@ -134,10 +131,12 @@ impl Work {
 
     /// Sleeps until a frame comes or one has to be delivered.
     fn wait(&self) -> Result<()> {
-        let next = self.flying.peek().map(|Reverse((at, ..))| *at);
-        let left = next.map_or(Duration::from_millis(50), |at| {
-            at.saturating_sub(self.began.elapsed())
-        });
+        let left = self
+            .flying
+            .next_at()
+            .map_or(Duration::from_millis(50), |at| {
+                at.saturating_sub(self.began.elapsed())
+            });
         // Poll counts in milliseconds: wait a whole one only for what is further off.
         let timeout = PollTimeout::from(left.as_millis().min(50) as u8);
         let mut guest = PollFlags::POLLIN;
@@ -158,22 +157,13 @@ impl Work {
 
     fn offer(&mut self, way: Way, frame: Vec<u8>) {
         let now = self.began.elapsed();
-        let (flying, order) = (&mut self.flying, &mut self.order);
-        self.lanes[way as usize].offer(now, frame, |at, frame| {
-            *order += 1;
-            flying.push(Reverse((at, *order, way, frame)));
-        });
+        let flying = &mut self.flying;
+        self.lanes[way as usize].offer(now, frame, |at, frame| flying.push(at, (way, frame)));
     }
 
     fn deliver(&mut self) -> Result<()> {
         let now = self.began.elapsed();
-        while let Some(Reverse((at, ..))) = self.flying.peek() {
-            if *at > now {
-                break;
-            }
-            let Some(Reverse((_, _, way, frame))) = self.flying.pop() else {
-                break;
-            };
+        while let Some((way, frame)) = self.flying.pop_due(now) {
             match way {
                 Way::FromGuest => self.tap.send(&frame)?,
                 Way::ToGuest if self.waiting.len() < QUEUE => self.waiting.push_back(frame),

@@ -157,11 +157,8 @@ impl Plan {
             match need.source() {
                 Source::Rustup(args) => {
                     if which("rustup").is_none() {
-                        obstacle = Some(
-                            "rustup is not there (see https://rustup.rs), and without it the \
-                             distribution's own package of it is needed"
-                                .to_string(),
-                        );
+                        obstacle =
+                            Some("rustup is not there: get it from https://rustup.rs".to_string());
                     }
                     commands.push(words("rustup", args));
                 }
