@@ -131,7 +131,11 @@ impl TcpLro {
     }
 
     fn join(&mut self, m: Mbuf, segment: Segment, out: &mut MbufQueue) {
-        let Some(at) = self.entries.iter().position(|entry| entry.flow == segment.flow) else {
+        let Some(at) = self
+            .entries
+            .iter()
+            .position(|entry| entry.flow == segment.flow)
+        else {
             return self.hold(m, segment, out);
         };
         match self.entries[at].relation(&segment) {
@@ -439,7 +443,11 @@ impl Update {
         }
         tcp[16..18].fill(0);
         let tcp_len = (self.len - IP_HLEN) as u32;
-        let pseudo = in_pseudo(self.flow.src, self.flow.dst, u32::from(IPPROTO_TCP) + tcp_len);
+        let pseudo = in_pseudo(
+            self.flow.src,
+            self.flow.dst,
+            u32::from(IPPROTO_TCP) + tcp_len,
+        );
         let sum = in_cksum_partial(tcp, false)
             .add_u16(pseudo)
             .plus(self.payload_sum)
@@ -545,7 +553,11 @@ mod tests {
         let tcp = &frame[TH..];
         let (src, dst) = (Ipv4Addr::new(10, 0, 0, 1), Ipv4Addr::new(10, 0, 0, 2));
         let pseudo = in_pseudo(src, dst, 6 + tcp.len() as u32);
-        assert_eq!(in_cksum_partial(tcp, false).add_u16(pseudo).finish(), 0, "TCP checksum");
+        assert_eq!(
+            in_cksum_partial(tcp, false).add_u16(pseudo).finish(),
+            0,
+            "TCP checksum"
+        );
         tcp[usize::from(tcp[12] >> 4) * 4..].to_vec()
     }
 
@@ -632,7 +644,10 @@ mod tests {
     fn more_flows_than_entries_push_the_oldest_out() {
         on_a_machine(|| {
             let frames: Vec<Frame> = (0..TCP_LRO_ENTRIES as u16 + 1)
-                .map(|i| Frame { port: 80 + i, ..data(1, b"some") })
+                .map(|i| Frame {
+                    port: 80 + i,
+                    ..data(1, b"some")
+                })
                 .collect();
             let out = batch(&frames);
             assert_eq!(out.len(), frames.len());
@@ -650,7 +665,10 @@ mod tests {
             assert!(out.len() >= 3);
             let total: usize = out.iter().map(|m| checked_payload(m).len()).sum();
             assert_eq!(total, 100 * 1448);
-            assert!(out.iter().all(|m| m.pkt_len() <= ETHER_HDR_LEN + TCP_LRO_LENGTH_MAX));
+            assert!(
+                out.iter()
+                    .all(|m| m.pkt_len() <= ETHER_HDR_LEN + TCP_LRO_LENGTH_MAX)
+            );
         });
     }
 

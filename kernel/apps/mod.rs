@@ -75,6 +75,11 @@ impl Env {
         self.args.get(1..).unwrap_or(&[])
     }
 
+    /// Writes a line of formatted text; use [`outln!`](crate::outln).
+    pub fn print_line(&self, text: fmt::Arguments<'_>) {
+        self.print(format_args!("{text}\n"));
+    }
+
     /// Writes formatted text; use [`out!`](crate::out) or [`outln!`](crate::outln).
     pub fn print(&self, text: fmt::Arguments<'_>) {
         match text.as_str() {
@@ -102,5 +107,5 @@ macro_rules! out {
 #[macro_export]
 macro_rules! outln {
     ($env:expr) => { $env.print(format_args!("\n")) };
-    ($env:expr, $fmt:literal $($arg:tt)*) => { $env.print(format_args!(concat!($fmt, "\n") $($arg)*)) };
+    ($env:expr, $($arg:tt)*) => { $env.print_line(format_args!($($arg)*)) };
 }

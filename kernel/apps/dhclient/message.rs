@@ -85,7 +85,9 @@ impl Offer {
     /// T1: half of the lease unless the server says otherwise (RFC 2131 §4.4.5).
     pub(super) fn renew_after(&self) -> Sbintime {
         let half = Sbintime(self.lease.0 / 2);
-        self.renewal.unwrap_or(half).max(Sbintime::from_s(i64::from(MIN_RENEWAL)))
+        self.renewal
+            .unwrap_or(half)
+            .max(Sbintime::from_s(i64::from(MIN_RENEWAL)))
     }
 
     /// T2: seven eighths of the lease.
@@ -173,8 +175,16 @@ pub(super) fn decode(text: &[u8], xid: u32, mac: [u8; 6]) -> Option<Reply> {
     if kind != Kind::Nak && !usable {
         return None;
     }
-    let address = |code| value(options, code)?.first_chunk::<4>().map(|octets| Ipv4Addr::from(*octets));
-    let seconds = |code| value(options, code)?.first_chunk::<4>().map(|bytes| u32::from_be_bytes(*bytes));
+    let address = |code| {
+        value(options, code)?
+            .first_chunk::<4>()
+            .map(|octets| Ipv4Addr::from(*octets))
+    };
+    let seconds = |code| {
+        value(options, code)?
+            .first_chunk::<4>()
+            .map(|bytes| u32::from_be_bytes(*bytes))
+    };
     let span = |s: u32| Sbintime::from_s(i64::from(s.min(i32::MAX as u32)));
     Some(Reply {
         kind,
@@ -226,8 +236,8 @@ mod tests {
     }
 
     const USUAL: &[u8] = &[
-        53, 1, 2, 0, 0, 54, 4, 10, 0, 2, 2, 1, 4, 255, 255, 255, 0, 3, 4, 10, 0, 2, 2, 51, 4, 0, 1, 0x51, 0x80,
-        255,
+        53, 1, 2, 0, 0, 54, 4, 10, 0, 2, 2, 1, 4, 255, 255, 255, 0, 3, 4, 10, 0, 2, 2, 51, 4, 0, 1,
+        0x51, 0x80, 255,
     ];
 
     #[test]
@@ -267,7 +277,10 @@ mod tests {
         assert!(text.len() >= MIN_MESSAGE);
         let options = &text[FIXED + COOKIE.len()..];
         assert_eq!(value(options, OPT_MESSAGE_TYPE), Some(&[3][..]));
-        assert_eq!(value(options, OPT_REQUESTED_ADDRESS), Some(&address.octets()[..]));
+        assert_eq!(
+            value(options, OPT_REQUESTED_ADDRESS),
+            Some(&address.octets()[..])
+        );
         assert_eq!(value(options, OPT_SERVER), Some(&server.octets()[..]));
         assert_eq!(text[SECS..SECS + 2], [0, 3]);
     }

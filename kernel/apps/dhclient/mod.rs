@@ -114,7 +114,9 @@ pub fn main(env: &Env) -> i32 {
 
 /// Goes on with a lease on another thread.
 fn client_again(env: &Env, lease: &Lease) {
-    let Some(name) = env.operands().last() else { return };
+    let Some(name) = env.operands().last() else {
+        return;
+    };
     let (Some(ifp), Some(inet)) = (env.vnet.ifunit(name), inet_of(&env.vnet)) else {
         return;
     };
@@ -157,7 +159,10 @@ impl<'a> Client<'a> {
         let so = self.listen()?;
         let name = String::from(self.name());
 
-        outln!(self.env, "DHCPDISCOVER on {name} to 255.255.255.255 port 67");
+        outln!(
+            self.env,
+            "DHCPDISCOVER on {name} to 255.255.255.255 port 67"
+        );
         let offer = self.ask(&so, &Request::Discover, Kind::Offer)?;
         outln!(self.env, "DHCPOFFER from {}", offer.server);
         outln!(self.env, "DHCPREQUEST on {name} to 255.255.255.255 port 67");
@@ -216,7 +221,9 @@ impl<'a> Client<'a> {
                 }
                 match self.receive(so)? {
                     Some(Reply { kind, offer }) if kind == wanted => return Ok(offer),
-                    Some(Reply { kind: Kind::Nak, .. }) if wanted == Kind::Ack => {
+                    Some(Reply {
+                        kind: Kind::Nak, ..
+                    }) if wanted == Kind::Ack => {
                         return Err(Failure::Refused);
                     }
                     _ => {}
@@ -234,14 +241,13 @@ impl<'a> Client<'a> {
         let failed = |errno| Failure::Socket("send a request", errno);
         if let Request::Renew { server, .. } = request {
             let to = SockAddr::v4(*server, frame::SERVER_PORT);
-            return so
-                .sendto(&text, MsgFlags::empty(), &to)
-                .map(drop)
-                .or_else(|errno| match errno {
+            return so.sendto(&text, MsgFlags::empty(), &to).map(drop).or_else(
+                |errno| match errno {
                     // The next try, or the broadcast after them, may get through.
                     Errno::EHOSTUNREACH | Errno::EHOSTDOWN | Errno::ENETUNREACH => Ok(()),
                     errno => Err(failed(errno)),
-                });
+                },
+            );
         }
         let m = frame::broadcast(&text, CLIENT_PORT).ok_or_else(|| failed(Errno::ENOBUFS))?;
         let epoch = NetEpoch::enter();
@@ -271,7 +277,10 @@ impl<'a> Client<'a> {
         };
         let known = {
             let epoch = NetEpoch::enter();
-            self.ifp.addrs(&epoch).iter().any(|ia| ia.ia_addr == offer.address)
+            self.ifp
+                .addrs(&epoch)
+                .iter()
+                .any(|ia| ia.ia_addr == offer.address)
         };
         if !known {
             in_sifaddr(&self.inet, &self.ifp, offer.address, &args)?;
@@ -302,7 +311,10 @@ impl<'a> Client<'a> {
                 if self.env.interrupted() {
                     return 0;
                 }
-                pause_sbt("dhcp", Sbintime::from_s(1).min(renew - machine::sbinuptime()));
+                pause_sbt(
+                    "dhcp",
+                    Sbintime::from_s(1).min(renew - machine::sbinuptime()),
+                );
             }
             match self.renew(&lease) {
                 Ok(renewed) => lease = renewed,
@@ -329,7 +341,10 @@ impl<'a> Client<'a> {
             let since = machine::sbinuptime();
             let address = lease.offer.address;
             let request = if since < rebind {
-                Request::Renew { address, server: lease.offer.server }
+                Request::Renew {
+                    address,
+                    server: lease.offer.server,
+                }
             } else {
                 Request::Rebind { address }
             };

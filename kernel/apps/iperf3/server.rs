@@ -277,10 +277,11 @@ fn accept_udp(env: &Env, so: SocketHandle) -> Result<SocketHandle, Failure> {
     let mut first = [0; 4];
     loop {
         match so.recvfrom(&mut first, MsgFlags::empty()) {
-            Ok((_, from)) => {
+            Ok((_, Some(from))) => {
                 so.connect(&from).map_err(doing("connect a UDP stream"))?;
                 return Ok(so);
             }
+            Ok((_, None)) => {}
             Err(Errno::EINTR) => return Err(Failure::Interrupted),
             Err(Errno::EAGAIN) if env.interrupted() => return Err(Failure::Interrupted),
             Err(Errno::EAGAIN) if machine::sbinuptime() > deadline => return Err(Failure::Silent),

@@ -143,7 +143,7 @@ impl Stream {
 
     /// The error that ended the stream before its time.
     pub(super) fn failure(&self) -> Option<Errno> {
-        Errno::from_raw(self.counts.failed.load(Ordering::Relaxed) as i32)
+        Errno::from_number(self.counts.failed.load(Ordering::Relaxed) as i32)
     }
 
     fn fail(&self, errno: Errno) {
