@@ -1,0 +1,291 @@
+use super::*;
+use crate::machine::hosted::Machine;
+use crate::vm::uma::TypedZone;
+use core::cell::Cell;
+use proptest::prelude::*;
+use std::rc::Rc;
+use std::vec::Vec;
+
+/// The zone called `name` of a machine that `test` runs on.
+fn with_zone(size: usize, align: usize, test: impl FnOnce(&'static Zone)) {
+    Machine::builder().run(|| {
+        let zone = find_or_create("test", size, align);
+        test(zone);
+        assert_eq!(zone.stats().used, 0, "items leaked");
+    });
+}
+
+fn take(zone: &'static Zone, n: usize) -> Vec<NonNull<u8>> {
+    (0..n).map(|_| zone.alloc(How::NoWait).unwrap()).collect()
+}
+
+fn give(zone: &'static Zone, items: impl IntoIterator<Item = NonNull<u8>>) {
+    for item in items {
+        // SAFETY: the tests give what they took, once.
+        unsafe { zone.free(item) };
+    }
+}
+
+#[test]
+fn slabs_of_packet_memory_waste_little() {
+    for (size, align) in [
+        (256, 256),
+        (2048, 2048),
+        (4096, 4096),
+        (9216, 1024),
+        (16384, 16384),
+    ] {
+        let layout = KegLayout::new(size, align);
+        let waste = layout.bytes() - layout.items * layout.rsize;
+        assert!(waste <= layout.bytes() / 10, "{size}: {layout:?}");
+        assert_eq!(layout.rsize, size);
+    }
+    assert_eq!(KegLayout::new(16384, 16384).header_at, None);
+}
+
+#[test]
+fn items_are_aligned_and_do_not_overlap() {
+    for (size, align) in [
+        (8, 8),
+        (24, 8),
+        (100, 64),
+        (256, 256),
+        (9216, 1024),
+        (16384, 4096),
+    ] {
+        with_zone(size, align, |zone| {
+            let items = take(zone, 600);
+            let mut addresses: Vec<_> = items.iter().map(|item| item.addr().get()).collect();
+            addresses.sort_unstable();
+            assert!(addresses.iter().all(|address| address % align == 0));
+            assert!(addresses.windows(2).all(|pair| pair[1] - pair[0] >= size));
+            give(zone, items);
+        });
+    }
+}
+
+#[test]
+fn the_item_freed_last_is_given_out_first() {
+    with_zone(64, 8, |zone| {
+        let items = take(zone, 3);
+        give(zone, items.iter().copied());
+        let again = take(zone, 3);
+        assert!(again.iter().eq(items.iter().rev()));
+        give(zone, again);
+    });
+}
+
+#[test]
+fn requests_and_uses_are_counted_exactly() {
+    with_zone(256, 8, |zone| {
+        let items = take(zone, 1000);
+        let stats = zone.stats();
+        assert_eq!((stats.used, stats.requests, stats.fails), (1000, 1000, 0));
+        give(zone, items);
+        give(zone, take(zone, 10));
+        let stats = zone.stats();
+        assert_eq!((stats.used, stats.requests), (0, 1010));
+        assert!(stats.free >= 1000);
+    });
+}
+
+#[test]
+fn beyond_the_limit_an_impatient_request_fails_and_is_counted() {
+    with_zone(512, 8, |zone| {
+        zone.set_max(50);
+        let mut items = Vec::new();
+        while let Some(item) = zone.alloc(How::NoWait) {
+            items.push(item);
+        }
+        assert_eq!(items.len(), 50);
+        assert!(zone.alloc(How::NoWait).is_none());
+        let stats = zone.stats();
+        assert_eq!((stats.limit, stats.used, stats.fails), (50, 50, 2));
+        give(zone, items.pop());
+        items.push(zone.alloc(How::NoWait).unwrap());
+        zone.set_max(51);
+        items.push(zone.alloc(How::NoWait).unwrap());
+        give(zone, items);
+    });
+}
+
+#[test]
+fn memory_goes_back_to_the_page_allocator_on_demand() {
+    with_zone(2048, 2048, |zone| {
+        // What the bucket and zone bookkeeping takes, it keeps.
+        give(zone, take(zone, 2000));
+        reclaim(Reclaim::DrainCpu);
+        let before = vm_page::stats();
+        give(zone, take(zone, 2000));
+        assert!(vm_page::stats().free < before.free);
+        reclaim(Reclaim::DrainCpu);
+        let stats = zone.stats();
+        assert_eq!((stats.used, stats.free), (0, 0));
+        assert_eq!(vm_page::stats(), before);
+    });
+}
+
+#[test]
+fn without_memory_a_request_fails_and_works_again_after_frees() {
+    Machine::builder().run(|| {
+        let large = find_or_create("large", 65536, 4096);
+        let mut items = Vec::new();
+        while let Some(item) = large.alloc(How::NoWait) {
+            items.push(item);
+        }
+        assert!(items.len() > 100);
+        let small = find_or_create("small", 2048, 8);
+        let some: Vec<_> = core::iter::from_fn(|| small.alloc(How::NoWait)).collect();
+        give(large, items);
+        assert!(small.stats().fails > 0);
+        // The pages of the large zone are taken back for the small one.
+        let more = take(small, 10_000);
+        give(small, more);
+        give(small, some);
+    });
+}
+
+static STAMP: u64 = 0x1234_5678;
+
+fn stamp(item: NonNull<u8>, _: How) -> bool {
+    // SAFETY: an item of 64 bytes, ours.
+    unsafe { item.cast::<u64>().write(STAMP) };
+    true
+}
+
+fn stamped(item: NonNull<u8>) {
+    // SAFETY: an item of 64 bytes, ours.
+    assert_eq!(
+        unsafe { item.cast::<u64>().read() },
+        STAMP,
+        "kept while cached"
+    );
+}
+
+#[test]
+fn what_a_secondary_zone_does_to_its_items_stays_done_while_they_are_cached() {
+    machine_local! {
+        static PRIMARY: Zone = Zone::new("primary", 64, 8);
+    }
+    machine_local! {
+        static SECONDARY: Zone = Zone::new_secondary(
+            "secondary",
+            64,
+            || PRIMARY.get(),
+            Hooks { ctor: Some(|item, _| { stamped(item); true }), dtor: Some(stamped), init: Some(stamp), fini: Some(stamped) },
+        );
+    }
+    Machine::builder().run(|| {
+        let (primary, secondary) = (PRIMARY.get(), SECONDARY.get());
+        for _ in 0..3 {
+            let items = take(secondary, 300);
+            let others = take(primary, 300);
+            give(secondary, items);
+            give(primary, others);
+        }
+        assert_eq!((secondary.stats().used, primary.stats().used), (0, 0));
+        assert_eq!(secondary.stats().requests, 900);
+        reclaim(Reclaim::DrainCpu);
+        assert_eq!((secondary.stats().free, primary.stats().free), (0, 0));
+    });
+}
+
+#[test]
+#[cfg(debug_assertions)]
+#[should_panic(expected = "twice")]
+fn an_item_freed_twice_is_noticed() {
+    with_zone(128, 8, |zone| {
+        let item = zone.alloc(How::NoWait).unwrap();
+        give(zone, [item, item]);
+    });
+}
+
+#[test]
+#[cfg(debug_assertions)]
+#[should_panic(expected = "memory modified after free")]
+fn a_write_to_a_freed_item_is_noticed() {
+    with_zone(128, 8, |zone| {
+        let item = zone.alloc(How::NoWait).unwrap();
+        give(zone, [item]);
+        // SAFETY: still memory of the arena; this is the mistake to be found.
+        unsafe { item.add(64).write(1) };
+        zone.alloc(How::NoWait);
+    });
+}
+
+#[test]
+fn a_typed_item_is_dropped_with_its_box() {
+    Machine::builder().run(|| {
+        let zone = TypedZone::<(u64, Rc<Cell<u32>>)>::new("typed");
+        let dropped = Rc::new(Cell::new(0));
+        let mut item = zone.alloc((7, dropped.clone()), How::NoWait).unwrap();
+        item.0 += 1;
+        assert_eq!((item.0, Rc::strong_count(&dropped)), (8, 2));
+        drop(item);
+        assert_eq!(Rc::strong_count(&dropped), 1);
+        assert_eq!(zone.stats().used, 0);
+        let same = TypedZone::<(u64, Rc<Cell<u32>>)>::new("typed");
+        assert_eq!(same.stats().requests, 1, "one zone for a name and size");
+    });
+}
+
+#[test]
+fn vmstat_z_prints_the_columns_of_freebsd() {
+    let stats = ZoneStats {
+        name: "mbuf_packet",
+        size: 256,
+        limit: 1_615_230,
+        used: 1024,
+        free: 506,
+        requests: 88121,
+        fails: 0,
+        sleeps: 0,
+        xdomain: 0,
+    };
+    assert_eq!(
+        std::format!("{stats}"),
+        "mbuf_packet:            256,1615230,    1024,     506,   88121,   0,   0,   0"
+    );
+}
+
+#[test]
+fn zones_are_listed_once_they_are_used() {
+    with_zone(96, 8, |zone| {
+        give(zone, take(zone, 1));
+        assert_eq!(zones().filter(|zone| zone.name() == "test").count(), 1);
+        assert!(uma_dbg::leaks().is_empty());
+        let item = take(zone, 1);
+        assert_eq!(uma_dbg::leaks(), [("test", 1)]);
+        give(zone, item);
+    });
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(30))]
+
+    #[test]
+    fn any_order_of_frees_gives_everything_back(
+        size in 1_usize..5000,
+        ops in proptest::collection::vec((any::<bool>(), 1_usize..200, any::<prop::sample::Index>()), 1..60),
+    ) {
+        with_zone(size, 8, |zone| {
+            let mut held = Vec::new();
+            for (alloc, n, pick) in ops {
+                for _ in 0..n {
+                    if alloc {
+                        let item = zone.alloc(How::NoWait).unwrap();
+                        // SAFETY: ours, of this size.
+                        unsafe { item.write_bytes(0x5a, size) };
+                        held.push(item);
+                    } else if !held.is_empty() {
+                        give(zone, [held.swap_remove(pick.index(held.len()))]);
+                    }
+                }
+                assert_eq!(zone.stats().used, held.len() as u64);
+            }
+            give(zone, held);
+            reclaim(Reclaim::DrainCpu);
+            assert_eq!(zone.stats().free, 0);
+        });
+    }
+}
