@@ -269,6 +269,17 @@ impl ClusterSize {
             Self::K16 => MJUM16BYTES,
         }
     }
+
+    /// The smallest that holds `len` bytes.
+    pub const fn at_least(len: usize) -> Option<Self> {
+        match len {
+            0..=MCLBYTES => Some(Self::K2),
+            ..=MJUMPAGESIZE => Some(Self::K4),
+            ..=MJUM9BYTES => Some(Self::K9),
+            ..=MJUM16BYTES => Some(Self::K16),
+            _ => None,
+        }
+    }
 }
 
 /// An interface by number; 0 is none.
@@ -310,12 +321,12 @@ pub struct PktHdr {
     pub rcvif: IfIndex,
     /// Generation of that index, so that a reused index is noticed.
     pub rcvgen: u16,
-    _pad0: u32,
+    pub(crate) _pad0: u32,
     /// Lowest interface it came in by, under a vlan or lagg.
     pub leaf_rcvif: IfIndex,
     /// Generation of that index.
     pub leaf_rcvgen: u16,
-    _pad1: u32,
+    pub(crate) _pad1: u32,
     /// What else is attached.
     pub tags: TagList,
     /// Length of the whole packet.
@@ -464,7 +475,7 @@ pub struct TagList(Option<Box<MTag>>);
 #[repr(align(256))]
 #[doc(alias = "mbuf")]
 pub struct RawMbuf {
-    m_next: Option<Mbuf>,
+    pub(crate) m_next: Option<Mbuf>,
     m_nextpkt: Option<Mbuf>,
     m_data: *mut u8,
     m_len: u32,
@@ -490,10 +501,8 @@ pub(crate) struct MExt {
 /// Where external storage came from and goes to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
-#[doc(alias = "EXT_CLUSTER")]
+#[doc(alias = "EXT_PACKET")]
 pub(crate) enum ExtType {
-    /// 2k, by itself.
-    Cluster = 1,
     /// A page.
     Jumbop = 3,
     /// 9k.
@@ -594,6 +603,14 @@ impl RawMbuf {
         unsafe { Self::pktdat(m).cast() }
     }
 
+    /// # Safety
+    /// `m` points at a `RawMbuf` whose header fields are initialised.
+    #[inline(always)]
+    pub(crate) unsafe fn flags(m: *mut RawMbuf) -> MFlags {
+        // SAFETY: the promise.
+        MFlags::from_bits_retain(unsafe { (*m).m_type_flags } >> TYPE_BITS)
+    }
+
     /// Writes the header fields of an mbuf fresh from its zone.
     ///
     /// # Safety
@@ -607,6 +624,30 @@ impl RawMbuf {
             (*m).m_data = data;
             (*m).m_len = 0;
             (*m).m_type_flags = MbufType::Data as u32 | (flags.bits() << TYPE_BITS);
+        }
+    }
+
+    /// Makes `n` refer to the external storage of `m`. Flags and data are the caller's to set.
+    ///
+    /// # Safety
+    /// Both point at mbufs that the caller holds; `m` has external storage and `n` none, and no data.
+    #[inline]
+    pub(crate) unsafe fn share_ext(n: *mut RawMbuf, m: *mut RawMbuf) {
+        // SAFETY: `m`'s storage and its owner live as long as `m` refers to them. `Relaxed`: who holds one
+        // reference may make another; nothing is published by it.
+        unsafe {
+            let ext = Self::ext(m);
+            (*Self::ext((*ext).owner))
+                .count
+                .fetch_add(1, Ordering::Relaxed);
+            Self::ext(n).write(MExt {
+                count: AtomicU32::new(0),
+                size: (*ext).size,
+                owner: (*ext).owner,
+                buf: (*ext).buf,
+                ext_type: (*ext).ext_type,
+                storage: MaybeUninit::uninit(),
+            });
         }
     }
 }
@@ -636,7 +677,7 @@ impl Mbuf {
     #[inline(always)]
     pub fn flags(&self) -> MFlags {
         // SAFETY: invariant 1.
-        MFlags::from_bits_retain(unsafe { (*self.raw()).m_type_flags } >> TYPE_BITS)
+        unsafe { RawMbuf::flags(self.raw()) }
     }
 
     /// Replaces all flags, those about storage included.
@@ -998,6 +1039,16 @@ impl Mbuf {
         drop(self.take_next());
         // SAFETY: invariant 1; exclusive. `None` is overwritten.
         unsafe { addr_of_mut!((*self.raw()).m_next).write(rest) }
+    }
+
+    /// Hangs `next` behind the mbuf `m`.
+    ///
+    /// # Safety
+    /// `m` is a live mbuf that the caller holds exclusively, with none behind it.
+    #[inline]
+    pub(crate) unsafe fn link_next(m: NonNull<RawMbuf>, next: Option<Mbuf>) {
+        // SAFETY: the caller's promise; `None` is overwritten.
+        unsafe { addr_of_mut!((*m.as_ptr()).m_next).write(next) }
     }
 
     /// The last mbuf of the chain.

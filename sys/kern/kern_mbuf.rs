@@ -1,60 +1,489 @@
 //! Where mbufs and clusters come from and go to.
 //!
-//! FreeBSD: sys/kern/kern_mbuf.c
+//! FreeBSD: sys/kern/kern_mbuf.c, sys/sys/mbuf.h (m_get and its kin), usr.bin/netstat/mbuf.c
+//! Differs from FreeBSD: what the zones' constructors do there is done here after allocation, where the size and kind
+//! are known; a chain is freed in one critical section.
 
-use crate::mbuf::{ClusterSize, How, Mbuf};
+use crate::errno::Errno;
+use crate::kern::kern_sysctl::{kenv, root};
+use crate::kern::uipc_mbuf::Builder;
+use crate::machine::atomic::{AtomicBool, AtomicU32, Ordering, fence};
+use crate::machine_local;
+use crate::mbuf::{
+    ClusterSize, ExtStorage, ExtType, How, MAX_LINKHDR, MCLBYTES, MExt, MFlags, MINCLSIZE,
+    MJUM9BYTES, MJUM16BYTES, MJUMPAGESIZE, MSIZE, Mbuf, NoBufs, PktHdr, RawMbuf, TagList,
+};
+use crate::param::PAGE_SIZE;
+use crate::sysctl::{Procedure, ReadOnly};
+use crate::vm::uma::{Hooks, Zone, ZoneStats};
+use crate::vm::uma_cache::OnCpu;
+use crate::vm::vm_page;
+use alloc::boxed::Box;
+use alloc::format;
+use alloc::sync::Arc;
+use core::fmt;
+use core::mem::MaybeUninit;
+use core::ptr::{NonNull, addr_of_mut};
+
+/// The zones of mbufs and clusters.
+struct MbZones {
+    mbuf: Zone,
+    clust: Zone,
+    /// mbufs with a cluster attached, kept joined while they are cached.
+    pack: Zone,
+    jumbop: Zone,
+    jumbo9: Zone,
+    jumbo16: Zone,
+    limited: AtomicBool,
+}
+
+machine_local! {
+    static ZONES: MbZones = MbZones {
+        mbuf: Zone::new("mbuf", MSIZE, MSIZE),
+        clust: Zone::new("mbuf_cluster", MCLBYTES, MCLBYTES),
+        pack: Zone::new_secondary(
+            "mbuf_packet",
+            MSIZE,
+            || &zones().mbuf,
+            Hooks {
+                ctor: None,
+                dtor: None,
+                init: Some(mb_zinit_pack),
+                fini: Some(mb_zfini_pack),
+            },
+        ),
+        jumbop: Zone::new("mbuf_jumbo_page", MJUMPAGESIZE, MJUMPAGESIZE),
+        jumbo9: Zone::new("mbuf_jumbo_9k", MJUM9BYTES, 1024),
+        jumbo16: Zone::new("mbuf_jumbo_16k", MJUM16BYTES, MJUM16BYTES),
+        limited: AtomicBool::new(false),
+    };
+}
+
+/// The zones, with their limits set.
+#[inline(always)]
+fn zones() -> &'static MbZones {
+    let zones = ZONES.get();
+    if !zones.limited.load(Ordering::Relaxed) {
+        zones.set_limits();
+    }
+    zones
+}
+
+impl MbZones {
+    /// Sets the limits by the size of memory: half of it, shared out as in FreeBSD.
+    #[cold]
+    #[doc(alias = "tunable_mbinit")]
+    fn set_limits(&self) {
+        if self.limited.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let maxmbufmem = maxmbufmem();
+        let clusters = self.clust.set_max(maxmbufmem / MCLBYTES / 4);
+        let jumbop = self.jumbop.set_max(maxmbufmem / MJUMPAGESIZE / 4);
+        let jumbo9 = self.jumbo9.set_max(maxmbufmem / MJUM9BYTES / 6);
+        let jumbo16 = self.jumbo16.set_max(maxmbufmem / MJUM16BYTES / 6);
+        let all = clusters + jumbop + jumbo9 + jumbo16;
+        self.mbuf.set_max(all.max(maxmbufmem / MSIZE / 5));
+    }
+
+    #[inline]
+    fn cluster(&self, size: ClusterSize) -> &Zone {
+        match size {
+            ClusterSize::K2 => &self.clust,
+            ClusterSize::K4 => &self.jumbop,
+            ClusterSize::K9 => &self.jumbo9,
+            ClusterSize::K16 => &self.jumbo16,
+        }
+    }
+}
+
+fn maxmbufmem() -> usize {
+    vm_page::stats().total * PAGE_SIZE / 2
+}
+
+/// Puts the limits into the sysctl tree, `kern.ipc.nmb*`. They may be raised at run time; the kernel's command line may
+/// lower them too.
+pub fn mbinit() {
+    let limit = |name: &'static str, about: &'static str, zone: fn() -> &'static Zone| {
+        let boot = kenv().get(name).and_then(|value| value.parse().ok());
+        if let Some(max) = boot.filter(|&max| max > 0) {
+            zone().set_max(max);
+        }
+        let read = move || format!("{}", zone().max());
+        let write = move |value: &str| {
+            let max: usize = value.parse().map_err(|_| Errno::EINVAL)?;
+            if max < zone().max() {
+                return Err(Errno::EINVAL);
+            }
+            zone().set_max(max);
+            Ok(())
+        };
+        root().register(name, Arc::new(Procedure::new(about, read, write)));
+    };
+    limit("kern.ipc.nmbufs", "Maximum number of mbufs allowed", || {
+        &zones().mbuf
+    });
+    limit(
+        "kern.ipc.nmbclusters",
+        "Maximum number of mbuf clusters allowed",
+        || &zones().clust,
+    );
+    limit(
+        "kern.ipc.nmbjumbop",
+        "Maximum number of mbuf page size jumbo clusters allowed",
+        || &zones().jumbop,
+    );
+    limit(
+        "kern.ipc.nmbjumbo9",
+        "Maximum number of mbuf 9k jumbo clusters allowed",
+        || &zones().jumbo9,
+    );
+    limit(
+        "kern.ipc.nmbjumbo16",
+        "Maximum number of mbuf 16k jumbo clusters allowed",
+        || &zones().jumbo16,
+    );
+    let memory = ReadOnly::new(
+        "Maximum real memory allocatable to various mbuf types",
+        || format!("{}", maxmbufmem()),
+    );
+    root().register("kern.ipc.maxmbufmem", Arc::new(memory));
+}
+
+/// Joins an mbuf that enters the packet zone with a cluster.
+fn mb_zinit_pack(item: NonNull<u8>, how: How) -> bool {
+    // The zone asks for many at a time and gives up at the first that fails.
+    let Some(cluster) = zones().clust.alloc(how) else {
+        return false;
+    };
+    let m: *mut RawMbuf = item.as_ptr().cast();
+    // SAFETY: the item is an mbuf's memory, ours.
+    unsafe { attach(m, cluster, MCLBYTES, ExtType::Packet) };
+    true
+}
+
+/// Separates an mbuf that leaves the packet zone from its cluster.
+fn mb_zfini_pack(item: NonNull<u8>) {
+    let m: *mut RawMbuf = item.as_ptr().cast();
+    // SAFETY: `mb_zinit_pack` attached it, and `mb_free_ext` left it attached.
+    unsafe {
+        zones()
+            .clust
+            .free(NonNull::new_unchecked((*RawMbuf::ext(m)).buf))
+    };
+}
+
+/// Makes `m` the owner of `size` bytes at `buf`.
+///
+/// # Safety
+/// `m` is memory for an mbuf, and both are the caller's.
+#[inline(always)]
+unsafe fn attach(m: *mut RawMbuf, buf: NonNull<u8>, size: usize, ext_type: ExtType) {
+    // SAFETY: the promise.
+    unsafe {
+        RawMbuf::ext(m).write(MExt {
+            count: AtomicU32::new(1),
+            size: size as u32,
+            owner: m,
+            buf: buf.as_ptr(),
+            ext_type,
+            storage: MaybeUninit::uninit(),
+        });
+    }
+}
 
 impl Mbuf {
+    /// Makes the item an empty mbuf with these flags.
+    ///
+    /// # Safety
+    /// The item is memory for an mbuf, the caller's, with external storage attached if the flags say so.
+    #[inline(always)]
+    unsafe fn from_item(item: NonNull<u8>, data: *mut u8, flags: MFlags) -> Mbuf {
+        let m = item.cast::<RawMbuf>();
+        // SAFETY: the promise.
+        unsafe {
+            RawMbuf::init(m.as_ptr(), data, flags);
+            if flags.contains(MFlags::PKTHDR) {
+                RawMbuf::pkthdr(m.as_ptr()).write(PktHdr::new());
+            }
+            Mbuf::from_raw(m)
+        }
+    }
+
     /// An empty mbuf without packet header.
     #[doc(alias = "m_get")]
+    #[inline]
     pub fn get(how: How) -> Option<Mbuf> {
-        let _ = how;
-        todo!()
+        let item = zones().mbuf.alloc(how)?;
+        // SAFETY: of the mbuf zone, and fresh.
+        unsafe {
+            let data = RawMbuf::dat(item.as_ptr().cast());
+            Some(Mbuf::from_item(item, data, MFlags::empty()))
+        }
     }
 
     /// An empty packet without cluster.
     #[doc(alias = "m_gethdr")]
+    #[inline]
     pub fn gethdr(how: How) -> Option<Mbuf> {
-        let _ = how;
-        todo!()
+        let item = zones().mbuf.alloc(how)?;
+        // SAFETY: of the mbuf zone, and fresh.
+        unsafe {
+            let data = RawMbuf::pktdat(item.as_ptr().cast());
+            Some(Mbuf::from_item(item, data, MFlags::PKTHDR))
+        }
     }
 
     /// An empty packet with a 2k cluster.
     #[doc(alias = "m_getcl")]
+    #[inline]
     pub fn getcl(how: How) -> Option<Mbuf> {
-        let _ = how;
-        todo!()
+        Self::get_packet(how, MFlags::PKTHDR)
+    }
+
+    #[inline]
+    fn get_packet(how: How, flags: MFlags) -> Option<Mbuf> {
+        let item = zones().pack.alloc(how)?;
+        // SAFETY: of the packet zone, thus with a cluster attached, and fresh.
+        unsafe {
+            let data = (*RawMbuf::ext(item.as_ptr().cast())).buf;
+            Some(Mbuf::from_item(item, data, flags | MFlags::EXT))
+        }
     }
 
     /// An empty packet with a cluster of `size`.
     #[doc(alias = "m_getjcl")]
     pub fn getjcl(how: How, size: ClusterSize) -> Option<Mbuf> {
-        let _ = (how, size);
-        todo!()
+        Self::get_cluster(how, size, MFlags::PKTHDR)
     }
 
     /// An empty mbuf without packet header, with a cluster of `size`.
     pub fn getcl_nohdr(how: How, size: ClusterSize) -> Option<Mbuf> {
-        let _ = (how, size);
-        todo!()
+        Self::get_cluster(how, size, MFlags::empty())
     }
 
-    /// A chain of empty mbufs with room for `len` bytes, each as large as is useful; with a packet header if
-    /// `pkthdr`.
+    fn get_cluster(how: How, size: ClusterSize, flags: MFlags) -> Option<Mbuf> {
+        let ext_type = match size {
+            ClusterSize::K2 => return Self::get_packet(how, flags),
+            ClusterSize::K4 => ExtType::Jumbop,
+            ClusterSize::K9 => ExtType::Jumbo9,
+            ClusterSize::K16 => ExtType::Jumbo16,
+        };
+        let zones = zones();
+        let item = zones.mbuf.alloc(how)?;
+        let Some(cluster) = zones.cluster(size).alloc(how) else {
+            // SAFETY: just allocated.
+            unsafe { zones.mbuf.free(item) };
+            return None;
+        };
+        // SAFETY: of the mbuf zone, and fresh, as is the cluster.
+        unsafe {
+            attach(item.as_ptr().cast(), cluster, size.bytes(), ext_type);
+            Some(Mbuf::from_item(item, cluster.as_ptr(), flags | MFlags::EXT))
+        }
+    }
+
+    /// A chain of empty mbufs with room for `len` bytes, in few pieces; with a packet header if `pkthdr`.
+    ///
+    /// Differs from FreeBSD: 16k clusters are used for long chains while there are any, not only page-sized ones.
     #[doc(alias = "m_getm2")]
     pub fn getm2(how: How, len: usize, pkthdr: bool) -> Option<Mbuf> {
-        let _ = (how, len, pkthdr);
-        todo!()
+        let flags = if pkthdr {
+            MFlags::PKTHDR
+        } else {
+            MFlags::empty()
+        };
+        let head = Self::get_piece(how, len, flags)?;
+        let mut room = head.size();
+        if room >= len {
+            return Some(head);
+        }
+        let mut chain = Builder::new();
+        chain.push(head);
+        while room < len {
+            let piece = Self::get_piece(how, len - room, MFlags::empty())?;
+            room += piece.size();
+            chain.push(piece);
+        }
+        chain.finish()
     }
 
-    /// A packet with a copy of `bytes`, and room for headers before them.
+    /// One empty mbuf, as large as is useful for `len` bytes.
+    fn get_piece(how: How, len: usize, flags: MFlags) -> Option<Mbuf> {
+        if len < MINCLSIZE {
+            return if flags.contains(MFlags::PKTHDR) {
+                Self::gethdr(how)
+            } else {
+                Self::get(how)
+            };
+        }
+        if len > MJUMPAGESIZE {
+            let large = if len > MJUM9BYTES {
+                ClusterSize::K16
+            } else {
+                ClusterSize::K9
+            };
+            if let Some(m) = Self::get_cluster(How::NoWait, large, flags) {
+                return Some(m);
+            }
+        }
+        let size = if len > MCLBYTES {
+            ClusterSize::K4
+        } else {
+            ClusterSize::K2
+        };
+        Self::get_cluster(how, size, flags)
+    }
+
+    /// A packet with a copy of `bytes`, and room for a link header before them.
+    #[doc(alias = "m_devget")]
     pub fn from_bytes(bytes: &[u8], how: How) -> Option<Mbuf> {
-        let _ = (bytes, how);
-        todo!()
+        let mut m = Self::getm2(how, MAX_LINKHDR + bytes.len(), true)?;
+        m.reserve_front(MAX_LINKHDR);
+        if !m.append(bytes) {
+            return None;
+        }
+        Some(m)
+    }
+
+    /// A packet that refers to the bytes of `storage`; they are read-only.
+    #[doc(alias = "m_extadd")]
+    pub fn from_storage(storage: Box<dyn ExtStorage>, how: How) -> Result<Mbuf, NoBufs> {
+        let bytes = NonNull::from(storage.bytes());
+        let len = u32::try_from(bytes.len()).map_err(|_| NoBufs)?;
+        let item = zones().mbuf.alloc(how).ok_or(NoBufs)?;
+        let m: *mut RawMbuf = item.as_ptr().cast();
+        // SAFETY: the mbuf is fresh; the bytes stay where they are as long as the storage lives, which is until the last
+        // reference is dropped, and nothing writes storage of type `External`.
+        unsafe {
+            attach(m, bytes.cast(), bytes.len(), ExtType::External);
+            (*RawMbuf::ext(m)).storage.write(Box::into_raw(storage));
+            let flags = MFlags::PKTHDR | MFlags::EXT | MFlags::RDONLY;
+            let mut m = Mbuf::from_item(item, bytes.as_ptr().cast(), flags);
+            m.set_data_raw(bytes.as_ptr().cast(), bytes.len());
+            m.pkthdr_mut().len = len;
+            Ok(m)
+        }
     }
 }
 
-/// One row of `netstat -m`.
+impl Drop for Mbuf {
+    /// Frees the chain.
+    #[doc(alias = "m_freem")]
+    #[inline]
+    fn drop(&mut self) {
+        // SAFETY: ours, and this is the end of it.
+        unsafe { m_freem(NonNull::new_unchecked(self.raw())) }
+    }
+}
+
+/// mbufs freed before a thread that waits for this CPU gets it.
+const FREE_BATCH: usize = 32;
+
+/// # Safety
+/// `m` heads a chain that the caller gives up.
+unsafe fn m_freem(m: NonNull<RawMbuf>) {
+    let zones = zones();
+    let mut here = OnCpu::enter();
+    let mut chain = Some(m);
+    let mut batch = 0;
+    while let Some(m) = chain {
+        // SAFETY: the promise, for each mbuf of the chain.
+        unsafe {
+            chain = (*addr_of_mut!((*m.as_ptr()).m_next))
+                .take()
+                .map(Mbuf::into_raw);
+            here = m_free(zones, here, m);
+        }
+        batch += 1;
+        if batch == FREE_BATCH && chain.is_some() {
+            batch = 0;
+            drop(here);
+            here = OnCpu::enter();
+        }
+    }
+}
+
+/// Frees one mbuf, cut off its chain.
+///
+/// # Safety
+/// It is the caller's to give up.
+#[inline]
+unsafe fn m_free(zones: &'static MbZones, mut here: OnCpu, m: NonNull<RawMbuf>) -> OnCpu {
+    let p = m.as_ptr();
+    // SAFETY: the promise, and the invariants of `Mbuf`.
+    unsafe {
+        let flags = RawMbuf::flags(p);
+        if flags.contains(MFlags::PKTHDR) {
+            let tags = addr_of_mut!((*RawMbuf::pkthdr(p)).tags);
+            if !(*tags).is_empty() {
+                drop(here);
+                drop(tags.replace(TagList::new()));
+                here = OnCpu::enter();
+            }
+        }
+        if flags.contains(MFlags::EXT) {
+            mb_free_ext(zones, here, p)
+        } else {
+            zones.mbuf.free_here(here, m.cast())
+        }
+    }
+}
+
+/// Drops an mbuf's reference to external storage, and frees what nobody refers to any more: the storage and its owner if
+/// the reference was the last, and the mbuf if it is not the owner itself, which otherwise waits for the last.
+///
+/// # Safety
+/// The mbuf is the caller's to give up, and has external storage.
+#[inline]
+unsafe fn mb_free_ext(zones: &'static MbZones, mut here: OnCpu, m: *mut RawMbuf) -> OnCpu {
+    // SAFETY: invariants of `Mbuf`: the owner lives while it is referred to, as it is until the count says otherwise; whoever
+    // brings the count to zero is the last.
+    unsafe {
+        let owner = (*RawMbuf::ext(m)).owner;
+        let ext = RawMbuf::ext(owner);
+        let ext_type = (*ext).ext_type;
+        let count = &(*ext).count;
+        // One reference is ours, and only who holds one can make another: no atomic operation is needed then.
+        let last = count.load(Ordering::Acquire) == 1 || {
+            count.fetch_sub(1, Ordering::Release) == 1 && {
+                fence(Ordering::Acquire);
+                true
+            }
+        };
+        if last {
+            let item = NonNull::new_unchecked(owner).cast();
+            if ext_type == ExtType::Packet {
+                count.store(1, Ordering::Relaxed);
+                here = zones.pack.free_here(here, item);
+            } else {
+                let buf = NonNull::new_unchecked((*ext).buf);
+                let zone = match ext_type {
+                    ExtType::Packet => Some(&zones.clust),
+                    ExtType::Jumbop => Some(&zones.jumbop),
+                    ExtType::Jumbo9 => Some(&zones.jumbo9),
+                    ExtType::Jumbo16 => Some(&zones.jumbo16),
+                    ExtType::External => None,
+                };
+                here = match zone {
+                    Some(zone) => zone.free_here(here, buf),
+                    None => {
+                        drop(here);
+                        drop(Box::from_raw((*ext).storage.assume_init()));
+                        OnCpu::enter()
+                    }
+                };
+                here = zones.mbuf.free_here(here, item);
+            }
+        }
+        if owner != m {
+            here = zones.mbuf.free_here(here, NonNull::new_unchecked(m).cast());
+        }
+        here
+    }
+}
+
+/// One kind of memory in `netstat -m`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct MbZoneStat {
     /// In use.
@@ -69,12 +498,32 @@ pub struct MbZoneStat {
     pub delayed: u64,
 }
 
+impl MbZoneStat {
+    /// In use or cached.
+    pub fn total(&self) -> u64 {
+        self.current + self.cache
+    }
+}
+
+impl From<ZoneStats> for MbZoneStat {
+    fn from(stats: ZoneStats) -> Self {
+        Self {
+            current: stats.used,
+            cache: stats.free,
+            max: stats.limit,
+            denied: stats.fails,
+            delayed: stats.sleeps,
+        }
+    }
+}
+
 /// The numbers of `netstat -m`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[doc(alias = "mbstat")]
 pub struct MbufStat {
-    /// mbufs.
+    /// mbufs, those of packets included.
     pub mbuf: MbZoneStat,
-    /// 2k clusters.
+    /// 2k clusters, those of packets included.
     pub cluster: MbZoneStat,
     /// mbuf and cluster pairs of the packet zone.
     pub packet: MbZoneStat,
@@ -87,16 +536,138 @@ pub struct MbufStat {
 }
 
 impl MbufStat {
-    /// Counts now.
+    /// Counts now. Exact while nobody allocates or frees.
     pub fn snapshot() -> MbufStat {
-        todo!()
+        let zones = zones();
+        let packet = MbZoneStat::from(zones.pack.stats());
+        let mbuf = MbZoneStat::from(zones.mbuf.stats());
+        let cluster = MbZoneStat::from(zones.clust.stats());
+        MbufStat {
+            mbuf: MbZoneStat {
+                current: mbuf.current + packet.current,
+                cache: mbuf.cache + packet.cache,
+                ..mbuf
+            },
+            // To the cluster zone, what lies joined in the packet zone is in use.
+            cluster: MbZoneStat {
+                current: cluster.current.saturating_sub(packet.cache),
+                cache: cluster.cache + packet.cache,
+                ..cluster
+            },
+            packet,
+            jumbop: zones.jumbop.stats().into(),
+            jumbo9: zones.jumbo9.stats().into(),
+            jumbo16: zones.jumbo16.stats().into(),
+        }
     }
 
-    /// mbufs and clusters of all sizes in use; equal before and after means nothing leaked.
+    /// mbufs and clusters of all sizes in use; equal before and after means that nothing leaked.
     pub fn in_use(&self) -> (u64, u64) {
         (
             self.mbuf.current,
             self.cluster.current + self.jumbop.current + self.jumbo9.current + self.jumbo16.current,
         )
     }
+
+    /// Bytes in use and cached.
+    fn bytes(&self) -> (u64, u64) {
+        let sized = [
+            (self.mbuf, MSIZE),
+            (self.cluster, MCLBYTES),
+            (self.jumbop, MJUMPAGESIZE),
+            (self.jumbo9, MJUM9BYTES),
+            (self.jumbo16, MJUM16BYTES),
+        ];
+        sized.iter().fold((0, 0), |(current, cache), (stat, size)| {
+            let size = *size as u64;
+            (current + stat.current * size, cache + stat.cache * size)
+        })
+    }
 }
+
+impl fmt::Display for MbufStat {
+    /// All of `netstat -m`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let in_use = |s: &MbZoneStat| format!("{}/{}/{}", s.current, s.cache, s.total());
+        let limited = |s: &MbZoneStat| format!("{}/{}", in_use(s), s.max);
+        writeln!(
+            f,
+            "{} mbufs in use (current/cache/total)",
+            in_use(&self.mbuf)
+        )?;
+        writeln!(
+            f,
+            "{} mbuf clusters in use (current/cache/total/max)",
+            limited(&self.cluster)
+        )?;
+        writeln!(
+            f,
+            "{}/{} mbuf+clusters out of packet secondary zone in use (current/cache)",
+            self.packet.current, self.packet.cache
+        )?;
+        for (stat, size) in [
+            (&self.jumbop, "4k (page size)"),
+            (&self.jumbo9, "9k"),
+            (&self.jumbo16, "16k"),
+        ] {
+            let numbers = limited(stat);
+            writeln!(
+                f,
+                "{numbers} {size} jumbo clusters in use (current/cache/total/max)"
+            )?;
+        }
+        let (current, cache) = self.bytes();
+        writeln!(
+            f,
+            "{}K/{}K/{}K bytes allocated to network (current/cache/total)",
+            current / 1024,
+            cache / 1024,
+            (current + cache) / 1024
+        )?;
+        let three = |what: fn(&MbZoneStat) -> u64, [a, b, c]: [&MbZoneStat; 3]| {
+            format!("{}/{}/{}", what(a), what(b), what(c))
+        };
+        let small = [&self.mbuf, &self.cluster, &self.packet];
+        let jumbo = [&self.jumbop, &self.jumbo9, &self.jumbo16];
+        let (denied, delayed) = (|s: &MbZoneStat| s.denied, |s: &MbZoneStat| s.delayed);
+        writeln!(
+            f,
+            "{} requests for mbufs denied (mbufs/clusters/mbuf+clusters)",
+            three(denied, small)
+        )?;
+        writeln!(
+            f,
+            "{} requests for mbufs delayed (mbufs/clusters/mbuf+clusters)",
+            three(delayed, small)
+        )?;
+        writeln!(
+            f,
+            "{} requests for jumbo clusters delayed (4k/9k/16k)",
+            three(delayed, jumbo)
+        )?;
+        writeln!(
+            f,
+            "{} requests for jumbo clusters denied (4k/9k/16k)",
+            three(denied, jumbo)
+        )?;
+        // There is no sendfile: its counts are what they would be without its use.
+        for line in SENDFILE_LINES {
+            writeln!(f, "0 {line}")?;
+        }
+        Ok(())
+    }
+}
+
+const SENDFILE_LINES: [&str; 11] = [
+    "sendfile syscalls",
+    "sendfile syscalls completed without I/O request",
+    "requests for I/O initiated by sendfile",
+    "pages read by sendfile as part of a request",
+    "pages were valid at time of a sendfile request",
+    "pages were valid and substituted to bogus page",
+    "pages were requested for read ahead by applications",
+    "pages were read ahead by sendfile",
+    "times sendfile encountered an already busy page",
+    "requests for sfbufs denied",
+    "requests for sfbufs delayed",
+];
