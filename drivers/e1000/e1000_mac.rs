@@ -56,7 +56,14 @@ impl E1000Hw {
             self.write(reg, 0);
         }
         let ctrl = self.read(CTRL);
-        let off = CTRL_LRST | CTRL_ILOS | CTRL_FRCSPD | CTRL_FRCDPX | CTRL_RFCE | CTRL_TFCE | CTRL_PHY_RST | CTRL_RST;
+        let off = CTRL_LRST
+            | CTRL_ILOS
+            | CTRL_FRCSPD
+            | CTRL_FRCDPX
+            | CTRL_RFCE
+            | CTRL_TFCE
+            | CTRL_PHY_RST
+            | CTRL_RST;
         self.write(CTRL, ctrl & !off | CTRL_SLU | CTRL_ASDE);
         self.setup_copper_link()
     }

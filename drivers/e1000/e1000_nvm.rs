@@ -34,7 +34,11 @@ impl E1000Hw {
         for word in 0..=NVM_CHECKSUM_REG {
             sum = sum.wrapping_add(self.read_nvm(word)?);
         }
-        if sum == NVM_SUM { Ok(()) } else { Err(HwError::Nvm) }
+        if sum == NVM_SUM {
+            Ok(())
+        } else {
+            Err(HwError::Nvm)
+        }
     }
 
     /// The station address: from the EEPROM, or, where it has no read register that works, from the receive

@@ -36,7 +36,10 @@ impl E1000Hw {
     /// Writes a PHY register.
     #[doc(alias = "e1000_write_phy_reg_mdic")]
     pub fn write_phy_reg(&self, reg: u32, value: u16) -> Result<(), HwError> {
-        self.write(MDIC, u32::from(value) | reg << 16 | PHY_ADDRESS << 21 | MDIC_OP_WRITE);
+        self.write(
+            MDIC,
+            u32::from(value) | reg << 16 | PHY_ADDRESS << 21 | MDIC_OP_WRITE,
+        );
         self.mdic_wait().map(|_| ())
     }
 
@@ -44,7 +47,11 @@ impl E1000Hw {
         for _ in 0..MDIC_ATTEMPTS {
             let value = self.read(MDIC);
             if value & MDIC_READY != 0 {
-                return if value & MDIC_ERROR != 0 { Err(HwError::Phy) } else { Ok(value) };
+                return if value & MDIC_ERROR != 0 {
+                    Err(HwError::Phy)
+                } else {
+                    Ok(value)
+                };
             }
             cpu_spinwait();
         }
@@ -63,7 +70,8 @@ impl E1000Hw {
         let negotiated = status & (MII_SR_AUTONEG_COMPLETE | MII_SR_LINK_STATUS)
             == MII_SR_AUTONEG_COMPLETE | MII_SR_LINK_STATUS
             && control & MII_CR_POWER_DOWN == 0;
-        if negotiated && advertised & NWAY_AR_ALL == NWAY_AR_ALL && gigabit & CR_1000T_FD_CAPS != 0 {
+        if negotiated && advertised & NWAY_AR_ALL == NWAY_AR_ALL && gigabit & CR_1000T_FD_CAPS != 0
+        {
             return Ok(());
         }
         self.write_phy_reg(PHY_AUTONEG_ADV, advertised | NWAY_AR_ALL)?;

@@ -74,6 +74,10 @@ pub(super) const TXD_POPTS_TXSM: u32 = 0x02 << 8;
 
 /// Data bytes that one descriptor may name (the buffers of a TSO packet are cut to this).
 pub(super) const EM_TSO_SEG_SIZE: usize = 4096;
+/// Data bytes that one descriptor of another packet may name (8254x SDM §3.3.7.1: at most 16288).
+pub(super) const EM_MAX_DATA_PER_TXD: usize = 8192;
+/// Besides one for each piece: context and sentinel.
+pub(super) const EM_EXTRA_DESCRIPTORS: usize = 2;
 /// Most pieces of a packet.
 pub(super) const EM_MAX_SCATTER: usize = 40;
 /// The last descriptor of a TSO packet must be short: see `txd_encap`.
@@ -87,6 +91,8 @@ pub(super) struct EmTxq {
     reports: VecDeque<(usize, usize)>,
     /// Descriptors written since the last reported one.
     unreported: usize,
+    /// Last descriptor of the last packet.
+    last: usize,
     /// What the checksum context in the hardware was made for.
     context: Option<Context>,
 }
@@ -106,6 +112,7 @@ impl EmTxq {
             ring,
             reports,
             unreported: 0,
+            last: 0,
             context: None,
         }
     }
@@ -128,7 +135,8 @@ impl EmTxq {
     /// and the bits its descriptors carry.
     fn offload(&mut self, pi: &PktInfo<'_>) -> (usize, u32, u32) {
         let tso = pi.csum_flags.intersects(CsumFlags::TSO);
-        let wanted = pi.csum_flags & (CsumFlags::IP | CsumFlags::IP_TCP | CsumFlags::IP_UDP | CsumFlags::TSO);
+        let wanted = pi.csum_flags
+            & (CsumFlags::IP | CsumFlags::IP_TCP | CsumFlags::IP_UDP | CsumFlags::TSO);
         if wanted.is_empty() {
             return (pi.pidx, 0, 0);
         }
@@ -168,7 +176,11 @@ fn context_descriptor(pi: &PktInfo<'_>, wanted: CsumFlags, tso: bool) -> (u64, u
     let tucss = l2 + l3;
     let tcp = tso || wanted.contains(CsumFlags::IP_TCP);
     let tucso = tucss + if tcp { 16 } else { 6 };
-    let addr = (ipcss & 0xff) | (ipcso & 0xff) << 8 | (ipcse & 0xffff) << 16 | (tucss & 0xff) << 32 | (tucso & 0xff) << 40;
+    let addr = (ipcss & 0xff)
+        | (ipcso & 0xff) << 8
+        | (ipcse & 0xffff) << 16
+        | (tucss & 0xff) << 32
+        | (tucso & 0xff) << 40;
     let mut lower = TXD_CMD_DEXT | TXD_CMD_IP | if tcp { TXD_CMD_TCP } else { 0 };
     let mut upper = 0;
     if tso {
@@ -193,7 +205,6 @@ impl IflibTxq for EmTxq {
             special = u32::from(tag) << 16;
         }
         let data = TXD_CMD_DEXT | TXD_DTYP_D | command | lower;
-        let end = TXD_CMD_EOP | if pi.report { TXD_CMD_RS } else { 0 };
         let upper = upper | special;
         let mut last = i;
         for (n, &(addr, len)) in pi.segs.iter().enumerate() {
@@ -208,19 +219,24 @@ impl IflibTxq for EmTxq {
                 at += head as u64;
                 i = self.next(i);
             }
-            let bits = if final_piece { end } else { 0 };
+            let bits = if final_piece { TXD_CMD_EOP } else { 0 };
             self.put(i, at, data | bits | rest as u32, upper);
             last = i;
             i = self.next(i);
         }
-        if pi.report {
-            self.reports.push_back((last, self.unreported));
-            self.unreported = 0;
-        }
+        self.last = last;
         Ok(i)
     }
 
     fn txd_flush(&mut self, pidx: usize) {
+        // One report for all: the controller completes descriptors in order.
+        if self.unreported > 0 {
+            let mut end = self.ring.read(self.last);
+            end.lower |= TXD_CMD_RS.to_le();
+            self.ring.write(self.last, end);
+            self.reports.push_back((self.last, self.unreported));
+            self.unreported = 0;
+        }
         dma_wmb();
         self.hw.write(TDT, pidx as u32);
     }
@@ -281,7 +297,10 @@ fn receive_checksum(status: u8, errors: u8) -> (CsumFlags, u32) {
     if status & (RXD_STAT_TCPCS | RXD_STAT_UDPCS) == 0 {
         return (flags, 0);
     }
-    (flags | CsumFlags::DATA_VALID | CsumFlags::PSEUDO_HDR, 0xffff)
+    (
+        flags | CsumFlags::DATA_VALID | CsumFlags::PSEUDO_HDR,
+        0xffff,
+    )
 }
 
 impl IflibRxq for EmRxq {

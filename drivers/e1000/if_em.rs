@@ -4,7 +4,7 @@
 
 use alloc::boxed::Box;
 use alloc::format;
-use alloc::string::String;
+use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
@@ -13,14 +13,20 @@ use sys::errno::Errno;
 use sys::kprintf;
 use sys::machine::atomic::{AtomicU32, AtomicU64, Ordering};
 use sys::machine::bus_dma::DmaRing;
-use sys::net::iflib::{IfTxRx, IflibIntr, IflibRxq, IflibSharedCtx, IflibTxq, Iflib, IntrCause};
+use sys::machine::pci_cfg::pci_intx;
+use sys::net::iflib::{IfTxRx, Iflib, IflibRxq, IflibSharedCtx, IflibTxq, IntrCause};
 use sys::net::ifnet::{IfCap, IfFlags, Ifnet, Media};
 use sys::net::vnet::Vnet;
+use sys::sysctl::{Procedure, ReadOnly, root};
 
 use super::e1000_hw::{DEVICES, DeviceId, E1000Hw, HwError, INTEL_VENDOR_ID, MacType};
 use super::e1000_regs::*;
-use super::em_txrx::{EM_MAX_SCATTER, EM_TSO_SEG_SIZE, EmRxq, EmTxq};
-use crate::pci::{Bar, PCIM_CMD_BUSMASTEREN, PCIM_CMD_INTXDIS, PCIR_COMMAND, PciFunction, pci_enumerate};
+use super::em_txrx::{
+    EM_EXTRA_DESCRIPTORS, EM_MAX_DATA_PER_TXD, EM_MAX_SCATTER, EM_TSO_SEG_SIZE, EmRxq, EmTxq,
+};
+use crate::pci::{
+    Bar, PCIM_CMD_BUSMASTEREN, PCIM_CMD_INTXDIS, PCIR_COMMAND, PciFunction, pci_enumerate,
+};
 
 /// Rings start at multiples of this.
 const EM_DBA_ALIGN: usize = 128;
@@ -60,16 +66,80 @@ enum Latency {
 /// Names of the statistics registers, in order from 0x4000 on; empty where there is none.
 /// `mac_stats` of `dev.em.N` (8254x SDM §13.7).
 const STAT_NAMES: [&str; 74] = [
-    "crc_errs", "alignment_errs", "symbol_errors", "recv_errs", "missed_packets", "single_coll", "excess_coll",
-    "multiple_coll", "late_coll", "", "collision_count", "", "defer_count", "tx_no_crs", "sequence_errors",
-    "coll_ext_errs", "recv_length_errors", "", "xon_recvd", "xon_txd", "xoff_recvd", "xoff_txd",
-    "unsupported_fc_recvd", "rx_frames_64", "rx_frames_65_127", "rx_frames_128_255", "rx_frames_256_511",
-    "rx_frames_512_1023", "rx_frames_1024_1522", "good_pkts_recvd", "bcast_pkts_recvd", "mcast_pkts_recvd",
-    "good_pkts_txd", "", "good_octets_recvd", "", "good_octets_txd", "", "", "", "recv_no_buff", "recv_undersize",
-    "recv_fragmented", "recv_oversize", "recv_jabber", "mgmt_pkts_recvd", "mgmt_pkts_drop", "mgmt_pkts_txd",
-    "total_octets_recvd", "", "total_octets_txd", "", "total_pkts_recvd", "total_pkts_txd", "tx_frames_64",
-    "tx_frames_65_127", "tx_frames_128_255", "tx_frames_256_511", "tx_frames_512_1023", "tx_frames_1024_1522",
-    "mcast_pkts_txd", "bcast_pkts_txd", "tso_txd", "tso_ctx_fail", "", "", "", "", "", "", "", "", "", "",
+    "crc_errs",
+    "alignment_errs",
+    "symbol_errors",
+    "recv_errs",
+    "missed_packets",
+    "single_coll",
+    "excess_coll",
+    "multiple_coll",
+    "late_coll",
+    "",
+    "collision_count",
+    "",
+    "defer_count",
+    "tx_no_crs",
+    "sequence_errors",
+    "coll_ext_errs",
+    "recv_length_errors",
+    "",
+    "xon_recvd",
+    "xon_txd",
+    "xoff_recvd",
+    "xoff_txd",
+    "unsupported_fc_recvd",
+    "rx_frames_64",
+    "rx_frames_65_127",
+    "rx_frames_128_255",
+    "rx_frames_256_511",
+    "rx_frames_512_1023",
+    "rx_frames_1024_1522",
+    "good_pkts_recvd",
+    "bcast_pkts_recvd",
+    "mcast_pkts_recvd",
+    "good_pkts_txd",
+    "",
+    "good_octets_recvd",
+    "",
+    "good_octets_txd",
+    "",
+    "",
+    "",
+    "recv_no_buff",
+    "recv_undersize",
+    "recv_fragmented",
+    "recv_oversize",
+    "recv_jabber",
+    "mgmt_pkts_recvd",
+    "mgmt_pkts_drop",
+    "mgmt_pkts_txd",
+    "total_octets_recvd",
+    "",
+    "total_octets_txd",
+    "",
+    "total_pkts_recvd",
+    "total_pkts_txd",
+    "tx_frames_64",
+    "tx_frames_65_127",
+    "tx_frames_128_255",
+    "tx_frames_256_511",
+    "tx_frames_512_1023",
+    "tx_frames_1024_1522",
+    "mcast_pkts_txd",
+    "bcast_pkts_txd",
+    "tso_txd",
+    "tso_ctx_fail",
+    "",
+    "",
+    "",
+    "",
+    "",
+    "",
+    "",
+    "",
+    "",
+    "",
 ];
 
 /// Registers that are the lower half of a 64-bit count: reading the upper half clears both.
@@ -111,7 +181,9 @@ pub fn em_probe_attach(vnet: &Arc<Vnet>) -> Vec<Arc<Ifnet>> {
 /// The functions on the bus that this driver knows, in bus order.
 pub fn em_functions() -> Vec<(PciFunction, DeviceId)> {
     let known = |f: PciFunction| {
-        let id = DEVICES.iter().find(|id| f.vendor == INTEL_VENDOR_ID && f.device == id.device)?;
+        let id = DEVICES
+            .iter()
+            .find(|id| f.vendor == INTEL_VENDOR_ID && f.device == id.device)?;
         Some((f, *id))
     };
     pci_enumerate().into_iter().filter_map(known).collect()
@@ -119,7 +191,12 @@ pub fn em_functions() -> Vec<(PciFunction, DeviceId)> {
 
 /// Attaches one controller as `em<unit>`.
 #[doc(alias = "em_if_attach_pre")]
-pub fn em_attach(vnet: &Arc<Vnet>, function: &PciFunction, id: DeviceId, unit: u32) -> Result<Arc<Ifnet>, Errno> {
+pub fn em_attach(
+    vnet: &Arc<Vnet>,
+    function: &PciFunction,
+    id: DeviceId,
+    unit: u32,
+) -> Result<Arc<Ifnet>, Errno> {
     announce(function, id, unit);
     let mmio = function.map(0).inspect_err(|_| {
         kprintf!("em{unit}: Unable to allocate bus resource: memory\n");
@@ -134,15 +211,10 @@ pub fn em_attach(vnet: &Arc<Vnet>, function: &PciFunction, id: DeviceId, unit: u
         Errno::EIO
     })?;
     let em = Arc::new(Em::new(hw, mac));
-    let sctx = em.shared_ctx(unit);
-    kprintf!(
-        "em{unit}: Using {} TX descriptors and {} RX descriptors\n",
-        sctx.ntxd.1,
-        sctx.nrxd.1
-    );
-    kprintf!("em{unit}: Ethernet address: {}\n", sys::net::if_ethersubr::EtherText(mac));
-    let (line, _pin) = function.intline();
-    Iflib::attach(vnet, sctx, em, IflibIntr::Legacy { irq: line })
+    let sctx = em.shared_ctx(unit, id.description);
+    // The family has no message-signalled interrupts.
+    let intx = pci_intx(function.addr).ok_or(Errno::ENXIO)?;
+    Iflib::attach(vnet, sctx, em, &[intx])
 }
 
 fn announce(function: &PciFunction, id: DeviceId, unit: u32) {
@@ -150,7 +222,9 @@ fn announce(function: &PciFunction, id: DeviceId, unit: u32) {
     let mut memory = String::new();
     for index in 0..6 {
         match function.bar(index) {
-            Some(Bar::Io { base, size }) => ports = format!(" port {base:#x}-{:#x}", base + size - 1),
+            Some(Bar::Io { base, size }) => {
+                ports = format!(" port {base:#x}-{:#x}", base + size - 1)
+            }
             Some(Bar::Memory { base, size, .. }) if memory.is_empty() => {
                 memory = format!(" mem {base:#x}-{:#x}", base + size - 1);
             }
@@ -182,7 +256,7 @@ impl Em {
         }
     }
 
-    fn shared_ctx(&self, unit: u32) -> IflibSharedCtx {
+    fn shared_ctx(&self, unit: u32, desc: &'static str) -> IflibSharedCtx {
         let mut capabilities = IfCap::RXCSUM
             | IfCap::TXCSUM
             | IfCap::VLAN_MTU
@@ -198,6 +272,7 @@ impl Em {
         }
         IflibSharedCtx {
             name: "em",
+            desc,
             unit,
             mac: self.mac,
             ntxd: (EM_MIN_DESC, EM_DEFAULT_DESC, EM_MAX_DESC),
@@ -205,6 +280,8 @@ impl Em {
             nrxqs: 1,
             ntxqs: 1,
             tx_nsegments: EM_MAX_SCATTER,
+            tx_maxsegsize: EM_MAX_DATA_PER_TXD,
+            tx_extra_descriptors: EM_EXTRA_DESCRIPTORS,
             tx_tso_segments_max: EM_MAX_SCATTER,
             tx_tso_size_max: EM_TSO_SIZE,
             tx_tso_segsize_max: EM_TSO_SEG_SIZE,
@@ -252,6 +329,13 @@ impl Em {
         rctl
     }
 
+    fn interrupt_rate(&self) -> u64 {
+        match self.itr.load(Ordering::Relaxed) {
+            0 => 0,
+            itr => 1_000_000_000 / (u64::from(itr) * 256),
+        }
+    }
+
     fn write_itr(&self, value: u32) {
         if self.itr.swap(value, Ordering::Relaxed) != value {
             self.hw.write(ITR, value);
@@ -278,7 +362,11 @@ impl IfTxRx for Em {
         // Strip tags on receive and insert them on transmit (descriptors ask one by one).
         hw.write(VET, 0x8100);
         let ctrl = hw.read(CTRL);
-        let vme = if ifp.capenable().contains(IfCap::VLAN_HWTAGGING) { CTRL_VME } else { 0 };
+        let vme = if ifp.capenable().contains(IfCap::VLAN_HWTAGGING) {
+            CTRL_VME
+        } else {
+            0
+        };
         hw.write(CTRL, ctrl & !CTRL_VME | vme);
         hw.write(TXDCTL, TXDCTL_EM);
         hw.write(TIPG, TIPG_COPPER);
@@ -350,33 +438,105 @@ impl IfTxRx for Em {
     }
 
     fn set_cap(&self, ifp: &Ifnet) {
-        let rxcsum = if ifp.capenable().contains(IfCap::RXCSUM) { RXCSUM_IPOFL | RXCSUM_TUOFL } else { 0 };
+        let rxcsum = if ifp.capenable().contains(IfCap::RXCSUM) {
+            RXCSUM_IPOFL | RXCSUM_TUOFL
+        } else {
+            0
+        };
         self.hw.write(RXCSUM, rxcsum);
     }
 
     fn timer(&self, ifp: &Ifnet) {
         self.update_stats();
-        let errors = [STAT_CRCERRS, STAT_ALGNERRC, STAT_RXERRC, STAT_MPC, STAT_CEXTERR, STAT_RUC, STAT_ROC];
+        let errors = [
+            STAT_CRCERRS,
+            STAT_ALGNERRC,
+            STAT_RXERRC,
+            STAT_MPC,
+            STAT_CEXTERR,
+            STAT_RUC,
+            STAT_ROC,
+        ];
         let ierrors = errors.iter().map(|&i| self.stat(i)).sum();
-        ifp.set_hwstats(ierrors, self.stat(STAT_ECOL) + self.stat(STAT_LATECOL), self.stat(STAT_COLC));
+        ifp.set_hwstats(
+            ierrors,
+            self.stat(STAT_ECOL) + self.stat(STAT_LATECOL),
+            self.stat(STAT_COLC),
+        );
     }
 
-    fn stats(&self) -> Vec<(String, u64)> {
-        let mut all: Vec<(String, u64)> = STAT_NAMES
+    fn register_sysctls(self: Arc<Self>, prefix: &str) {
+        let tree = root();
+        let leaf = |name: &str, description, read: Box<dyn Fn(&Em) -> u64 + Send + Sync>| {
+            let em = self.clone();
+            let node = ReadOnly::new(description, move || read(&em).to_string());
+            tree.register(&format!("{prefix}.{name}"), Arc::new(node));
+        };
+        for (i, name) in STAT_NAMES
             .iter()
             .enumerate()
             .filter(|(_, name)| !name.is_empty())
-            .map(|(i, name)| (format!("mac_stats.{name}"), self.stat(i)))
-            .collect();
-        let itr = self.itr.load(Ordering::Relaxed);
-        let rate = if itr == 0 { 0 } else { 1_000_000_000 / (u64::from(itr) * 256) };
-        all.push(("rx_overruns".into(), self.rx_overruns.fetch()));
-        all.push(("link_irq".into(), self.link_irq.fetch()));
-        all.push(("enable_aim".into(), u64::from(self.enable_aim.load(Ordering::Relaxed))));
-        all.push(("queue_rx_0.interrupt_rate".into(), rate));
-        all.push(("device_control".into(), u64::from(self.hw.read(CTRL))));
-        all.push(("rx_control".into(), u64::from(self.hw.rctl())));
-        all
+        {
+            leaf(
+                &format!("mac_stats.{name}"),
+                "hardware statistics",
+                Box::new(move |em| em.stat(i)),
+            );
+        }
+        leaf(
+            "rx_overruns",
+            "RX overruns",
+            Box::new(|em| em.rx_overruns.fetch()),
+        );
+        leaf(
+            "link_irq",
+            "Link MSI-X IRQ Handled",
+            Box::new(|em| em.link_irq.fetch()),
+        );
+        leaf(
+            "queue_rx_0.interrupt_rate",
+            "Interrupt Rate",
+            Box::new(|em| em.interrupt_rate()),
+        );
+        leaf(
+            "device_control",
+            "Device Control Register",
+            Box::new(|em| u64::from(em.hw.read(CTRL))),
+        );
+        leaf(
+            "rx_control",
+            "Receiver Control Register",
+            Box::new(|em| u64::from(em.hw.rctl())),
+        );
+        for (name, reg) in [
+            ("queue_tx_0.txd_head", TDH),
+            ("queue_tx_0.txd_tail", TDT),
+            ("queue_rx_0.rxd_head", RDH),
+            ("queue_rx_0.rxd_tail", RDT),
+        ] {
+            leaf(
+                name,
+                "Descriptor index",
+                Box::new(move |em| u64::from(em.hw.read(reg))),
+            );
+        }
+        let (read, write) = (self.clone(), self.clone());
+        let aim = Procedure::new(
+            "Interrupt Moderation (1=normal, 2=lowlatency)",
+            move || read.enable_aim.load(Ordering::Relaxed).to_string(),
+            move |value: &str| {
+                let new: u32 = value.parse().map_err(|_| Errno::EINVAL)?;
+                if new > 2 {
+                    return Err(Errno::EINVAL);
+                }
+                write.enable_aim.store(new, Ordering::Relaxed);
+                if new == 0 {
+                    write.write_itr(EM_INTS_DEFAULT);
+                }
+                Ok(())
+            },
+        );
+        tree.register(&format!("{prefix}.enable_aim"), Arc::new(aim));
     }
 
     fn adapt_moderation(&self, _q: usize, bytes: usize, packets: usize) {
@@ -406,7 +566,9 @@ fn next_latency(old: Latency, bytes: usize, packets: usize) -> Latency {
     match old {
         Latency::Lowest if average > 8000 => Latency::Bulk,
         Latency::Lowest if packets < 5 && bytes > 512 => Latency::Low,
-        Latency::Low if bytes > 10_000 && (average > 8000 || packets < 10 || average > 1200) => Latency::Bulk,
+        Latency::Low if bytes > 10_000 && (average > 8000 || packets < 10 || average > 1200) => {
+            Latency::Bulk
+        }
         Latency::Low if bytes > 10_000 && packets > 35 => Latency::Lowest,
         Latency::Low if average > 2000 => Latency::Bulk,
         Latency::Low if packets < 3 && bytes < 512 => Latency::Lowest,

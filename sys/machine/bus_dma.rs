@@ -21,6 +21,11 @@ impl DmaAddr {
         Self(bus)
     }
 
+    /// The address `bytes` further on in the same piece of memory.
+    pub(crate) const fn offset(self, bytes: usize) -> Self {
+        Self(self.0 + bytes as u64)
+    }
+
     /// The number to write into a register or descriptor.
     pub const fn as_u64(self) -> u64 {
         self.0

@@ -172,3 +172,28 @@ fn memory_bar(addr: PciAddr, bar: u8) -> Option<(u64, usize)> {
     let size = (!mask).wrapping_add(1);
     (base != 0 && size != 0 && mask_low != 0).then_some((base, usize::try_from(size).ok()?))
 }
+
+/// Where the function's INTA is delivered, by the interrupt line that the firmware wrote. `None` if it wrote none.
+pub fn pci_intx(addr: PciAddr) -> Option<super::IrqSource> {
+    const PCIR_INTLINE: u16 = 0x3c;
+    let value = pci_cfgregread(addr, PCIR_INTLINE);
+    let (line, pin) = (value as u8, (value >> 8) as u8);
+    if pin == 0 || line == 0xff {
+        return None;
+    }
+    #[cfg(target_os = "none")]
+    {
+        let (gsi, signal) = super::amd64::io_apic::pci_irq(line);
+        Some(super::IrqSource::IoApic {
+            gsi,
+            level: signal.level,
+            active_low: signal.active_low,
+        })
+    }
+    #[cfg(not(target_os = "none"))]
+    Some(super::IrqSource::IoApic {
+        gsi: u32::from(line),
+        level: true,
+        active_low: true,
+    })
+}

@@ -3,13 +3,19 @@
 //! FreeBSD: sys/net/if_llatbl.c, if_llatbl.h
 //! The ARP state machine that drives an entry is netinet's `if_ether`; this is table, entry and expiry.
 
+use alloc::boxed::Box;
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
+use core::mem;
 use core::net::Ipv4Addr;
 
 use bitflags::bitflags;
 
-use crate::kern::subr_epoch::NetEpoch;
+use crate::kern::kern_mutex::Mutex;
+use crate::kern::kern_timeout::{Callout, CalloutTarget};
+use crate::kern::lock_order::{LleClass, LltableClass};
+use crate::kern::subr_epoch::{EpochCell, NetEpoch};
+use crate::machine::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::mbuf::MbufQueue;
 use crate::net::ifnet::Ifnet;
 use crate::time::{Sbintime, Ticks};
@@ -71,58 +77,201 @@ pub trait LltOps: Send + Sync {
 }
 
 /// A neighbour.
+#[doc(alias = "llentry")]
 pub struct LlEntry {
     /// Its protocol address.
     pub r_l3addr: Ipv4Addr,
     /// The interface.
     pub ifp: Weak<Ifnet>,
+    /// The link-layer address in the lower 48 bits and `USABLE`, or 0: what output reads without a lock.
+    resolved: AtomicU64,
+    /// Output used the entry since somebody last asked (`r_hittime`).
+    used: AtomicBool,
+    inner: Mutex<LleInner, LleClass>,
+    timer: Callout,
+    ops: Weak<dyn LltOps>,
 }
+
+const USABLE: u64 = 1 << 48;
 
 impl LlEntry {
     /// The link-layer address if it may be used now: one load, no lock.
+    #[inline]
     pub fn resolved(&self) -> Option<[u8; 6]> {
-        todo!()
+        let word = self.resolved.load(Ordering::Acquire);
+        if word & USABLE == 0 {
+            return None;
+        }
+        if !self.used.load(Ordering::Relaxed) {
+            self.used.store(true, Ordering::Relaxed);
+        }
+        let [a, b, c, d, e, f, ..] = word.to_le_bytes();
+        Some([a, b, c, d, e, f])
     }
-    /// Locks the entry (`let mut lle = entry.lock();`).
-    pub fn with<R>(&self, _f: impl FnOnce(&mut LleInner) -> R) -> R {
-        todo!()
+
+    /// Whether output used the entry since the last time this was asked.
+    pub fn take_used(&self) -> bool {
+        self.used.swap(false, Ordering::Relaxed)
     }
+
+    /// Runs `f` with the entry locked; what it leaves in `flags` and `ll_addr` is then what output sees.
+    #[doc(alias = "LLE_WLOCK")]
+    pub fn with<R>(&self, f: impl FnOnce(&mut LleInner) -> R) -> R {
+        let mut inner = self.inner.lock();
+        let result = f(&mut inner);
+        let [a, b, c, d, e, g] = inner.ll_addr;
+        let usable =
+            inner.flags.contains(LleFlags::VALID) && !inner.flags.contains(LleFlags::DELETED);
+        let word = if usable {
+            u64::from_le_bytes([a, b, c, d, e, g, 0, 0]) | USABLE
+        } else {
+            0
+        };
+        if self.resolved.load(Ordering::Relaxed) != word {
+            self.resolved.store(word, Ordering::Release);
+        }
+        result
+    }
+
     /// Arms the entry's timer.
-    pub fn timer_reset(self: &Arc<Self>, _after: Sbintime) {
-        todo!()
+    pub fn timer_reset(self: &Arc<Self>, after: Sbintime) {
+        self.timer.reset(after, self);
     }
+
     /// Stops the entry's timer.
     pub fn timer_stop(&self) -> bool {
-        todo!()
+        self.timer.stop()
     }
 }
 
+impl CalloutTarget for LlEntry {
+    fn callout(self: Arc<Self>, now: Sbintime) {
+        if let Some(ops) = self.ops.upgrade() {
+            ops.timer(&self, now.ticks());
+        }
+    }
+}
+
+/// Lists that entries are spread over (`LLTBL_HASHTBL_SIZE`).
+const BUCKETS: usize = 32;
+
 /// The neighbours of one interface.
-pub struct LlTable {}
+#[doc(alias = "lltable")]
+pub struct LlTable {
+    ifp: Weak<Ifnet>,
+    ops: Arc<dyn LltOps>,
+    lock: Mutex<(), LltableClass>,
+    /// Ordered by address.
+    buckets: [EpochCell<Vec<Arc<LlEntry>>>; BUCKETS],
+}
 
 impl LlTable {
     /// An empty table for `ifp`.
-    pub fn new(_ifp: &Arc<Ifnet>, _ops: Arc<dyn LltOps>) -> Arc<LlTable> {
-        todo!()
+    pub fn new(ifp: &Arc<Ifnet>, ops: Arc<dyn LltOps>) -> Arc<LlTable> {
+        Arc::new(LlTable {
+            ifp: Arc::downgrade(ifp),
+            ops,
+            lock: Mutex::new(()),
+            buckets: core::array::from_fn(|_| EpochCell::new(Vec::new())),
+        })
     }
+
+    fn bucket(&self, addr: Ipv4Addr) -> &EpochCell<Vec<Arc<LlEntry>>> {
+        &self.buckets[addr.octets()[3] as usize % BUCKETS]
+    }
+
     /// Finds an entry; no lock.
-    pub fn lookup<'e>(&self, _addr: Ipv4Addr, _epoch: &'e NetEpoch) -> Option<&'e Arc<LlEntry>> {
-        todo!()
+    #[doc(alias = "lla_lookup")]
+    #[inline]
+    pub fn lookup<'e>(&'e self, addr: Ipv4Addr, epoch: &'e NetEpoch) -> Option<&'e Arc<LlEntry>> {
+        let list = self.bucket(addr).load(epoch);
+        let at = list.binary_search_by_key(&addr, |lle| lle.r_l3addr).ok()?;
+        list.get(at)
     }
-    /// Finds or makes an entry (INCOMPLETE, not yet asked).
-    pub fn lookup_or_create(&self, _addr: Ipv4Addr) -> Arc<LlEntry> {
-        todo!()
+
+    /// Finds or makes an entry: incomplete, nothing asked, nothing held.
+    #[doc(alias = "lla_create")]
+    pub fn lookup_or_create(&self, addr: Ipv4Addr) -> Arc<LlEntry> {
+        let _lock = self.lock.lock();
+        let bucket = self.bucket(addr);
+        let mut list = bucket.load(&NetEpoch::enter()).clone();
+        match list.binary_search_by_key(&addr, |lle| lle.r_l3addr) {
+            Ok(at) => list[at].clone(),
+            Err(at) => {
+                let lle = self.make(addr);
+                list.insert(at, lle.clone());
+                bucket.replace(Box::new(list));
+                lle
+            }
+        }
     }
-    /// Removes an entry, frees what it holds and stops its timer.
-    pub fn delete(&self, _lle: &Arc<LlEntry>) -> bool {
-        todo!()
+
+    fn make(&self, addr: Ipv4Addr) -> Arc<LlEntry> {
+        Arc::new(LlEntry {
+            r_l3addr: addr,
+            ifp: self.ifp.clone(),
+            resolved: AtomicU64::new(0),
+            used: AtomicBool::new(false),
+            inner: Mutex::new(LleInner {
+                state: LleState::Incomplete,
+                flags: LleFlags::LINKED,
+                la_hold: MbufQueue::new(),
+                la_asked: 0,
+                la_expire: Ticks(0),
+                ll_addr: [0; 6],
+            }),
+            timer: Callout::new(),
+            ops: Arc::downgrade(&self.ops),
+        })
     }
-    /// All entries.
+
+    /// Removes an entry, frees what it holds and stops its timer. `false`: somebody else did.
+    #[doc(alias = "lltable_unlink_entry")]
+    pub fn delete(&self, lle: &Arc<LlEntry>) -> bool {
+        let removed = {
+            let _lock = self.lock.lock();
+            let bucket = self.bucket(lle.r_l3addr);
+            let mut list = bucket.load(&NetEpoch::enter()).clone();
+            let before = list.len();
+            list.retain(|there| !Arc::ptr_eq(there, lle));
+            let removed = list.len() < before;
+            if removed {
+                bucket.replace(Box::new(list));
+            }
+            removed
+        };
+        if removed {
+            lle.timer_stop();
+            let held = lle.with(|inner| {
+                inner.flags.insert(LleFlags::DELETED);
+                inner.flags.remove(LleFlags::LINKED | LleFlags::VALID);
+                mem::take(&mut inner.la_hold)
+            });
+            drop(held);
+        }
+        removed
+    }
+
+    /// All entries, by address.
+    #[doc(alias = "lltable_foreach_lle")]
     pub fn entries(&self) -> Vec<Arc<LlEntry>> {
-        todo!()
+        let epoch = NetEpoch::enter();
+        let mut all: Vec<Arc<LlEntry>> = self
+            .buckets
+            .iter()
+            .flat_map(|b| b.load(&epoch).iter().cloned())
+            .collect();
+        all.sort_by_key(|lle| lle.r_l3addr);
+        all
     }
+
     /// Removes all entries (static ones too if asked).
-    pub fn flush(&self, _static_too: bool) {
-        todo!()
+    #[doc(alias = "lltable_purge_entries")]
+    pub fn flush(&self, static_too: bool) {
+        for lle in self.entries() {
+            if static_too || !lle.with(|inner| inner.flags.contains(LleFlags::STATIC)) {
+                self.delete(&lle);
+            }
+        }
     }
 }

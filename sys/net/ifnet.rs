@@ -2,17 +2,28 @@
 //!
 //! FreeBSD: sys/net/if.c, sys/net/if_var.h, sys/net/if.h
 
+use alloc::boxed::Box;
+use alloc::format;
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::fmt;
 use core::net::Ipv4Addr;
 
 use bitflags::bitflags;
+use spin::Once;
 
 use crate::counter::Counter;
 use crate::errno::Errno;
-use crate::kern::subr_epoch::NetEpoch;
-use crate::mbuf::{CsumFlags, Mbuf, MbufQueue};
+use crate::kern::kern_mutex::Mutex;
+use crate::kern::kern_sx::Sx;
+use crate::kern::lock_order::{IfAddr, IfnetCtl};
+use crate::kern::subr_epoch::{EpochCell, NetEpoch};
+use crate::kprintf;
+use crate::machine::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+use crate::mbuf::{CsumFlags, IfIndex, Mbuf, MbufQueue};
+use crate::net::bpf::BpfIf;
+use crate::net::if_ethersubr;
 use crate::net::if_llatbl::LlTable;
 use crate::net::vnet::Vnet;
 
@@ -159,7 +170,18 @@ pub struct Media {
 impl Media {
     /// The text after `media: `.
     pub fn describe(&self) -> String {
-        todo!()
+        let medium = match self.speed {
+            _ if !self.active => return String::from("Ethernet autoselect"),
+            10 => "10baseT/UTP",
+            100 => "100baseTX",
+            _ => "1000baseT",
+        };
+        let duplex = if self.full_duplex {
+            " <full-duplex>"
+        } else {
+            ""
+        };
+        format!("Ethernet autoselect ({medium}{duplex})")
     }
     /// The text after `status: `.
     pub fn status(&self) -> &'static str {
@@ -198,8 +220,21 @@ pub struct IfnetInit {
 
 impl IfnetInit {
     /// An Ethernet interface with the usual flags and no offloads.
-    pub fn ether(_dname: &'static str, _dunit: u32, _lladdr: [u8; 6]) -> IfnetInit {
-        todo!()
+    pub fn ether(dname: &'static str, dunit: u32, lladdr: [u8; 6]) -> IfnetInit {
+        IfnetInit {
+            dname,
+            dunit,
+            if_type: IFT_ETHER,
+            lladdr,
+            mtu: 1500,
+            flags: IfFlags::BROADCAST | IfFlags::SIMPLEX | IfFlags::MULTICAST,
+            capabilities: IfCap::VLAN_MTU,
+            capenable: IfCap::VLAN_MTU,
+            baudrate: 0,
+            hw_tsomax: 0,
+            hw_tsomaxsegcount: 0,
+            hw_tsomaxsegsize: 0,
+        }
     }
 }
 
@@ -294,10 +329,91 @@ pub struct Ifaddr {
     pub obytes: Counter,
 }
 
+impl IfCounters {
+    fn new() -> IfCounters {
+        IfCounters {
+            ipackets: Counter::new(),
+            ierrors: Counter::new(),
+            opackets: Counter::new(),
+            oerrors: Counter::new(),
+            collisions: Counter::new(),
+            ibytes: Counter::new(),
+            obytes: Counter::new(),
+            imcasts: Counter::new(),
+            omcasts: Counter::new(),
+            iqdrops: Counter::new(),
+            oqdrops: Counter::new(),
+            noproto: Counter::new(),
+        }
+    }
+}
+
+/// The counters at one moment, those of the hardware included.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[doc(alias = "if_data")]
+pub struct IfData {
+    /// Packets received.
+    pub ipackets: u64,
+    /// Receive errors.
+    pub ierrors: u64,
+    /// Packets sent.
+    pub opackets: u64,
+    /// Send errors.
+    pub oerrors: u64,
+    /// Collisions.
+    pub collisions: u64,
+    /// Bytes received.
+    pub ibytes: u64,
+    /// Bytes sent.
+    pub obytes: u64,
+    /// Multicasts received.
+    pub imcasts: u64,
+    /// Multicasts sent.
+    pub omcasts: u64,
+    /// Dropped on input.
+    pub iqdrops: u64,
+    /// Dropped on output.
+    pub oqdrops: u64,
+    /// For a protocol nobody speaks.
+    pub noproto: u64,
+}
+
+impl Ifaddr {
+    /// An address of `ifp` with counters at zero.
+    pub fn new(
+        ifp: &Arc<Ifnet>,
+        addr: Ipv4Addr,
+        netmask: Ipv4Addr,
+        broadcast: Option<Ipv4Addr>,
+    ) -> Ifaddr {
+        Ifaddr {
+            ia_addr: addr,
+            ia_netmask: netmask,
+            ia_broadaddr: broadcast,
+            ia_dstaddr: None,
+            ia_ifp: ifp.clone(),
+            ipackets: Counter::new(),
+            ibytes: Counter::new(),
+            opackets: Counter::new(),
+            obytes: Counter::new(),
+        }
+    }
+
+    /// Bits of the network part.
+    pub fn prefix_len(&self) -> u8 {
+        self.ia_netmask.to_bits().leading_ones() as u8
+    }
+}
+
+/// Smallest MTU (`IF_MINMTU`).
+pub const IF_MINMTU: u32 = 72;
+/// Largest MTU (`IF_MAXMTU`).
+pub const IF_MAXMTU: u32 = 65535;
+
 /// A network interface.
 pub struct Ifnet {
     /// Index, unique in the machine; never 0.
-    pub if_index: u16,
+    pub if_index: IfIndex,
     /// Name ("em0").
     pub if_xname: String,
     /// Driver name ("em").
@@ -306,133 +422,506 @@ pub struct Ifnet {
     pub if_dunit: u32,
     /// IFT_*.
     pub if_type: u8,
-    /// Counters.
+    /// Counters kept by software.
     pub counters: IfCounters,
+    /// Consumers that see every frame.
+    pub if_bpf: BpfIf,
+    hw: HwCounters,
+    lladdr: AtomicU64,
+    flags: AtomicU32,
+    mtu: AtomicU32,
+    capabilities: AtomicU32,
+    capenable: AtomicU32,
+    hwassist: AtomicU32,
+    link_state: AtomicU8,
+    baudrate: AtomicU64,
+    promisc: AtomicU32,
+    tsomax: (u32, u32, u32),
+    control: Sx<(), IfnetCtl>,
+    addrs: EpochCell<Vec<Arc<Ifaddr>>>,
+    addrs_lock: Mutex<(), IfAddr>,
+    multi: Mutex<Vec<([u8; 6], usize)>, IfAddr>,
+    lltable: Once<Arc<LlTable>>,
     vnet: Arc<Vnet>,
     driver: Arc<dyn IfDriver>,
 }
 
+/// Counts that hardware keeps, as last read.
+struct HwCounters {
+    ierrors: AtomicU64,
+    oerrors: AtomicU64,
+    collisions: AtomicU64,
+}
+
 impl Ifnet {
+    /// Builds an interface; `Vnet::if_attach` makes it known.
+    pub(super) fn new(
+        index: IfIndex,
+        vnet: &Arc<Vnet>,
+        init: IfnetInit,
+        driver: Arc<dyn IfDriver>,
+    ) -> Ifnet {
+        let tsomax =
+            if init.hw_tsomax == 0 && init.hw_tsomaxsegcount == 0 && init.hw_tsomaxsegsize == 0 {
+                // FreeBSD if_attach: what fits in 32 clusters less link headers.
+                (65_518, 35, 2048)
+            } else {
+                (
+                    init.hw_tsomax,
+                    init.hw_tsomaxsegcount,
+                    init.hw_tsomaxsegsize,
+                )
+            };
+        Ifnet {
+            if_index: index,
+            if_xname: format!("{}{}", init.dname, init.dunit),
+            if_dname: init.dname,
+            if_dunit: init.dunit,
+            if_type: init.if_type,
+            counters: IfCounters::new(),
+            if_bpf: BpfIf::new(),
+            hw: HwCounters {
+                ierrors: AtomicU64::new(0),
+                oerrors: AtomicU64::new(0),
+                collisions: AtomicU64::new(0),
+            },
+            lladdr: AtomicU64::new(pack_lladdr(init.lladdr)),
+            flags: AtomicU32::new(init.flags.bits()),
+            mtu: AtomicU32::new(init.mtu),
+            capabilities: AtomicU32::new(init.capabilities.bits()),
+            capenable: AtomicU32::new(init.capenable.bits()),
+            hwassist: AtomicU32::new(hwassist_of(init.capenable).bits()),
+            link_state: AtomicU8::new(LinkState::Unknown as u8),
+            baudrate: AtomicU64::new(init.baudrate),
+            promisc: AtomicU32::new(0),
+            tsomax,
+            control: Sx::new(()),
+            addrs: EpochCell::new(Vec::new()),
+            addrs_lock: Mutex::new(()),
+            multi: Mutex::new(Vec::new()),
+            lltable: Once::new(),
+            vnet: vnet.clone(),
+            driver,
+        }
+    }
+
     /// The instance it belongs to.
     pub fn vnet(&self) -> &Arc<Vnet> {
         &self.vnet
     }
+
     /// The driver.
     pub fn driver(&self) -> &Arc<dyn IfDriver> {
         &self.driver
     }
+
     /// Link-layer address.
+    #[inline]
     pub fn lladdr(&self) -> [u8; 6] {
-        todo!()
+        unpack_lladdr(self.lladdr.load(Ordering::Relaxed))
     }
-    /// Changes the link-layer address.
-    pub fn set_lladdr(&self, _addr: [u8; 6]) {
-        todo!()
+
+    /// Changes the link-layer address; the driver learns of it at the next init.
+    pub fn set_lladdr(&self, addr: [u8; 6]) {
+        self.lladdr.store(pack_lladdr(addr), Ordering::Relaxed);
     }
-    /// Flags of both kinds merged, as user space sees them.
+
+    /// Flags of both kinds merged, as programs see them.
+    #[inline]
     pub fn flags(&self) -> IfFlags {
-        todo!()
+        IfFlags::from_bits_retain(self.flags.load(Ordering::Relaxed))
     }
-    /// IFF_UP and driver running.
+
+    /// Administratively up, and the driver runs.
+    #[inline]
     pub fn is_running(&self) -> bool {
-        todo!()
+        self.flags().contains(IfFlags::UP | IfFlags::RUNNING)
     }
+
     /// Whether it is the loopback.
+    #[inline]
     pub fn is_loopback(&self) -> bool {
         self.if_type == IFT_LOOP
     }
-    /// ifconfig up/down, promisc, ... : changes administrative flags and tells driver and protocols.
-    pub fn change_flags(self: &Arc<Self>, _set: IfFlags, _clear: IfFlags) -> Result<(), Errno> {
-        todo!()
+
+    /// `ifconfig em0 up`, `down`, `promisc` and so on: changes administrative flags and tells driver and protocols.
+    #[doc(alias = "SIOCSIFFLAGS")]
+    pub fn change_flags(self: &Arc<Self>, set: IfFlags, clear: IfFlags) -> Result<(), Errno> {
+        let changeable = IfFlags::UP
+            | IfFlags::DEBUG
+            | IfFlags::NOARP
+            | IfFlags::LINK0
+            | IfFlags::LINK1
+            | IfFlags::LINK2
+            | IfFlags::PPROMISC
+            | IfFlags::PALLMULTI
+            | IfFlags::MONITOR
+            | IfFlags::STATICARP
+            | IfFlags::STICKYARP;
+        if !changeable.contains(set | clear) {
+            return Err(Errno::EINVAL);
+        }
+        let old = {
+            let _control = self.control.xlock();
+            let old = self.flags();
+            self.update_flags(set, clear);
+            self.derive_rx_flags();
+            if let Err(error) = self.tell_driver(old) {
+                self.update_flags(old - self.flags(), self.flags() - old);
+                return Err(error);
+            }
+            old
+        };
+        if old != self.flags() {
+            self.vnet
+                .announce(|handler| handler.flags_changed(self, old));
+        }
+        Ok(())
     }
+
+    /// Asks for (or no longer for) all frames, as bpf does.
+    #[doc(alias = "ifpromisc")]
+    pub fn set_promisc(self: &Arc<Self>, on: bool) -> Result<(), Errno> {
+        let _control = self.control.xlock();
+        let old = self.flags();
+        let count = self.promisc.load(Ordering::Relaxed);
+        self.promisc.store(
+            if on {
+                count + 1
+            } else {
+                count.saturating_sub(1)
+            },
+            Ordering::Relaxed,
+        );
+        self.derive_rx_flags();
+        if (old ^ self.flags()).contains(IfFlags::PROMISC) {
+            let state = if on { "enabled" } else { "disabled" };
+            kprintf!("{}: promiscuous mode {state}\n", self.if_xname);
+        }
+        self.tell_driver(old)
+    }
+
+    /// PROMISC and ALLMULTI follow from who asked for them.
+    fn derive_rx_flags(&self) {
+        let flags = self.flags();
+        let mut derived = IfFlags::empty();
+        if flags.contains(IfFlags::PPROMISC) || self.promisc.load(Ordering::Relaxed) > 0 {
+            derived |= IfFlags::PROMISC;
+        }
+        if flags.contains(IfFlags::PALLMULTI) {
+            derived |= IfFlags::ALLMULTI;
+        }
+        self.update_flags(derived, (IfFlags::PROMISC | IfFlags::ALLMULTI) - derived);
+    }
+
+    fn tell_driver(&self, old: IfFlags) -> Result<(), Errno> {
+        let now = self.flags();
+        let up = now.contains(IfFlags::UP);
+        if up && !now.contains(IfFlags::RUNNING) {
+            self.driver.init(self)
+        } else if !up && now.contains(IfFlags::RUNNING) {
+            self.driver.stop(self);
+            Ok(())
+        } else {
+            if up && (old ^ now).intersects(IfFlags::PROMISC | IfFlags::ALLMULTI) {
+                self.driver.set_rxmode(self);
+            }
+            Ok(())
+        }
+    }
+
+    fn update_flags(&self, set: IfFlags, clear: IfFlags) {
+        self.flags.fetch_or(set.bits(), Ordering::Relaxed);
+        self.flags.fetch_and(!clear.bits(), Ordering::Relaxed);
+    }
+
     /// For drivers: RUNNING and OACTIVE.
-    pub fn set_drv_flags(&self, _set: IfFlags, _clear: IfFlags) {
-        todo!()
+    pub fn set_drv_flags(&self, set: IfFlags, clear: IfFlags) {
+        let driver = IfFlags::RUNNING | IfFlags::OACTIVE;
+        self.update_flags(set & driver, clear & driver);
     }
+
     /// MTU.
+    #[inline]
     pub fn mtu(&self) -> u32 {
-        todo!()
+        self.mtu.load(Ordering::Relaxed)
     }
-    /// Changes the MTU (72 ≤ mtu ≤ what the driver takes).
-    pub fn set_mtu(&self, _mtu: u32) -> Result<(), Errno> {
-        todo!()
+
+    /// Changes the MTU if the driver takes it; routes learn the new one.
+    #[doc(alias = "SIOCSIFMTU")]
+    pub fn set_mtu(self: &Arc<Self>, mtu: u32) -> Result<(), Errno> {
+        if !(IF_MINMTU..=IF_MAXMTU).contains(&mtu) {
+            return Err(Errno::EINVAL);
+        }
+        {
+            let _control = self.control.xlock();
+            let old = self.mtu.swap(mtu, Ordering::Relaxed);
+            if old == mtu {
+                return Ok(());
+            }
+            if let Err(error) = self.driver.set_mtu(self, mtu) {
+                self.mtu.store(old, Ordering::Relaxed);
+                return Err(error);
+            }
+        }
+        self.vnet.rib.refresh_mtu(self);
+        Ok(())
     }
+
     /// What exists.
     pub fn capabilities(&self) -> IfCap {
-        todo!()
+        IfCap::from_bits_retain(self.capabilities.load(Ordering::Relaxed))
     }
+
     /// What is on.
+    #[inline]
     pub fn capenable(&self) -> IfCap {
-        todo!()
+        IfCap::from_bits_retain(self.capenable.load(Ordering::Relaxed))
     }
-    /// Switches capabilities (`ifconfig em0 -tso`): the whole new set.
-    pub fn set_capenable(&self, _enable: IfCap) -> Result<(), Errno> {
-        todo!()
+
+    /// Switches capabilities (`ifconfig em0 -tso`): `enable` is the whole new set.
+    #[doc(alias = "SIOCSIFCAP")]
+    pub fn set_capenable(&self, enable: IfCap) -> Result<(), Errno> {
+        let _control = self.control.xlock();
+        let old = self.capenable();
+        let changed = old ^ enable;
+        if !self.capabilities().contains(enable) || changed.contains(IfCap::NETMAP) {
+            return Err(Errno::EINVAL);
+        }
+        self.store_capenable(enable);
+        self.driver.set_cap(self, enable).inspect_err(|_| {
+            self.store_capenable(old);
+        })
     }
+
+    fn store_capenable(&self, enable: IfCap) {
+        self.capenable.store(enable.bits(), Ordering::Relaxed);
+        self.hwassist
+            .store(hwassist_of(enable).bits(), Ordering::Relaxed);
+    }
+
     /// Which checksums and segmentation the hardware does for us now.
+    #[doc(alias = "if_hwassist")]
+    #[inline]
     pub fn hwassist(&self) -> CsumFlags {
-        todo!()
+        CsumFlags::from_bits_retain(self.hwassist.load(Ordering::Relaxed))
     }
-    /// TSO limits: (bytes, segments, segment size).
+
+    /// TSO limits: bytes, segments, bytes of a segment; 0 is no limit.
     pub fn hw_tsomax(&self) -> (u32, u32, u32) {
-        todo!()
+        self.tsomax
     }
+
     /// State of the link.
     pub fn link_state(&self) -> LinkState {
-        todo!()
+        match self.link_state.load(Ordering::Relaxed) {
+            1 => LinkState::Down,
+            2 => LinkState::Up,
+            _ => LinkState::Unknown,
+        }
     }
-    /// For drivers: the link came or went; logs and tells the protocols.
+
+    /// For drivers: the link came or went; logs it and tells the protocols.
     #[doc(alias = "if_link_state_change")]
-    pub fn set_link_state(self: &Arc<Self>, _state: LinkState) {
-        todo!()
+    pub fn set_link_state(self: &Arc<Self>, state: LinkState) {
+        if self.link_state.swap(state as u8, Ordering::Relaxed) == state as u8 {
+            return;
+        }
+        let word = match state {
+            LinkState::Up => "UP",
+            LinkState::Down => "DOWN",
+            LinkState::Unknown => "UNKNOWN",
+        };
+        match state {
+            LinkState::Up => self.update_flags(IfFlags::LOWER_UP, IfFlags::empty()),
+            LinkState::Down | LinkState::Unknown => {
+                self.update_flags(IfFlags::empty(), IfFlags::LOWER_UP)
+            }
+        }
+        kprintf!("{}: link state changed to {word}\n", self.if_xname);
+        self.vnet
+            .announce(|handler| handler.link_changed(self, state));
     }
+
+    /// The link state of an interface that has never been down, without ado.
+    pub(super) fn init_link_state(&self, state: LinkState) {
+        self.link_state.store(state as u8, Ordering::Relaxed);
+    }
+
     /// Bits per second.
     pub fn baudrate(&self) -> u64 {
-        todo!()
+        self.baudrate.load(Ordering::Relaxed)
     }
+
     /// For drivers.
-    pub fn set_baudrate(&self, _bits_per_second: u64) {
-        todo!()
+    pub fn set_baudrate(&self, bits_per_second: u64) {
+        self.baudrate.store(bits_per_second, Ordering::Relaxed);
     }
+
+    /// For drivers whose hardware counts errors: the totals as last read.
+    pub fn set_hwstats(&self, ierrors: u64, oerrors: u64, collisions: u64) {
+        self.hw.ierrors.store(ierrors, Ordering::Relaxed);
+        self.hw.oerrors.store(oerrors, Ordering::Relaxed);
+        self.hw.collisions.store(collisions, Ordering::Relaxed);
+    }
+
+    /// All counters at this moment.
+    #[doc(alias = "if_data_copy")]
+    pub fn data(&self) -> IfData {
+        let c = &self.counters;
+        IfData {
+            ipackets: c.ipackets.fetch(),
+            ierrors: c.ierrors.fetch() + self.hw.ierrors.load(Ordering::Relaxed),
+            opackets: c.opackets.fetch(),
+            oerrors: c.oerrors.fetch() + self.hw.oerrors.load(Ordering::Relaxed),
+            collisions: c.collisions.fetch() + self.hw.collisions.load(Ordering::Relaxed),
+            ibytes: c.ibytes.fetch(),
+            obytes: c.obytes.fetch(),
+            imcasts: c.imcasts.fetch(),
+            omcasts: c.omcasts.fetch(),
+            iqdrops: c.iqdrops.fetch(),
+            oqdrops: c.oqdrops.fetch(),
+            noproto: c.noproto.fetch(),
+        }
+    }
+
     /// The IPv4 addresses, primary first.
-    pub fn addrs<'e>(&self, _epoch: &'e NetEpoch) -> &'e [Arc<Ifaddr>] {
-        todo!()
+    #[inline]
+    pub fn addrs<'e>(&'e self, epoch: &'e NetEpoch) -> &'e [Arc<Ifaddr>] {
+        self.addrs.load(epoch)
     }
+
     /// Adds an address to the list (in_control does the rest: routes, ARP).
-    pub fn addr_add(&self, _ia: Arc<Ifaddr>) {
-        todo!()
+    pub fn addr_add(&self, ia: Arc<Ifaddr>) {
+        let _lock = self.addrs_lock.lock();
+        let epoch = NetEpoch::enter();
+        let mut list = self.addrs.load(&epoch).clone();
+        list.retain(|old| old.ia_addr != ia.ia_addr);
+        list.push(ia);
+        self.addrs.replace(Box::new(list));
     }
+
     /// Removes an address from the list.
-    pub fn addr_remove(&self, _addr: Ipv4Addr) -> Option<Arc<Ifaddr>> {
-        todo!()
+    pub fn addr_remove(&self, addr: Ipv4Addr) -> Option<Arc<Ifaddr>> {
+        let _lock = self.addrs_lock.lock();
+        let epoch = NetEpoch::enter();
+        let mut list = self.addrs.load(&epoch).clone();
+        let at = list.iter().position(|ia| ia.ia_addr == addr)?;
+        let ia = list.remove(at);
+        self.addrs.replace(Box::new(list));
+        Some(ia)
     }
+
     /// Joins a link-layer multicast group.
     #[doc(alias = "if_addmulti")]
-    pub fn multi_add(&self, _group: [u8; 6]) {
-        todo!()
+    pub fn multi_add(&self, group: [u8; 6]) {
+        let fresh = {
+            let mut multi = self.multi.lock();
+            match multi.iter_mut().find(|(g, _)| *g == group) {
+                Some((_, count)) => {
+                    *count += 1;
+                    false
+                }
+                None => {
+                    multi.push((group, 1));
+                    true
+                }
+            }
+        };
+        if fresh && self.is_running() {
+            self.driver.set_rxmode(self);
+        }
     }
+
     /// Leaves it.
-    pub fn multi_del(&self, _group: [u8; 6]) {
-        todo!()
+    #[doc(alias = "if_delmulti")]
+    pub fn multi_del(&self, group: [u8; 6]) {
+        let last = {
+            let mut multi = self.multi.lock();
+            let Some(at) = multi.iter().position(|(g, _)| *g == group) else {
+                return;
+            };
+            multi[at].1 -= 1;
+            let last = multi[at].1 == 0;
+            if last {
+                multi.remove(at);
+            }
+            last
+        };
+        if last && self.is_running() {
+            self.driver.set_rxmode(self);
+        }
     }
+
     /// The link-layer groups joined.
     pub fn multiaddrs(&self) -> Vec<[u8; 6]> {
-        todo!()
+        self.multi.lock().iter().map(|&(group, _)| group).collect()
     }
-    /// Sets the table of IPv4 neighbours (in_domifattach).
-    pub fn set_lltable(&self, _llt: Arc<LlTable>) {
-        todo!()
+
+    /// Sets the table of IPv4 neighbours, once (in_domifattach).
+    pub fn set_lltable(&self, llt: Arc<LlTable>) {
+        self.lltable.call_once(|| llt);
     }
+
     /// The table of IPv4 neighbours.
+    #[inline]
     pub fn lltable(&self) -> Option<&Arc<LlTable>> {
-        todo!()
+        self.lltable.get()
     }
+
     /// A received frame, link header included, enters the stack here.
-    pub fn if_input(&self, _epoch: &NetEpoch, _m: Mbuf) {
-        todo!()
+    pub fn if_input(&self, epoch: &NetEpoch, m: Mbuf) {
+        let mut q = MbufQueue::new();
+        q.push(m);
+        if_ethersubr::ether_input_batch(self, epoch, &mut q);
     }
+
     /// A batch of received frames enters the stack.
-    pub fn if_input_batch(&self, _epoch: &NetEpoch, _q: &mut MbufQueue) {
-        todo!()
+    pub fn if_input_batch(&self, epoch: &NetEpoch, q: &mut MbufQueue) {
+        if_ethersubr::ether_input_batch(self, epoch, q);
     }
+
+    /// What detaching leaves behind is freed: addresses, neighbours, groups.
+    pub(super) fn purge(&self) {
+        self.update_flags(IfFlags::DYING, IfFlags::UP);
+        if let Some(llt) = self.lltable.get() {
+            llt.flush(true);
+        }
+        let _lock = self.addrs_lock.lock();
+        self.addrs.replace(Box::new(Vec::new()));
+        self.multi.lock_under(&_lock).clear();
+    }
+}
+
+impl fmt::Debug for Ifnet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.if_xname)
+    }
+}
+
+/// `if_hwassist` follows from what is switched on.
+fn hwassist_of(enable: IfCap) -> CsumFlags {
+    let mut assist = CsumFlags::empty();
+    if enable.contains(IfCap::TXCSUM) {
+        assist |= CsumFlags::IP | CsumFlags::IP_TCP | CsumFlags::IP_UDP;
+    }
+    if enable.contains(IfCap::TXCSUM_IPV6) {
+        assist |= CsumFlags::IP6_TCP | CsumFlags::IP6_UDP;
+    }
+    if enable.contains(IfCap::TSO4) {
+        assist |= CsumFlags::IP_TSO;
+    }
+    if enable.contains(IfCap::TSO6) {
+        assist |= CsumFlags::IP6_TSO;
+    }
+    assist
+}
+
+fn pack_lladdr([a, b, c, d, e, f]: [u8; 6]) -> u64 {
+    u64::from_le_bytes([a, b, c, d, e, f, 0, 0])
+}
+
+fn unpack_lladdr(packed: u64) -> [u8; 6] {
+    let [a, b, c, d, e, f, _, _] = packed.to_le_bytes();
+    [a, b, c, d, e, f]
 }

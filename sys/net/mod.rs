@@ -8,7 +8,10 @@ pub mod iflib;
 pub mod iflib_rx;
 pub mod iflib_tx;
 pub mod ifnet;
-#[allow(unsafe_code, reason = "slots of the ring are moved in and out by index")]
+#[allow(
+    unsafe_code,
+    reason = "slots of the ring are moved in and out by index"
+)]
 pub mod mp_ring;
 pub mod netisr;
 pub mod nhop;

@@ -122,7 +122,9 @@ impl<T, C: RingConsumer<T>> MpRing<T, C> {
         assert!(size.is_power_of_two() && size <= 1 << 15, "ring size");
         Self {
             state: CacheLine(AtomicU64::new(0)),
-            slots: (0..size).map(|_| UnsafeCell::new(MaybeUninit::uninit())).collect(),
+            slots: (0..size)
+                .map(|_| UnsafeCell::new(MaybeUninit::uninit()))
+                .collect(),
             consumer: UnsafeCell::new(consumer),
             counters: RingCounters::default(),
         }
@@ -182,7 +184,13 @@ impl<T, C: RingConsumer<T>> MpRing<T, C> {
                 self.kick();
                 return Err(RingFull(item));
             }
-            match self.replace(os, State { pidx_head: next, ..os }) {
+            match self.replace(
+                os,
+                State {
+                    pidx_head: next,
+                    ..os
+                },
+            ) {
                 Ok(()) => break os.pidx_head,
                 Err(now) => os = now,
             }
@@ -267,7 +275,6 @@ impl<T, C: RingConsumer<T>> MpRing<T, C> {
 
     /// Consumes until nothing is left or the consumer stops; the caller was elected.
     fn consume(&self, elected: State) {
-        let mask = self.mask();
         self.counters.starts.inc();
         let mut os = elected;
         loop {
@@ -375,36 +382,111 @@ impl<T> Items<'_, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kern::kern_thread::{Pri, kern_yield, kthread_add};
+    use crate::machine::hosted::Machine;
     use alloc::sync::Arc;
     use alloc::vec::Vec;
+    use core::sync::atomic::AtomicUsize;
     use std::sync::Mutex as StdMutex;
 
     struct Sink {
         taken: Arc<StdMutex<Vec<u64>>>,
-        room: Arc<core::sync::atomic::AtomicUsize>,
+        room: Arc<AtomicUsize>,
     }
 
     impl RingConsumer<u64> for Sink {
         fn drain(&mut self, items: &mut Items<'_, u64>) -> Drained {
-            use core::sync::atomic::Ordering::SeqCst;
-            while items.front().is_some() {
-                if self.room.load(SeqCst) == 0 {
+            while !items.is_empty() {
+                if self.room.load(Ordering::SeqCst) == 0 {
                     return Drained::Stalled;
                 }
-                self.room.fetch_sub(1, SeqCst);
+                self.room.fetch_sub(1, Ordering::SeqCst);
                 self.taken.lock().unwrap().extend(items.pop());
             }
             Drained::Progress
         }
     }
 
-    fn ring(size: usize, room: usize) -> (MpRing<u64, Sink>, Arc<StdMutex<Vec<u64>>>, Arc<core::sync::atomic::AtomicUsize>) {
+    struct Rig {
+        ring: MpRing<u64, Sink>,
+        taken: Arc<StdMutex<Vec<u64>>>,
+        room: Arc<AtomicUsize>,
+    }
+
+    fn rig(size: usize, room: usize) -> Rig {
         let taken = Arc::new(StdMutex::new(Vec::new()));
-        let room = Arc::new(core::sync::atomic::AtomicUsize::new(room));
+        let room = Arc::new(AtomicUsize::new(room));
         let sink = Sink {
             taken: taken.clone(),
             room: room.clone(),
         };
-        (MpRing::new(size, sink), taken, room)
+        Rig {
+            ring: MpRing::new(size, sink),
+            taken,
+            room,
+        }
+    }
+
+    #[test]
+    fn a_lone_producer_consumes_what_it_produced_in_order() {
+        Machine::builder().run(|| {
+            let rig = rig(8, 1000);
+            for n in 0..100 {
+                assert!(rig.ring.enqueue(n).is_ok());
+            }
+            assert_eq!(*rig.taken.lock().unwrap(), (0..100).collect::<Vec<_>>());
+            assert_eq!(rig.ring.describe().3, RingFlags::Idle);
+        });
+    }
+
+    #[test]
+    fn a_consumer_without_room_stalls_until_kicked() {
+        Machine::builder().run(|| {
+            let rig = rig(8, 2);
+            let accepted = (0..20).filter(|&n| rig.ring.enqueue(n).is_ok()).count();
+            assert_eq!(accepted, 2 + 7);
+            assert!(rig.ring.is_stalled());
+            assert_eq!(rig.ring.counters.drops.fetch(), 20 - 9);
+            rig.room.store(100, Ordering::SeqCst);
+            rig.ring.kick();
+            assert!(rig.ring.is_empty());
+            assert_eq!(*rig.taken.lock().unwrap(), (0..9).collect::<Vec<_>>());
+            assert_eq!(rig.ring.counters.restarts.fetch(), 2 + 11 - 11 - 1);
+        });
+    }
+
+    #[test]
+    fn each_producers_items_stay_in_order_among_many() {
+        for seed in 0..20 {
+            Machine::builder().seed(seed).cpus(4).run(|| {
+                let rig = Arc::new(rig(16, usize::MAX));
+                let producers: Vec<_> = (0..4u64)
+                    .map(|p| {
+                        let rig = rig.clone();
+                        kthread_add("producer", Pri::PUSER, None, move || {
+                            for n in 0..200 {
+                                while rig.ring.enqueue(p << 32 | n).is_err() {
+                                    kern_yield();
+                                }
+                                if n % 7 == p {
+                                    kern_yield();
+                                }
+                            }
+                        })
+                    })
+                    .collect();
+                producers.into_iter().for_each(|producer| producer.join());
+                let taken = rig.taken.lock().unwrap();
+                assert_eq!(taken.len(), 800);
+                for p in 0..4 {
+                    let own: Vec<u64> = taken
+                        .iter()
+                        .filter(|&&x| x >> 32 == p)
+                        .map(|&x| x & 0xffff_ffff)
+                        .collect();
+                    assert_eq!(own, (0..200).collect::<Vec<_>>());
+                }
+            });
+        }
     }
 }

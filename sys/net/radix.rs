@@ -10,7 +10,11 @@ use core::mem;
 
 /// Ones in the upper `len` bits.
 pub const fn mask(len: u8) -> u32 {
-    if len == 0 { 0 } else { u32::MAX << (32 - len as u32) }
+    if len == 0 {
+        0
+    } else {
+        u32::MAX << (32 - len as u32)
+    }
 }
 
 /// A prefix: bits beyond its length are zero.
@@ -61,7 +65,11 @@ impl Prefix {
 
     const fn common(self, other: Prefix) -> Prefix {
         let same = (self.addr ^ other.addr).leading_zeros() as u8;
-        let shorter = if self.len < other.len { self.len } else { other.len };
+        let shorter = if self.len < other.len {
+            self.len
+        } else {
+            other.len
+        };
         Prefix::new(self.addr, if same < shorter { same } else { shorter })
     }
 }
@@ -322,7 +330,13 @@ mod tests {
     #[test]
     fn the_walk_is_in_order_and_removal_leaves_no_trace() {
         let mut tree = RadixTree::new();
-        let prefixes = [(0u32, 0u8), (0x0a00_0000, 8), (0x0a00_0000, 24), (0x8000_0000, 1), (0xffff_ffff, 32)];
+        let prefixes = [
+            (0u32, 0u8),
+            (0x0a00_0000, 8),
+            (0x0a00_0000, 24),
+            (0x8000_0000, 1),
+            (0xffff_ffff, 32),
+        ];
         for (n, &(addr, len)) in prefixes.iter().enumerate() {
             assert_eq!(tree.insert(Prefix::new(addr, len), n), None);
         }

@@ -179,7 +179,11 @@ impl Fib {
         let mut range = 0;
         for (upper, slot) in index.iter_mut().enumerate() {
             let first = (upper as u32) << 16;
-            while self.starts.get(range + 1).is_some_and(|&start| start <= first) {
+            while self
+                .starts
+                .get(range + 1)
+                .is_some_and(|&start| start <= first)
+            {
                 range += 1;
             }
             *slot = range as u32;
@@ -194,12 +198,17 @@ impl Fib {
             Some(index) => {
                 let upper = (addr >> 16) as usize;
                 let from = index[upper] as usize;
-                let to = index.get(upper + 1).map_or(self.starts.len(), |&next| next as usize + 1);
+                let to = index
+                    .get(upper + 1)
+                    .map_or(self.starts.len(), |&next| next as usize + 1);
                 (from, to)
             }
         };
         let slice = self.starts.get(from..to)?;
-        let range = from + slice.partition_point(|&start| start <= addr).checked_sub(1)?;
+        let range = from
+            + slice
+                .partition_point(|&start| start <= addr)
+                .checked_sub(1)?;
         self.table.get(*self.nhops.get(range)? as usize)
     }
 }
@@ -223,7 +232,11 @@ impl Rib {
 
     /// The next hop towards `dst`: longest prefix, no lock.
     #[inline]
-    pub fn fib4_lookup<'e>(&'e self, dst: Ipv4Addr, epoch: &'e NetEpoch) -> Option<&'e Arc<Nexthop>> {
+    pub fn fib4_lookup<'e>(
+        &'e self,
+        dst: Ipv4Addr,
+        epoch: &'e NetEpoch,
+    ) -> Option<&'e Arc<Nexthop>> {
         self.fib.load(epoch).lookup(dst.to_bits())
     }
 
@@ -271,7 +284,8 @@ impl Rib {
     pub fn get(&self, dst: Ipv4Addr, prefix_len: u8) -> Option<RouteEntry> {
         let prefix = Prefix::new(dst.to_bits(), prefix_len);
         let tree = self.tree.lock();
-        tree.get(prefix).map(|nhop| RouteEntry::new(prefix, nhop.clone()))
+        tree.get(prefix)
+            .map(|nhop| RouteEntry::new(prefix, nhop.clone()))
     }
 
     /// The route that a packet to `dst` takes (`route get`).
@@ -312,7 +326,9 @@ impl Rib {
         let mut tree = self.tree.lock();
         let stale: Vec<(Prefix, Arc<Nexthop>)> = tree
             .iter()
-            .filter(|(_, nh)| nh.nh_ifp.if_index == ifp.if_index && !nh.nh_flags.contains(RtFlags::FIXEDMTU))
+            .filter(|(_, nh)| {
+                nh.nh_ifp.if_index == ifp.if_index && !nh.nh_flags.contains(RtFlags::FIXEDMTU)
+            })
             .map(|(prefix, nh)| (prefix, nh.clone()))
             .collect();
         if stale.is_empty() {
@@ -345,7 +361,11 @@ impl RouteSpec {
         flags.set(RtFlags::HOST, self.prefix_len == 32);
         flags.set(RtFlags::FIXEDMTU, self.mtu != 0);
         Nexthop {
-            nh_mtu: if self.mtu != 0 { self.mtu } else { self.ifp.mtu() },
+            nh_mtu: if self.mtu != 0 {
+                self.mtu
+            } else {
+                self.ifp.mtu()
+            },
             nh_ifp: self.ifp,
             gw: self.gw,
             nh_flags: flags,
@@ -367,5 +387,146 @@ impl RouteEntry {
 impl Default for Rib {
     fn default() -> Self {
         Self::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::machine::hosted::Machine;
+    use crate::mbuf::Mbuf;
+    use crate::net::ifnet::{IfDriver, IfnetInit};
+    use crate::net::vnet::Vnet;
+
+    struct Nowhere;
+    impl IfDriver for Nowhere {
+        fn transmit(&self, _ifp: &Ifnet, _m: Mbuf) -> Result<(), Errno> {
+            Ok(())
+        }
+    }
+
+    fn spec(ifp: &Arc<Ifnet>, dst: u32, prefix_len: u8, mark: u32) -> RouteSpec {
+        RouteSpec {
+            dst: Ipv4Addr::from_bits(dst),
+            prefix_len,
+            gw: Some(Ipv4Addr::from_bits(mark)),
+            ifp: ifp.clone(),
+            ifa: None,
+            flags: RtFlags::STATIC,
+            mtu: 0,
+        }
+    }
+
+    /// xorshift64*: the table and the questions asked of it differ from seed to seed and not from run to run.
+    struct Random(u64);
+    impl Random {
+        fn next(&mut self) -> u32 {
+            self.0 ^= self.0 >> 12;
+            self.0 ^= self.0 << 25;
+            self.0 ^= self.0 >> 27;
+            (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 32) as u32
+        }
+    }
+
+    #[test]
+    fn lookups_agree_with_a_search_through_all_routes_while_the_table_changes() {
+        for seed in 1..12u64 {
+            Machine::builder().run(move || {
+                let vnet = Vnet::new("test");
+                let ifp = vnet.if_attach(
+                    IfnetInit::ether("t", 0, [2, 0, 0, 0, 0, 1]),
+                    Arc::new(Nowhere),
+                );
+                let mut random = Random(seed);
+                let mut linear: Vec<(Prefix, u32)> = Vec::new();
+                // Few bits in play, so that prefixes nest and collide.
+                let address =
+                    |r: u32| (r & 0x0f) << 28 | (r & 0xf0) << 12 | (r & 0xf00) >> 4 | r >> 28;
+                for round in 0..300u32 {
+                    let prefix = Prefix::new(address(random.next()), (random.next() % 33) as u8);
+                    let (dst, len) = (Ipv4Addr::from_bits(prefix.first()), prefix.bits());
+                    let known = linear.iter().position(|(p, _)| *p == prefix);
+                    match (random.next() % 4, known) {
+                        (0, Some(at)) => {
+                            assert!(vnet.rib.delete(dst, len).is_ok());
+                            linear.remove(at);
+                        }
+                        (1, Some(at)) => {
+                            assert!(
+                                vnet.rib
+                                    .change(spec(&ifp, prefix.first(), len, round))
+                                    .is_ok()
+                            );
+                            linear[at].1 = round;
+                        }
+                        (_, Some(_)) => {
+                            let again = vnet.rib.add(spec(&ifp, prefix.first(), len, round));
+                            assert_eq!(again, Err(Errno::EEXIST));
+                        }
+                        (_, None) => {
+                            assert!(vnet.rib.delete(dst, len).is_err());
+                            vnet.rib
+                                .add(spec(&ifp, prefix.first(), len, round))
+                                .unwrap();
+                            linear.push((prefix, round));
+                        }
+                    }
+                    let epoch = NetEpoch::enter();
+                    for _ in 0..50 {
+                        let addr = address(random.next());
+                        let expect = linear
+                            .iter()
+                            .filter(|(p, _)| p.covers(addr))
+                            .max_by_key(|(p, _)| p.bits());
+                        let found = vnet.rib.fib4_lookup(Ipv4Addr::from_bits(addr), &epoch);
+                        let gateway = found.and_then(|nh| nh.gw).map(Ipv4Addr::to_bits);
+                        assert_eq!(
+                            gateway,
+                            expect.map(|(_, mark)| *mark),
+                            "seed {seed} round {round}"
+                        );
+                    }
+                }
+                assert_eq!(vnet.rib.dump().len(), linear.len());
+                vnet.destroy();
+            });
+        }
+    }
+
+    #[test]
+    fn a_cached_next_hop_is_known_to_be_stale_after_any_change() {
+        Machine::builder().run(|| {
+            let vnet = Vnet::new("test");
+            let ifp = vnet.if_attach(
+                IfnetInit::ether("t", 0, [2, 0, 0, 0, 0, 1]),
+                Arc::new(Nowhere),
+            );
+            let before = vnet.rib.generation();
+            vnet.rib.add(spec(&ifp, 0, 0, 1)).unwrap();
+            assert_ne!(vnet.rib.generation(), before);
+            vnet.destroy();
+            assert!(vnet.rib.dump().is_empty());
+        });
+    }
+
+    #[test]
+    fn the_routes_follow_the_mtu_of_their_interface() {
+        Machine::builder().run(|| {
+            let vnet = Vnet::new("test");
+            let ifp = vnet.if_attach(
+                IfnetInit::ether("t", 0, [2, 0, 0, 0, 0, 1]),
+                Arc::new(Nowhere),
+            );
+            vnet.rib.add(spec(&ifp, 0x0a00_0000, 8, 1)).unwrap();
+            ifp.set_mtu(1400).unwrap();
+            let epoch = NetEpoch::enter();
+            let nhop = vnet
+                .rib
+                .fib4_lookup(Ipv4Addr::new(10, 1, 1, 1), &epoch)
+                .unwrap();
+            assert_eq!(nhop.nh_mtu, 1400);
+            drop(epoch);
+            vnet.destroy();
+        });
     }
 }

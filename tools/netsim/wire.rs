@@ -10,7 +10,7 @@ use sys::errno::Errno;
 use sys::kern::kern_timeout::{Callout, CalloutTarget};
 use sys::kern::subr_epoch::NetEpoch;
 use sys::machine::{critical_enter, critical_exit, sbinuptime};
-use sys::mbuf::{CsumFlags, How, IfIndex, Mbuf, MbufQueue};
+use sys::mbuf::{CsumFlags, How, Mbuf, MbufQueue};
 use sys::net::if_ethersubr::{ETHER_HDR_LEN, ETHER_VLAN_ENCAP_LEN};
 use sys::net::ifnet::{IfCap, IfDriver, IfFlags, Ifnet, IfnetInit, LinkState, Media};
 use sys::net::vnet::Vnet;
@@ -371,14 +371,13 @@ impl CalloutTarget for Port {
 
 /// Makes the packet that a NIC would hand up.
 fn receive(ifp: &Ifnet, frame: &[u8]) -> Option<Mbuf> {
-    ifp.counters.ipackets.inc();
     let Some(mut m) = Mbuf::from_bytes(frame, How::NoWait) else {
         ifp.counters.iqdrops.inc();
         return None;
     };
     let checked = ifp.capenable().contains(IfCap::RXCSUM);
     let hdr = m.pkthdr_mut();
-    hdr.rcvif = IfIndex(ifp.if_index);
+    hdr.rcvif = ifp.if_index;
     if checked {
         let found = offload::verify(frame);
         hdr.csum_flags = found;
