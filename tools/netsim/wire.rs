@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
 use sys::errno::Errno;
 use sys::kern::kern_timeout::{Callout, CalloutTarget};
 use sys::kern::subr_epoch::NetEpoch;
-use sys::machine::{critical_enter, critical_exit, sbinuptime};
+use sys::machine::{cpu_spinwait, critical_enter, critical_exit, sbinuptime};
 use sys::mbuf::{CsumFlags, How, Mbuf, MbufQueue};
 use sys::net::if_ethersubr::{ETHER_HDR_LEN, ETHER_VLAN_ENCAP_LEN};
 use sys::net::ifnet::{IfCap, IfDriver, IfFlags, Ifnet, IfnetInit, LinkState, Media};
@@ -125,8 +125,14 @@ struct Shared {
     config: WireConfig,
     ports: OnceLock<[Arc<Port>; 2]>,
     lanes: [Mutex<LaneState>; 2],
-    hook: Mutex<Option<Hook>>,
+    hook: Mutex<HookSlot>,
     capture: Mutex<Option<Capture>>,
+}
+
+enum HookSlot {
+    Free(Option<Hook>),
+    /// Looking at a frame.
+    Busy,
 }
 
 struct LaneState {
@@ -181,7 +187,7 @@ impl Wire {
             config,
             ports: OnceLock::new(),
             lanes,
-            hook: Mutex::new(None),
+            hook: Mutex::new(HookSlot::Free(None)),
             capture: Mutex::new(capture),
         }))
     }
@@ -226,7 +232,17 @@ impl Wire {
 
     /// Lets `hook` see each frame from now on; `None` stops it.
     pub fn set_hook(&self, hook: Option<Hook>) {
-        *lock(&self.0.hook) = hook;
+        loop {
+            let mut slot = lock(&self.0.hook);
+            if let HookSlot::Free(old) = &mut *slot {
+                let old = std::mem::replace(old, hook);
+                drop(slot);
+                drop(old);
+                return;
+            }
+            drop(slot);
+            cpu_spinwait();
+        }
     }
 
     /// Changes the properties of one way across.
@@ -306,12 +322,19 @@ impl Shared {
     }
 
     fn ask_hook(&self, dir: Dir, number: u64, frame: &mut Vec<u8>) -> Verdict {
-        // The hook is held meanwhile: no other thread of the machine may come here.
+        // The hook may come back to the wire, or let another virtual CPU run: it is taken out meanwhile, and
+        // whoever needs it spins. Not preempted, or the one who spins may be the one who preempts.
         critical_enter();
-        let verdict = match &mut *lock(&self.hook) {
-            Some(hook) => hook(dir, number, frame),
-            None => Verdict::Pass,
+        let mut hook = loop {
+            match std::mem::replace(&mut *lock(&self.hook), HookSlot::Busy) {
+                HookSlot::Busy => cpu_spinwait(),
+                HookSlot::Free(hook) => break hook,
+            }
         };
+        let verdict = hook
+            .as_mut()
+            .map_or(Verdict::Pass, |hook| hook(dir, number, frame));
+        *lock(&self.hook) = HookSlot::Free(hook);
         critical_exit();
         verdict
     }
@@ -415,7 +438,6 @@ impl IfDriver for SimDriver {
         for piece in m.segments() {
             frame.extend_from_slice(piece);
         }
-        let multicast = frame.first().is_some_and(|b| b & 1 != 0);
         drop(m);
         let Ok(frames) = offload::apply(frame, &request) else {
             self.stat(|s| s.bad_requests += 1);
@@ -434,11 +456,6 @@ impl IfDriver for SimDriver {
                 self.stat(|s| s.oversized += 1);
                 ifp.counters.oerrors.inc();
                 continue;
-            }
-            ifp.counters.opackets.inc();
-            ifp.counters.obytes.add(frame.len() as u64);
-            if multicast {
-                ifp.counters.omcasts.inc();
             }
             self.wire.send(self.port.out, frame);
         }
@@ -467,3 +484,6 @@ impl IfDriver for SimDriver {
         self.port.arrival.drain();
     }
 }
+
+#[cfg(test)]
+mod tests;
