@@ -887,9 +887,10 @@ impl Ifnet {
         if let Some(llt) = self.lltable.get() {
             llt.flush(true);
         }
-        let _lock = self.addrs_lock.lock();
+        let changing = self.addrs_lock.lock();
         self.addrs.replace(Box::new(Vec::new()));
-        self.multi.lock_under(&_lock).clear();
+        drop(changing);
+        self.multi.lock().clear();
     }
 }
 
