@@ -17,7 +17,7 @@ use core::ops::{Deref, DerefMut};
 use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use sys::errno::Errno;
 use sys::kern::kern_mutex::Mutex;
-use sys::kern::kern_rwlock::{RwLock, RwLockReadGuard, RwLockWriteGuard};
+use sys::kern::kern_rwlock::{RwLock, RwReadGuard, RwWriteGuard};
 use sys::kern::lock_order::{InpClass, PcbHash};
 use sys::kern::subr_epoch::{EpochArc, NetEpoch};
 use sys::machine;
@@ -183,9 +183,9 @@ impl<P> DerefMut for Inp<P> {
 }
 
 /// Reading access to a control block.
-pub type InpRead<'a, P> = RwLockReadGuard<'a, Inp<P>, InpClass>;
+pub type InpRead<'a, P> = RwReadGuard<'a, Inp<P>, InpClass>;
 /// Writing access to a control block.
-pub type InpWrite<'a, P> = RwLockWriteGuard<'a, Inp<P>, InpClass>;
+pub type InpWrite<'a, P> = RwWriteGuard<'a, Inp<P>, InpClass>;
 
 /// A control block.
 pub struct Inpcb<P: Send + Sync + 'static> {

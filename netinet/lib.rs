@@ -9,6 +9,29 @@ extern crate alloc;
 #[cfg(not(target_os = "none"))]
 extern crate std;
 
+// The instance, its addresses and control blocks.
+pub mod in_control;
+pub mod in_pcb;
+pub mod vnet;
+
+// IPv4 and what belongs to it.
+pub mod if_ether;
+pub mod ip;
+pub mod ip_ctloutput;
+pub mod ip_icmp;
+pub mod ip_input;
+pub mod ip_output;
+pub mod ip_reass;
+pub mod ip_var;
+pub mod raw_ip;
+
+// UDP.
+pub mod udp;
+pub mod udp_usrreq;
+
+// TCP.
 pub mod tcp;
 pub mod tcp_fsm;
+pub mod tcp_lro;
 pub mod tcp_seq;
+pub mod tcp_stub;

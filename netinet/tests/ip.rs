@@ -1,0 +1,723 @@
+//! IPv4 on a simulated wire: delivery, fragments, options, errors, checksums.
+
+mod common;
+
+use common::*;
+use core::net::Ipv4Addr;
+use netinet::in_control::{AddrArgs, in_aifaddr, in_difaddr, len_mask};
+use netinet::ip::{IP_DF, IP_MF, IPPROTO_ICMP, IPPROTO_UDP, IPTOS_ECN_CE, IPTOS_ECN_ECT0, Ip};
+use netinet::ip_icmp::icmp_echo_message;
+use netsim::wire::Dir;
+use netsim::world::World;
+use sys::errno::Errno;
+use sys::net::ifnet::IfCap;
+use sys::socket::*;
+
+const IP: u16 = 0x0800;
+
+fn ping(world: &World, to: Ipv4Addr, seq: u16, data: &[u8]) -> Result<Vec<u8>, Errno> {
+    let so = raw(&world.a, IPPROTO_ICMP);
+    send_to(&so, &icmp_echo_message(77, seq, data), to, 0)?;
+    loop {
+        let (packet, from) = receive(&so)?;
+        // On the loopback the request is heard too.
+        if packet[20] == 0 {
+            assert_eq!(from, SockAddr::v4(to, 0));
+            return Ok(packet);
+        }
+    }
+}
+
+#[test]
+fn a_ping_is_answered_with_its_data() {
+    World::run(WireConfig::default(), |world| {
+        let data = pattern(56);
+        let answer = ping(world, ADDR_B, 9, &data).expect("an answer");
+        assert_eq!(&answer[20..28], [0, 0, answer[22], answer[23], 0, 77, 0, 9]);
+        assert_eq!(&answer[28..], data);
+        assert_eq!(world.b.inet.icmpstat.icps_reflect.fetch(), 1);
+        assert_eq!(world.b.inet.icmpstat.icps_inhist[8].fetch(), 1);
+        assert_eq!(world.a.inet.icmpstat.icps_inhist[0].fetch(), 1);
+    });
+}
+
+#[test]
+fn a_ping_larger_than_the_mtu_comes_back_whole() {
+    World::run(WireConfig::default(), |world| {
+        let data = pattern(8000);
+        let answer = ping(world, ADDR_B, 1, &data).expect("an answer");
+        assert_eq!(&answer[28..], data);
+        assert_eq!(world.b.inet.ipstat.ips_reassembled.fetch(), 1);
+        assert_eq!(world.a.inet.ipstat.ips_fragmented.fetch(), 1);
+        assert_eq!(world.a.inet.ipstat.ips_ofragments.fetch(), 6);
+    });
+}
+
+#[test]
+fn our_own_addresses_answer_through_the_loopback() {
+    World::run(WireConfig::default(), |world| {
+        let tap = Tap::on(world);
+        assert!(ping(world, ADDR_A, 1, b"self").is_ok());
+        assert!(ping(world, Ipv4Addr::LOCALHOST, 1, b"self").is_ok());
+        assert!(tap.seen(Dir::AtoB, IP).is_empty());
+    });
+}
+
+#[test]
+fn a_broadcast_ping_is_ignored() {
+    World::run(WireConfig::default(), |world| {
+        let so = raw(&world.a, IPPROTO_ICMP);
+        let to = Ipv4Addr::new(10, 0, 0, 255);
+        assert_eq!(
+            send_to(&so, &icmp_echo_message(1, 1, b""), to, 0),
+            Err(Errno::EACCES)
+        );
+        so.setsockopt_int(SOL_SOCKET, SO_BROADCAST, 1).unwrap();
+        send_to(&so, &icmp_echo_message(1, 1, b""), to, 0).unwrap();
+        assert_eq!(receive(&so).unwrap_err(), Errno::EWOULDBLOCK);
+        assert_eq!(world.b.inet.icmpstat.icps_bmcastecho.fetch(), 1);
+    });
+}
+
+#[test]
+fn pings_beyond_the_limit_are_not_answered() {
+    World::run(WireConfig::default(), |world| {
+        world.b.inet.icmp.icmplim.set(10);
+        world.b.inet.icmp.icmplim_jitter.set(0);
+        assert!(ping(world, ADDR_B, 0, b"").is_ok());
+        let so = raw(&world.a, IPPROTO_ICMP);
+        pass_s(2);
+        for seq in 0..50 {
+            send_to(&so, &icmp_echo_message(1, seq, b""), ADDR_B, 0).unwrap();
+        }
+        pass_ms(500);
+        assert_eq!(world.a.inet.icmpstat.icps_inhist[0].fetch(), 11);
+        assert_eq!(world.b.inet.icmpstat.icps_limited.fetch(), 40);
+    });
+}
+
+/// Fragments of a UDP datagram with `data` to port 7, cut at the offsets given.
+fn fragments(data: &[u8], cuts: &[usize]) -> Vec<Packet> {
+    let whole = udp_bytes(ADDR_A, ADDR_B, 5000, 7, data);
+    let mut pieces = Vec::new();
+    let mut from = 0;
+    for &to in cuts.iter().chain([&whole.len()]) {
+        let mut packet = Packet::new(ADDR_A, ADDR_B, IPPROTO_UDP, &whole[from..to]);
+        let more = if to < whole.len() { IP_MF } else { 0 };
+        packet.ip.ip_off.set((from / 8) as u16 | more);
+        pieces.push(packet);
+        from = to;
+    }
+    pieces
+}
+
+fn inject(world: &World, packet: &Packet) {
+    world
+        .wire
+        .inject(Dir::AtoB, &frame(&world.a, &world.b, IP, &packet.bytes()));
+    pass_ms(1);
+}
+
+#[test]
+fn fragments_in_any_order_make_one_datagram() {
+    let orders = [[0, 1, 2, 3], [3, 2, 1, 0], [2, 0, 3, 1], [1, 3, 0, 2]];
+    World::run(WireConfig::default(), |world| {
+        let so = udp(&world.b, 7);
+        let data = pattern(992);
+        let pieces = fragments(&data, &[256, 512, 760]);
+        for order in orders {
+            for at in order {
+                inject(world, &pieces[at]);
+            }
+            assert_eq!(receive(&so).expect("a datagram").0, data);
+        }
+        let stat = &world.b.inet.ipstat;
+        assert_eq!(stat.ips_reassembled.fetch(), 4);
+        assert_eq!(stat.ips_fragments.fetch(), 16);
+        assert_eq!(stat.ips_fragdropped.fetch(), 0);
+        assert_eq!(world.b.inet.reass.fragments(), 0);
+        assert_eq!(world.b.inet.reass.packets(), 0);
+    });
+}
+
+#[test]
+fn a_fragment_that_comes_twice_is_dropped_once() {
+    World::run(WireConfig::default(), |world| {
+        let so = udp(&world.b, 7);
+        let data = pattern(500);
+        let pieces = fragments(&data, &[256]);
+        inject(world, &pieces[0]);
+        inject(world, &pieces[0]);
+        inject(world, &pieces[1]);
+        assert_eq!(receive(&so).expect("a datagram").0, data);
+        assert_eq!(world.b.inet.ipstat.ips_fragdropped.fetch(), 1);
+    });
+}
+
+#[test]
+fn what_a_fragment_brings_again_is_trimmed() {
+    World::run(WireConfig::default(), |world| {
+        let so = udp(&world.b, 7);
+        let data = pattern(992);
+        let whole = udp_bytes(ADDR_A, ADDR_B, 5000, 7, &data);
+        // Overlaps at both ends: 0..400, 600..1000, then 200..800 between them.
+        for (from, to) in [(0, 400), (600, 1000), (200, 800)] {
+            let mut packet = Packet::new(ADDR_A, ADDR_B, IPPROTO_UDP, &whole[from..to]);
+            packet
+                .ip
+                .ip_off
+                .set((from / 8) as u16 | if to < 1000 { IP_MF } else { 0 });
+            inject(world, &packet);
+        }
+        assert_eq!(receive(&so).expect("a datagram").0, data);
+    });
+}
+
+#[test]
+fn a_datagram_that_stays_incomplete_expires_after_30_seconds() {
+    World::run(WireConfig::default(), |world| {
+        let pieces = fragments(&pattern(992), &[256, 512]);
+        inject(world, &pieces[0]);
+        inject(world, &pieces[2]);
+        assert_eq!(world.b.inet.reass.fragments(), 2);
+        pass_s(29);
+        assert_eq!(world.b.inet.reass.packets(), 1);
+        pass_s(2);
+        assert_eq!(world.b.inet.reass.packets(), 0);
+        assert_eq!(world.b.inet.reass.fragments(), 0);
+        assert_eq!(world.b.inet.ipstat.ips_fragtimeout.fetch(), 2);
+    });
+}
+
+#[test]
+fn fragments_that_cannot_be_are_dropped() {
+    World::run(WireConfig::default(), |world| {
+        let stat = &world.b.inet.ipstat;
+        let fragment = |len: usize, off: u16| {
+            let mut packet = Packet::new(ADDR_A, ADDR_B, IPPROTO_UDP, &pattern(len));
+            packet.ip.ip_off.set(off);
+            packet
+        };
+        // Not the last, and not a multiple of eight.
+        inject(world, &fragment(100, IP_MF));
+        assert_eq!(stat.ips_fragdropped.fetch(), 1);
+        // Empty.
+        inject(world, &fragment(0, IP_MF | 8));
+        assert_eq!(stat.ips_fragdropped.fetch(), 2);
+        // Beyond the largest packet.
+        inject(world, &fragment(200, 0x1fff));
+        assert_eq!(stat.ips_toolong.fetch(), 1);
+        assert_eq!(world.b.inet.reass.packets(), 0);
+        // More than 16 for one datagram.
+        for i in 0..17 {
+            inject(world, &fragment(8, IP_MF | (i * 2 + 2)));
+        }
+        assert_eq!(stat.ips_fragdropped.fetch(), 2 + 17);
+        assert_eq!(world.b.inet.reass.packets(), 0);
+        assert_eq!(world.b.inet.reass.fragments(), 0);
+    });
+}
+
+#[test]
+fn congestion_on_one_fragment_marks_the_datagram() {
+    World::run(WireConfig::default(), |world| {
+        let so = udp(&world.b, 7);
+        so.setsockopt_int(IPPROTO_IP, IP_RECVTOS, 1).unwrap();
+        let tos_of = |second: u8| {
+            let mut pieces = fragments(&pattern(500), &[256]);
+            pieces[0].ip.ip_tos = IPTOS_ECN_ECT0;
+            pieces[1].ip.ip_tos = second;
+            for piece in &pieces {
+                inject(world, piece);
+            }
+            let mut buffer = [0; 600];
+            let received = so.recvmsg(&mut buffer, MsgFlags::DONTWAIT)?;
+            let control = received.control.expect("the TOS was asked for");
+            Ok::<u8, Errno>(control.data()[16])
+        };
+        assert_eq!(tos_of(IPTOS_ECN_ECT0), Ok(IPTOS_ECN_ECT0));
+        assert_eq!(tos_of(IPTOS_ECN_CE), Ok(IPTOS_ECN_CE));
+        assert_eq!(tos_of(0), Err(Errno::EWOULDBLOCK));
+        assert_eq!(world.b.inet.ipstat.ips_fragdropped.fetch(), 1);
+    });
+}
+
+#[test]
+fn every_kind_of_bad_header_is_counted_and_dropped() {
+    World::run(WireConfig::default(), |world| {
+        let so = udp(&world.b, 7);
+        let good = Packet::new(
+            ADDR_A,
+            ADDR_B,
+            IPPROTO_UDP,
+            &udp_bytes(ADDR_A, ADDR_B, 1, 7, b"x"),
+        )
+        .bytes();
+        let stat = &world.b.inet.ipstat;
+        let send = |change: &dyn Fn(&mut Vec<u8>)| {
+            let mut bytes = good.clone();
+            change(&mut bytes);
+            world
+                .wire
+                .inject(Dir::AtoB, &frame(&world.a, &world.b, IP, &bytes));
+            pass_ms(1);
+        };
+        send(&|b| b[10] ^= 1);
+        assert_eq!(stat.ips_badsum.fetch(), 1);
+        send(&|b| b[0] = 0x65);
+        assert_eq!(stat.ips_badvers.fetch(), 1);
+        send(&|b| b[0] = 0x44);
+        assert_eq!(stat.ips_badhlen.fetch(), 1);
+        send(&|b| b.truncate(10));
+        assert_eq!(stat.ips_toosmall.fetch(), 1);
+        let resum = |b: &mut Vec<u8>| {
+            b[10..12].copy_from_slice(&[0, 0]);
+            let sum = sys::machine::in_cksum::in_cksum(&b[..20]).to_be_bytes();
+            b[10..12].copy_from_slice(&sum);
+        };
+        send(&|b| {
+            b[2..4].copy_from_slice(&19u16.to_be_bytes());
+            resum(b);
+        });
+        assert_eq!(stat.ips_badlen.fetch(), 1);
+        send(&|b| {
+            b[2..4].copy_from_slice(&1000u16.to_be_bytes());
+            resum(b);
+        });
+        assert_eq!(stat.ips_tooshort.fetch(), 1);
+        send(&|b| {
+            b[12..16].copy_from_slice(&[127, 0, 0, 1]);
+            resum(b);
+        });
+        // Source of a packet from outside is our own address.
+        send(&|b| {
+            b[12..16].copy_from_slice(&ADDR_B.octets());
+            resum(b);
+        });
+        assert_eq!(stat.ips_badaddr.fetch(), 2);
+        assert_eq!(stat.ips_delivered.fetch(), 0);
+        send(&|_| {});
+        assert_eq!(receive(&so).expect("a datagram").0, b"x");
+    });
+}
+
+#[test]
+fn packets_for_others_are_not_forwarded_unless_asked() {
+    World::run(WireConfig::default(), |world| {
+        let other = Ipv4Addr::new(192, 0, 2, 1);
+        let packet = Packet::new(
+            ADDR_A,
+            other,
+            IPPROTO_UDP,
+            &udp_bytes(ADDR_A, other, 1, 7, b"x"),
+        );
+        inject(world, &packet);
+        assert_eq!(world.b.inet.ipstat.ips_cantforward.fetch(), 1);
+
+        // As a router: no route, then a route, then no life left.
+        world.b.inet.ip.forwarding.set(true);
+        let tap = Tap::on(world);
+        inject(world, &packet);
+        pass_ms(10);
+        let errors = tap.seen(Dir::BtoA, IP);
+        assert_eq!((errors.len(), &errors[0][20..22]), (1, &[3, 1][..]));
+        world.a.configure(&world.a.ifp, other, 24);
+        world
+            .b
+            .configure(&world.b.ifp, Ipv4Addr::new(192, 0, 2, 2), 24);
+        let so = udp(&world.a, 7);
+        let src = Ipv4Addr::new(198, 51, 100, 1);
+        let mut packet = Packet::new(
+            src,
+            other,
+            IPPROTO_UDP,
+            &udp_bytes(src, other, 1, 7, b"through"),
+        );
+        inject(world, &packet);
+        assert_eq!(receive(&so).expect("a forwarded datagram").0, b"through");
+        assert_eq!(world.b.inet.ipstat.ips_forward.fetch(), 1);
+        tap.clear();
+        packet = Packet::new(
+            ADDR_A,
+            other,
+            IPPROTO_UDP,
+            &udp_bytes(ADDR_A, other, 1, 7, b"x"),
+        );
+        packet.ip.ip_ttl = 1;
+        inject(world, &packet);
+        pass_ms(10);
+        let errors = tap.seen(Dir::BtoA, IP);
+        assert_eq!((errors.len(), &errors[0][20..22]), (1, &[11, 0][..]));
+    });
+}
+
+#[test]
+fn a_packet_too_big_for_a_router_says_which_mtu_fits() {
+    World::run(WireConfig::default(), |world| {
+        world.b.inet.ip.forwarding.set(true);
+        let other = Ipv4Addr::new(192, 0, 2, 1);
+        world
+            .b
+            .configure(&world.b.ifp, Ipv4Addr::new(192, 0, 2, 2), 24);
+        world.b.ifp.set_mtu(1000).unwrap();
+        let tap = Tap::on(world);
+        let mut packet = Packet::new(
+            ADDR_A,
+            other,
+            IPPROTO_UDP,
+            &udp_bytes(ADDR_A, other, 1, 7, &pattern(1200)),
+        );
+        packet.ip.ip_off.set(IP_DF);
+        inject(world, &packet);
+        pass_ms(10);
+        let errors = tap.seen(Dir::BtoA, IP);
+        assert_eq!(errors.len(), 1);
+        assert_eq!(&errors[0][20..22], [3, 4]);
+        assert_eq!(&errors[0][26..28], 1000u16.to_be_bytes());
+        assert_eq!(world.b.inet.ipstat.ips_cantfrag.fetch(), 1);
+    });
+}
+
+#[test]
+fn an_unknown_protocol_earns_an_unreachable() {
+    World::run(WireConfig::default(), |world| {
+        let tap = Tap::on(world);
+        inject(world, &Packet::new(ADDR_A, ADDR_B, 200, b"whatever"));
+        pass_ms(10);
+        let errors = tap.seen(Dir::BtoA, IP);
+        assert_eq!((errors.len(), &errors[0][20..22]), (1, &[3, 2][..]));
+        // The offending packet is quoted whole, as it came.
+        assert_eq!(
+            &errors[0][28..56],
+            Packet::new(ADDR_A, ADDR_B, 200, b"whatever").bytes()
+        );
+        assert_eq!(world.b.inet.ipstat.ips_noproto.fetch(), 1);
+        // Who listens raw hears it instead.
+        let so = raw(&world.b, 200);
+        inject(world, &Packet::new(ADDR_A, ADDR_B, 200, b"whatever"));
+        assert_eq!(&receive(&so).expect("a packet").0[20..], b"whatever");
+        assert_eq!(world.b.inet.ipstat.ips_noproto.fetch(), 1);
+    });
+}
+
+#[test]
+fn record_route_is_filled_in_and_source_routes_are_refused() {
+    World::run(WireConfig::default(), |world| {
+        let tap = Tap::on(world);
+        let mut packet = Packet::new(ADDR_A, ADDR_B, IPPROTO_ICMP, &icmp_echo_message(1, 1, b""));
+        packet.options = vec![7, 7, 4, 0, 0, 0, 0, 0];
+        inject(world, &packet);
+        pass_ms(10);
+        let answers = tap.seen(Dir::BtoA, IP);
+        assert_eq!(answers.len(), 1);
+        assert_eq!(answers[0][0], 0x47);
+        assert_eq!(&answers[0][20..27], [7, 7, 8, 10, 0, 0, 2]);
+        tap.clear();
+        packet.options = vec![131, 7, 4, 192, 0, 2, 1, 0];
+        inject(world, &packet);
+        pass_ms(10);
+        // ICMP errors are sent about an echo request: source route failed.
+        assert_eq!(&tap.seen(Dir::BtoA, IP)[0][20..22], [3, 5]);
+        assert_eq!(world.b.inet.ipstat.ips_badoptions.fetch(), 1);
+        tap.clear();
+        packet.options = vec![7, 1, 4, 0];
+        inject(world, &packet);
+        pass_ms(10);
+        // The pointer names the option's length byte.
+        let errors = tap.seen(Dir::BtoA, IP);
+        assert_eq!((errors[0][20], errors[0][24]), (12, 21));
+        // Refused altogether.
+        world.b.inet.ip.process_options.set(2);
+        tap.clear();
+        packet.options = vec![1, 1, 1, 0];
+        inject(world, &packet);
+        pass_ms(10);
+        assert_eq!(&tap.seen(Dir::BtoA, IP)[0][20..22], [3, 13]);
+    });
+}
+
+#[test]
+fn options_of_a_socket_stand_in_every_packet() {
+    World::run(WireConfig::default(), |world| {
+        let so = udp(&world.a, 0);
+        so.setsockopt(IPPROTO_IP, IP_OPTIONS, &[148, 4, 0, 0, 7, 7, 4, 0, 0, 0, 0])
+            .unwrap();
+        let there = udp(&world.b, 7);
+        let tap = Tap::on(world);
+        send_to(&so, &pattern(2000), ADDR_B, 7).unwrap();
+        assert_eq!(receive(&there).expect("a datagram").0, pattern(2000));
+        let sent = tap.seen(Dir::AtoB, IP);
+        assert_eq!(sent.len(), 2);
+        // The first has both options, the second only the one with the copied bit.
+        assert_eq!((sent[0][0], sent[1][0]), (0x48, 0x46));
+        assert_eq!(&sent[1][20..24], [148, 4, 0, 0]);
+    });
+}
+
+/// Sends datagrams both ways with the given offloads and looks at what crosses.
+fn checksums_with(capabilities: IfCap) {
+    let config = WireConfig {
+        capabilities,
+        ..WireConfig::default()
+    };
+    World::run(config, |world| {
+        let tap = Tap::on(world);
+        let (a, b) = (udp(&world.a, 5), udp(&world.b, 7));
+        for len in [0, 1, 18, 1472, 1473, 9000] {
+            let data = pattern(len);
+            send_to(&a, &data, ADDR_B, 7).unwrap();
+            assert_eq!(receive(&b).expect("a datagram").0, data);
+            send_to(&b, &data, ADDR_A, 5).unwrap();
+            assert_eq!(receive(&a).expect("a datagram").0, data);
+        }
+        for packet in tap.seen(Dir::AtoB, IP) {
+            let ip = Ip::parse(&packet).unwrap();
+            assert_eq!(sys::machine::in_cksum::in_cksum(&packet[..20]), 0);
+            if !ip.is_fragment() {
+                let datagram = &packet[20..usize::from(ip.ip_len.get())];
+                let data = &datagram[8..];
+                assert_eq!(
+                    datagram,
+                    udp_bytes(ADDR_A, ADDR_B, 5, 7, data),
+                    "{} bytes",
+                    data.len()
+                );
+            }
+        }
+        let software = world.a.inet.ipstat.ips_swcsum_out.fetch();
+        // With offload only the two datagrams that had to be cut are summed here.
+        assert_eq!(
+            software,
+            if capabilities.contains(IfCap::TXCSUM) {
+                2
+            } else {
+                6
+            }
+        );
+        assert_eq!(world.b.inet.udpstat.udps_badsum.fetch(), 0);
+        assert_eq!(world.b.inet.ipstat.ips_badsum.fetch(), 0);
+    });
+}
+
+#[test]
+fn checksums_are_good_without_offload() {
+    checksums_with(IfCap::empty());
+}
+
+#[test]
+fn checksums_are_good_with_transmit_offload() {
+    checksums_with(IfCap::TXCSUM);
+}
+
+#[test]
+fn checksums_are_good_with_offload_both_ways() {
+    checksums_with(IfCap::TXCSUM | IfCap::RXCSUM);
+}
+
+#[test]
+fn offload_can_be_switched_off_between_two_packets() {
+    let config = WireConfig {
+        capabilities: IfCap::TXCSUM | IfCap::RXCSUM,
+        ..WireConfig::default()
+    };
+    World::run(config, |world| {
+        let (a, b) = (udp(&world.a, 0), udp(&world.b, 7));
+        send_to(&a, b"with", ADDR_B, 7).unwrap();
+        assert_eq!(world.a.inet.ipstat.ips_swcsum_out.fetch(), 0);
+        world
+            .a
+            .ifp
+            .set_capenable(world.a.ifp.capenable() - IfCap::TXCSUM)
+            .unwrap();
+        send_to(&a, b"without", ADDR_B, 7).unwrap();
+        assert_eq!(world.a.inet.ipstat.ips_swcsum_out.fetch(), 1);
+        assert_eq!(receive(&b).expect("the first").0, b"with");
+        assert_eq!(receive(&b).expect("the second").0, b"without");
+    });
+}
+
+#[test]
+fn a_datagram_that_must_not_be_cut_is_refused_with_the_reason() {
+    World::run(WireConfig::default(), |world| {
+        let so = udp(&world.a, 0);
+        so.setsockopt_int(IPPROTO_IP, IP_DONTFRAG, 1).unwrap();
+        assert_eq!(
+            send_to(&so, &pattern(1473), ADDR_B, 7),
+            Err(Errno::EMSGSIZE)
+        );
+        assert_eq!(send_to(&so, &pattern(1472), ADDR_B, 7), Ok(1472));
+        assert_eq!(world.a.inet.ipstat.ips_cantfrag.fetch(), 1);
+    });
+}
+
+#[test]
+fn atomic_datagrams_have_no_identification_and_others_a_new_one_each() {
+    World::run(WireConfig::default(), |world| {
+        let tap = Tap::on(world);
+        let so = udp(&world.a, 0);
+        let sink = udp(&world.b, 7);
+        for _ in 0..3 {
+            send_to(&so, b"x", ADDR_B, 7).unwrap();
+        }
+        so.setsockopt_int(IPPROTO_IP, IP_DONTFRAG, 1).unwrap();
+        send_to(&so, b"x", ADDR_B, 7).unwrap();
+        pass_ms(10);
+        drop(sink);
+        let ids: Vec<u16> = tap
+            .seen(Dir::AtoB, IP)
+            .iter()
+            .map(|p| Ip::parse(p).unwrap().ip_id.get())
+            .collect();
+        assert_eq!(ids.len(), 4);
+        assert!(ids[0] != ids[1] && ids[1] != ids[2] && ids[0] != ids[2]);
+        assert_eq!(ids[3], 0);
+    });
+}
+
+#[test]
+fn an_address_comes_with_its_routes_and_goes_with_them() {
+    World::run(WireConfig::default(), |world| {
+        let a = &world.a;
+        let extra = Ipv4Addr::new(172, 16, 1, 1);
+        let args = AddrArgs {
+            netmask: Some(len_mask(16)),
+            ..AddrArgs::default()
+        };
+        let before: Vec<_> = a
+            .inet
+            .rib
+            .dump()
+            .iter()
+            .map(|r| (r.dst, r.prefix_len))
+            .collect();
+        in_aifaddr(&a.inet, &a.ifp, extra, &args).unwrap();
+        assert_eq!(
+            in_aifaddr(&a.inet, &a.ifp, extra, &args),
+            Err(Errno::EEXIST)
+        );
+        let network = a
+            .inet
+            .rib
+            .get(Ipv4Addr::new(172, 16, 0, 0), 16)
+            .expect("a route to the network");
+        assert_eq!(network.nhop.nh_ifp.if_xname, a.ifp.if_xname);
+        let own = a.inet.rib.get(extra, 32).expect("a route to ourselves");
+        assert!(own.nhop.nh_ifp.is_loopback());
+        assert!(ping(world, extra, 1, b"").is_ok());
+        in_difaddr(&a.inet, &a.ifp, extra).unwrap();
+        assert_eq!(
+            in_difaddr(&a.inet, &a.ifp, extra),
+            Err(Errno::EADDRNOTAVAIL)
+        );
+        let after: Vec<_> = a
+            .inet
+            .rib
+            .dump()
+            .iter()
+            .map(|r| (r.dst, r.prefix_len))
+            .collect();
+        assert_eq!(before, after);
+    });
+}
+
+#[test]
+fn a_network_keeps_its_route_while_an_address_is_left() {
+    World::run(WireConfig::default(), |world| {
+        let a = &world.a;
+        let second = Ipv4Addr::new(10, 0, 0, 9);
+        a.configure(&a.ifp, second, 24);
+        in_difaddr(&a.inet, &a.ifp, ADDR_A).unwrap();
+        let so = udp(&world.b, 7);
+        send_to(&udp(a, 0), b"still", ADDR_B, 7).unwrap();
+        let (data, from) = receive(&so).expect("a datagram");
+        assert_eq!(data, b"still");
+        assert_eq!(from.as_in().unwrap().addr, second);
+    });
+}
+
+#[test]
+fn addresses_that_name_no_host_are_refused() {
+    World::run(WireConfig::default(), |world| {
+        let a = &world.a;
+        for bad in [
+            [224, 0, 0, 1],
+            [255, 255, 255, 255],
+            [0, 0, 0, 0],
+            [127, 0, 0, 2],
+            [240, 0, 0, 1],
+        ] {
+            let refused = in_aifaddr(&a.inet, &a.ifp, Ipv4Addr::from(bad), &AddrArgs::default());
+            assert_eq!(refused, Err(Errno::EINVAL), "{bad:?}");
+        }
+        let holes = AddrArgs {
+            netmask: Some(Ipv4Addr::new(255, 0, 255, 0)),
+            ..AddrArgs::default()
+        };
+        assert_eq!(
+            in_aifaddr(&a.inet, &a.ifp, Ipv4Addr::new(10, 9, 9, 9), &holes),
+            Err(Errno::EINVAL)
+        );
+    });
+}
+
+#[test]
+fn random_frames_are_survived_and_leak_nothing() {
+    let seeds = 0..4;
+    for seed in seeds {
+        World::run(
+            WireConfig {
+                seed,
+                ..WireConfig::default()
+            },
+            |world| {
+                let _listener = udp(&world.b, 7);
+                let _raw = raw(&world.b, IPPROTO_ICMP);
+                world.b.inet.ip.forwarding.set(seed % 2 == 1);
+                let mut random = 0x9e37_79b9_7f4a_7c15u64.wrapping_mul(seed + 1);
+                let mut next = move || {
+                    random ^= random << 13;
+                    random ^= random >> 7;
+                    random ^= random << 17;
+                    random
+                };
+                for round in 0..3000 {
+                    let len = (next() % 120) as usize;
+                    let payload: Vec<u8> = (0..len).map(|_| next() as u8).collect();
+                    let proto = [1, 2, 6, 17, 17, 1, next() as u8][(next() % 7) as usize];
+                    let mut packet = Packet::new(ADDR_A, ADDR_B, proto, &payload);
+                    if next() % 3 == 0 {
+                        packet.ip.ip_off.set(next() as u16);
+                    }
+                    if next() % 4 == 0 {
+                        packet.options = (0..(next() % 11) * 4).map(|_| next() as u8).collect();
+                    }
+                    packet.ip.ip_ttl = next() as u8;
+                    packet.ip.ip_tos = next() as u8;
+                    if next() % 8 == 0 {
+                        packet.ip.set_dst(Ipv4Addr::from_bits(next() as u32));
+                    }
+                    if next() % 8 == 0 {
+                        packet.ip.set_src(Ipv4Addr::from_bits(next() as u32));
+                    }
+                    let mut bytes = packet.bytes();
+                    if next() % 4 == 0 {
+                        let at = (next() % bytes.len() as u64) as usize;
+                        bytes[at] ^= next() as u8;
+                    }
+                    if next() % 6 == 0 {
+                        bytes.truncate((next() % (bytes.len() as u64 + 1)) as usize);
+                    }
+                    let ether_type = [IP, IP, IP, IP, 0x0806, next() as u16][(next() % 6) as usize];
+                    world
+                        .wire
+                        .inject(Dir::AtoB, &frame(&world.a, &world.b, ether_type, &bytes));
+                    if round % 50 == 0 {
+                        pass_ms(5);
+                    }
+                }
+                pass_s(40);
+                assert_eq!(world.b.inet.reass.packets(), 0);
+            },
+        );
+    }
+}
