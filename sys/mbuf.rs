@@ -15,6 +15,7 @@ use core::fmt;
 use core::mem::{ManuallyDrop, MaybeUninit, offset_of, size_of};
 use core::ptr::{NonNull, addr_of, addr_of_mut};
 
+pub use crate::kern::kern_mbuf::{MbZoneStat, MbufStat};
 pub use crate::vm::uma::How;
 
 /// Bytes in an mbuf.

@@ -15,7 +15,7 @@ use crate::mbuf::{
 };
 use crate::param::PAGE_SIZE;
 use crate::sysctl::{Procedure, ReadOnly};
-use crate::vm::uma::{Hooks, Zone, ZoneStats};
+use crate::vm::uma::{self, Hooks, Zone, ZoneStats};
 use crate::vm::uma_cache::OnCpu;
 use crate::vm::vm_page;
 use alloc::boxed::Box;
@@ -101,9 +101,10 @@ fn maxmbufmem() -> usize {
     vm_page::stats().total * PAGE_SIZE / 2
 }
 
-/// Puts the limits into the sysctl tree, `kern.ipc.nmb*`. They may be raised at run time; the kernel's command line may
+/// Makes the zones, and puts their limits into the sysctl tree, `kern.ipc.nmb*`. They may be raised at run time; the kernel's command line may
 /// lower them too.
 pub fn mbinit() {
+    uma::startup();
     let limit = |name: &'static str, about: &'static str, zone: fn() -> &'static Zone| {
         let boot = kenv().get(name).and_then(|value| value.parse().ok());
         if let Some(max) = boot.filter(|&max| max > 0) {

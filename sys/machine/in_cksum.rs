@@ -6,9 +6,6 @@
 
 use core::net::{Ipv4Addr, Ipv6Addr};
 
-/// Bytes that the inner loops take at a time.
-const BLOCK: usize = 64;
-
 /// An unfolded one's-complement sum. Parts may be added in any order.
 ///
 /// Kept as 64 bits in memory order with the carries added back in: 2^64 is 1 modulo 2^16 - 1, so folding it gives
@@ -82,13 +79,6 @@ impl CksumAccum {
     }
 }
 
-#[inline(always)]
-fn word(chunk: &[u8], at: usize) -> u64 {
-    let mut bytes = [0; 8];
-    bytes.copy_from_slice(&chunk[at..at + 8]);
-    u64::from_ne_bytes(bytes)
-}
-
 /// Fewer than 8 bytes as a word, the missing ones zero.
 #[inline(always)]
 fn short_word(mut bytes: &[u8]) -> u64 {
@@ -108,27 +98,40 @@ fn short_word(mut bytes: &[u8]) -> u64 {
     u64::from_le(sum)
 }
 
+/// A sum of 64-bit words.
+///
+/// The words are added modulo 2^64 and, apart, their upper halves: from the two the exact sum follows, and no carry has to
+/// be caught on the way. So the compiler makes vectors of the loops where it may, and where it may not (in the kernel, and
+/// emulated) it is flags that are slow.
+#[derive(Clone, Copy, Default)]
+struct Words {
+    sum: u64,
+    upper: u64,
+}
+
+impl Words {
+    #[inline(always)]
+    fn add(&mut self, word: u64) {
+        self.sum = self.sum.wrapping_add(word);
+        self.upper = self.upper.wrapping_add(word >> 32);
+    }
+
+    #[inline(always)]
+    fn fold(self) -> u64 {
+        // What the words add up to without their upper halves, and these by their weight.
+        let lower = self.sum.wrapping_sub(self.upper << 32);
+        add_carry(lower, self.upper.rotate_left(32))
+    }
+}
+
 /// Sums `bytes`, which begin at an odd offset of the packet if `odd`.
 pub fn in_cksum_partial(bytes: &[u8], odd: bool) -> CksumAccum {
-    // Four independent chains of add and add-with-carry keep the processor's adders busy.
-    let (mut a, mut b, mut c, mut d) = (0, 0, 0, 0);
-    let mut blocks = bytes.chunks_exact(BLOCK);
-    for block in &mut blocks {
-        a = add_carry(a, word(block, 0));
-        b = add_carry(b, word(block, 8));
-        c = add_carry(c, word(block, 16));
-        d = add_carry(d, word(block, 24));
-        a = add_carry(a, word(block, 32));
-        b = add_carry(b, word(block, 40));
-        c = add_carry(c, word(block, 48));
-        d = add_carry(d, word(block, 56));
+    let (words, rest) = bytes.as_chunks();
+    let mut sum = Words::default();
+    for word in words {
+        sum.add(u64::from_ne_bytes(*word));
     }
-    let mut words = blocks.remainder().chunks_exact(8);
-    for chunk in &mut words {
-        a = add_carry(a, word(chunk, 0));
-    }
-    b = add_carry(b, short_word(words.remainder()));
-    CksumAccum(add_carry(add_carry(a, b), add_carry(c, d))).shifted(odd)
+    CksumAccum(add_carry(sum.fold(), short_word(rest))).shifted(odd)
 }
 
 /// Checksums `bytes` (complemented and folded): what an IPv4 header carries, 0 if it already carries it.
@@ -141,21 +144,15 @@ pub fn in_cksum(bytes: &[u8]) -> u16 {
 /// Panics if the lengths differ, as `copy_from_slice` does.
 pub fn in_cksum_copy(dst: &mut [u8], src: &[u8], odd: bool) -> CksumAccum {
     assert_eq!(dst.len(), src.len(), "copy between different lengths");
-    let (mut a, mut b) = (0, 0);
-    let mut to = dst.chunks_exact_mut(32);
-    let mut from = src.chunks_exact(32);
-    for (to, from) in (&mut to).zip(&mut from) {
-        let w = [word(from, 0), word(from, 8), word(from, 16), word(from, 24)];
-        a = add_carry(add_carry(a, w[0]), w[2]);
-        b = add_carry(add_carry(b, w[1]), w[3]);
-        for (to, w) in to.chunks_exact_mut(8).zip(w) {
-            to.copy_from_slice(&w.to_ne_bytes());
-        }
+    let (to, to_rest) = dst.as_chunks_mut();
+    let (from, from_rest) = src.as_chunks();
+    let mut sum = Words::default();
+    for (to, from) in to.iter_mut().zip(from) {
+        *to = *from;
+        sum.add(u64::from_ne_bytes(*from));
     }
-    to.into_remainder().copy_from_slice(from.remainder());
-    CksumAccum(add_carry(a, b))
-        .plus(in_cksum_partial(from.remainder(), false))
-        .shifted(odd)
+    to_rest.copy_from_slice(from_rest);
+    CksumAccum(add_carry(sum.fold(), short_word(from_rest))).shifted(odd)
 }
 
 /// Sums the IPv4 pseudo header: addresses and `proto_len`, that is protocol plus length.

@@ -12,7 +12,9 @@ use core::marker::PhantomData;
 use core::ops::{Deref, DerefMut};
 use core::ptr::NonNull;
 
-pub use super::uma_core::{Hooks, Reclaim, Zone, ZoneFlags, find_or_create, reclaim, zones};
+pub use super::uma_core::{
+    Hooks, Reclaim, Zone, ZoneFlags, find_or_create, reclaim, startup, zones,
+};
 
 /// What to do when there is no memory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

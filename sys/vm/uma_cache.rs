@@ -118,6 +118,11 @@ const fn bucket_zone(name: &'static str, entries: usize) -> Zone {
     Zone::new(name, Bucket::size_of(entries), 16).with_flags(ZoneFlags::NOBUCKET)
 }
 
+/// Makes the bucket zones.
+pub(super) fn startup() {
+    BUCKET_ZONES.get();
+}
+
 /// How many items a bucket of a zone with items of `size` bytes begins with.
 #[doc(alias = "bucket_select")]
 pub(super) const fn bucket_size_for(size: usize) -> usize {

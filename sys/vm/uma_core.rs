@@ -1125,6 +1125,16 @@ impl ZoneState {
     }
 }
 
+/// Makes what all zones share, so that on a machine that ends it outlives all that may free an item.
+#[doc(alias = "uma_startup1")]
+pub fn startup() {
+    vm_page::stats();
+    ZONES.get();
+    RECLAIMING.get();
+    SLAB_ZONE.get();
+    super::uma_cache::startup();
+}
+
 /// The zones of this machine that were used.
 pub fn zones() -> impl Iterator<Item = &'static Zone> {
     // SAFETY: zones in the list live as long as the machine.
@@ -1144,7 +1154,7 @@ pub fn find_or_create(name: &'static str, size: usize, align: usize) -> &'static
         zone.name == name && zone.size == size && zone.keg.layout == KegLayout::new(size, align)
     };
     zones().find(same).unwrap_or_else(|| {
-        let zone: &'static Zone = Box::leak(Box::new(Zone::new(name, size, align)));
+        let zone: &'static Zone = machine::leak(Box::new(Zone::new(name, size, align)));
         zone.register();
         zone
     })
