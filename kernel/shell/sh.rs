@@ -24,7 +24,6 @@ use crate::shell::tty::Tty;
 pub const PROMPT: &str = "# ";
 
 /// The stack instances a shell can reach, by name. The first is where commands run unless told otherwise.
-#[derive(Default)]
 pub struct Vnets(Mutex<Vec<Arc<Vnet>>, App>);
 
 impl Vnets {

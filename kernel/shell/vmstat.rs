@@ -36,7 +36,7 @@ fn run(env: &Env) -> Result<(), Failure> {
         return Err(Failure::Usage("one of -i and -z is needed".into()));
     }
     let text = if zones {
-        render_zones(uma::zones())
+        render_zones(uma::zones().map(|zone| zone.stats()))
     } else {
         render_interrupts(intr_counts(), machine::sbinuptime().as_s().max(1) as u64, all)
     };

@@ -324,3 +324,6 @@ impl Default for Sockbuf {
         Sockbuf::new()
     }
 }
+
+#[cfg(test)]
+mod tests;

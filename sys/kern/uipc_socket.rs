@@ -1319,3 +1319,6 @@ fn timeval_bytes(timo: Option<Sbintime>) -> [u8; 16] {
     bytes[8..].copy_from_slice(&(us % 1_000_000).to_ne_bytes());
     bytes
 }
+
+#[cfg(test)]
+mod tests;
