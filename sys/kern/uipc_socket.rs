@@ -187,7 +187,7 @@ impl Socket {
     pub fn solisten_clone(self: &Arc<Self>) -> Option<Arc<Socket>> {
         self.listen_queue_room()?;
         let options = self.options() - SoOptions::ACCEPTCONN - SoOptions::ACCEPTFILTER;
-        let so = Socket::alloc(
+        let mut so = Socket::alloc(
             self.so_domain,
             self.so_type,
             self.so_proto,
@@ -198,8 +198,8 @@ impl Socket {
         .ok()?;
         so.set_linger(self.linger_seconds());
         so.set_fibnum(self.fibnum());
-        inherit(&self.snd.lock(), &mut so.snd.lock());
-        inherit(&self.rcv.lock(), &mut so.rcv.lock());
+        inherit(&self.snd.lock(), so.snd.get_mut());
+        inherit(&self.rcv.lock(), so.rcv.get_mut());
         Some(Arc::new(so))
     }
 

@@ -223,8 +223,7 @@ impl<'a> PollFd<'a> {
 
 /// Waits until something asked for is so, or the time is over; returns for how many sockets it is.
 pub fn poll(fds: &mut [PollFd<'_>], timeout: Option<Sbintime>) -> Result<usize, Errno> {
-    let deadline =
-        timeout.map(|timeout| crate::machine::sbinuptime().saturating_add(timeout));
+    let deadline = timeout.map(|timeout| crate::machine::sbinuptime().saturating_add(timeout));
     let waiter = Arc::new(PollWaiter {
         fired: Mutex::new(false),
     });

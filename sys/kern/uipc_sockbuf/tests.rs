@@ -96,7 +96,9 @@ fn ranges_are_the_bytes_that_went_in_whatever_is_cut_and_asked() {
             let mut model: Vec<u8> = Vec::new();
             let mut state = 12345u64;
             let mut random = |below: usize| {
-                state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+                state = state
+                    .wrapping_mul(6364136223846793005)
+                    .wrapping_add(1442695040888963407);
                 (state >> 33) as usize % below.max(1)
             };
             let mut next = 0u8;

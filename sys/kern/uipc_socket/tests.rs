@@ -138,7 +138,13 @@ impl Protosw for Pipe {
         Ok(())
     }
 
-    fn send(&self, so: &Arc<Socket>, _: SendFlags, m: Mbuf, to: Option<&SockAddr>) -> Result<(), Errno> {
+    fn send(
+        &self,
+        so: &Arc<Socket>,
+        _: SendFlags,
+        m: Mbuf,
+        to: Option<&SockAddr>,
+    ) -> Result<(), Errno> {
         if self.datagrams {
             // To oneself.
             let mut rcv = so.rcv.lock();
@@ -189,7 +195,10 @@ fn on_a_machine(test: impl FnOnce() + Send + 'static) {
         test();
         assert_eq!(MbufStat::snapshot().in_use(), before, "mbufs leaked");
         assert_eq!(
-            crate::sysctl::root().get("kern.ipc.numopensockets").as_deref().unwrap_or("0"),
+            crate::sysctl::root()
+                .get("kern.ipc.numopensockets")
+                .as_deref()
+                .unwrap_or("0"),
             "0"
         );
     });
@@ -230,6 +239,10 @@ fn more_than_both_buffers_hold_arrives_whole() {
         let expected = sent.clone();
         let sender = spawn(move || {
             assert_eq!(client.send(&sent, NONE), Ok(sent.len()));
+            // The pipe does not linger.
+            while client.inner().snd.lock().used() > 0 {
+                pause_sbt("drain", MS(1));
+            }
         });
         let mut got = Vec::new();
         let mut block = vec![0; 5000];
@@ -270,7 +283,10 @@ fn calls_that_may_not_wait_say_so() {
     on_a_machine(|| {
         let (client, server) = pair();
         let mut word = [0; 8];
-        assert_eq!(server.recv(&mut word, MsgFlags::DONTWAIT), Err(Errno::EAGAIN));
+        assert_eq!(
+            server.recv(&mut word, MsgFlags::DONTWAIT),
+            Err(Errno::EAGAIN)
+        );
         server.set_nonblocking(true);
         assert_eq!(server.recv(&mut word, NONE), Err(Errno::EAGAIN));
         client.set_nonblocking(true);
@@ -278,7 +294,10 @@ fn calls_that_may_not_wait_say_so() {
         let sent = client.send(&[1; 100_000], NONE).unwrap();
         assert!((8192..100_000).contains(&sent), "{sent}");
         assert_eq!(client.send(&[1; 100_000], NONE), Err(Errno::EAGAIN));
-        assert_eq!(server.recv(&mut word, MsgFlags::OOB), Err(Errno::EOPNOTSUPP));
+        assert_eq!(
+            server.recv(&mut word, MsgFlags::OOB),
+            Err(Errno::EOPNOTSUPP)
+        );
     });
 }
 
@@ -352,7 +371,10 @@ fn an_error_is_told_once() {
         let (client, _server) = pair();
         client.inner().set_error(Errno::ETIMEDOUT);
         client.inner().soisdisconnected();
-        assert_eq!(client.recv(&mut [0; 8], MsgFlags::PEEK), Err(Errno::ETIMEDOUT));
+        assert_eq!(
+            client.recv(&mut [0; 8], MsgFlags::PEEK),
+            Err(Errno::ETIMEDOUT)
+        );
         assert_eq!(client.recv(&mut [0; 8], NONE), Err(Errno::ETIMEDOUT));
         assert_eq!(client.recv(&mut [0; 8], NONE), Ok(0));
         client.inner().set_error(Errno::ECONNRESET);
@@ -541,11 +563,17 @@ fn options_are_kept_or_refused() {
         assert_eq!(set(SO_SNDBUF, 0), Err(Errno::EINVAL));
         assert_eq!(set(SO_ACCEPTCONN, 1), Err(Errno::ENOPROTOOPT));
         assert_eq!(set(0x4242, 1), Err(Errno::ENOPROTOOPT));
-        assert_eq!(so.setsockopt(SOL_SOCKET, SO_RCVBUF, &[1]), Err(Errno::EINVAL));
+        assert_eq!(
+            so.setsockopt(SOL_SOCKET, SO_RCVBUF, &[1]),
+            Err(Errno::EINVAL)
+        );
         so.set_linger(Some(5)).unwrap();
         assert_eq!(so.inner().linger(), Some(5));
         let bad = timeval_bytes(None).map(|_| 0xff);
-        assert_eq!(so.setsockopt(SOL_SOCKET, SO_RCVTIMEO, &bad), Err(Errno::EDOM));
+        assert_eq!(
+            so.setsockopt(SOL_SOCKET, SO_RCVTIMEO, &bad),
+            Err(Errno::EDOM)
+        );
         assert_eq!(get(SO_SNDLOWAT), Ok(2048));
     });
 }
