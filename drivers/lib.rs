@@ -9,6 +9,5 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
-// The driver follows as soon as registers can be shared between threads.
-// pub mod e1000;
+pub mod e1000;
 pub mod pci;

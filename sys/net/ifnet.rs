@@ -887,9 +887,10 @@ impl Ifnet {
         if let Some(llt) = self.lltable.get() {
             llt.flush(true);
         }
-        let changing = self.addrs_lock.lock();
-        self.addrs.replace(Box::new(Vec::new()));
-        drop(changing);
+        {
+            let _lock = self.addrs_lock.lock();
+            self.addrs.replace(Box::new(Vec::new()));
+        }
         self.multi.lock().clear();
     }
 }

@@ -1,15 +1,17 @@
 //! The framework over a device that is a pair of vectors.
 
 use super::*;
+use crate::kern::kern_mbuf::MbufStat;
 use crate::kern::kern_synch::pause_sbt;
 use crate::kern::subr_epoch::NetEpoch;
 use crate::machine::hosted::Machine;
 use crate::machine::phys_to_virt;
-use crate::mbuf::{How, MbufStat};
+use crate::mbuf::How;
 use crate::net::if_ethersubr::{ETHER_HDR_LEN, ETHERTYPE_IP, EtherHeader, ether_output};
 use crate::net::netisr::{NetisrDispatch, NetisrHandler, NetisrInfo, NetisrPolicy, NetisrProto};
 use std::collections::VecDeque;
 use std::sync::Mutex as StdMutex;
+use std::vec;
 
 const MAC: [u8; 6] = [0x52, 0x54, 0, 0x12, 0x34, 0x56];
 const PEER: [u8; 6] = [2, 0, 0, 0, 0, 1];
@@ -330,17 +332,18 @@ fn a_runt_is_padded_with_zeros() {
 fn a_packet_in_too_many_pieces_is_gathered_first() {
     on_a_machine(|rig| {
         let epoch = NetEpoch::enter();
-        let mut m = packet(10, 0);
-        for fill in 1..20 {
+        // Pieces of a size that no two fit into one mbuf.
+        let mut m = packet(140, 0);
+        for fill in 1..12 {
             let mut piece = Mbuf::get(How::NoWait).unwrap();
-            piece.extend_mut(10).fill(fill);
+            piece.extend_mut(140).fill(fill);
             m.cat(piece);
         }
-        m.set_pkt_len(200);
+        m.set_pkt_len(12 * 140);
         ether_output(&rig.ifp, &epoch, m, PEER, ETHERTYPE_IP).unwrap();
         rig.fake.with(|device| {
             assert!(device.segments[0] <= 8);
-            let payload: Vec<u8> = (0..20).flat_map(|fill| [fill; 10]).collect();
+            let payload: Vec<u8> = (0..12).flat_map(|fill| [fill; 140]).collect();
             assert_eq!(device.wire[0][14..], payload);
         });
         assert_eq!(rig.iflib.txqs[0].counter(2), 1, "mbuf_defrag");
