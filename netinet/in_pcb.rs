@@ -23,6 +23,7 @@ use sys::kern::subr_epoch::{EpochArc, NetEpoch};
 use sys::machine;
 use sys::mbuf::HashType;
 use sys::net::if_llatbl::LlEntry;
+use sys::net::ifnet::{IfFlags, Ifaddr};
 use sys::net::nhop::Nexthop;
 use sys::socket::{SoOptions, SockAddr, SockAddrIn};
 use sys::socketvar::Socket;
@@ -915,12 +916,27 @@ pub fn in_pcbladdr(cx: &NetCx<'_>, faddr: Ipv4Addr) -> Result<Ipv4Addr, Errno> {
     if cx.vnet.ifaddrs.lookup(cx.epoch, faddr).is_some() {
         return Ok(faddr);
     }
-    let nhop = cx
-        .vnet
-        .rib
-        .fib4_lookup(faddr, cx.epoch)
-        .ok_or(Errno::ENETUNREACH)?;
-    nhop_source(cx, nhop)
+    if let Some(nhop) = cx.vnet.rib.fib4_lookup(faddr, cx.epoch) {
+        return nhop_source(cx, nhop);
+    }
+    // Groups need no route: `ip_output` sends them out of the first interface that can.
+    let flag = if in_multicast(faddr) {
+        IfFlags::MULTICAST
+    } else if faddr == Ipv4Addr::BROADCAST {
+        IfFlags::BROADCAST
+    } else {
+        return Err(Errno::ENETUNREACH);
+    };
+    let ia = group_ifaddr(cx, flag).ok_or(Errno::ENETUNREACH)?;
+    Ok(ia.ia_addr)
+}
+
+/// The first address on an interface that can multicast or broadcast, as `flag` says.
+pub(crate) fn group_ifaddr<'e>(cx: &NetCx<'e>, flag: IfFlags) -> Option<&'e Arc<Ifaddr>> {
+    cx.vnet.ifaddrs.all(cx.epoch).iter().find(|ia| {
+        let flags = ia.ia_ifp.flags();
+        flags.contains(flag) && !flags.contains(IfFlags::LOOPBACK)
+    })
 }
 
 /// As [`in_pcbladdr`], where the route may be remembered.

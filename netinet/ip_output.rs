@@ -5,7 +5,7 @@
 //! one socket share it too.
 
 use crate::if_ether::{self, Resolved};
-use crate::in_pcb::{Route, RouteCache};
+use crate::in_pcb::{Route, RouteCache, group_ifaddr};
 use crate::ip::{
     IP_DF, IP_MF, IP_OFFMASK, IPOPT_COPIED, IPOPT_EOL, IPOPT_NOP, Ip, in_loopback, in_multicast,
 };
@@ -261,11 +261,7 @@ fn find_way<'e>(
             } else {
                 IfFlags::MULTICAST
             };
-            let usable = |ia: &&Arc<Ifaddr>| {
-                let flags = ia.ia_ifp.flags();
-                flags.contains(flag) && !flags.contains(IfFlags::LOOPBACK)
-            };
-            let ia = cx.vnet.ifaddrs.all(cx.epoch).iter().find(usable);
+            let ia = group_ifaddr(cx, flag);
             return Ok(Way::by_interface(
                 cx,
                 &ia.ok_or(Errno::ENETUNREACH)?.ia_ifp,
@@ -574,6 +570,12 @@ pub fn ip_fragment(
     let copied = copied_options(&m, hlen);
     let later_hlen = Ip::LEN + copied.len();
     let later_room = (mtu as usize - later_hlen) & !7;
+    // The first fragment is the packet itself, cut. Its header is written before the data is shared with the others.
+    if let Some(ip) = Ip::parse_mut(m.data_mut()) {
+        ip.ip_len.set((hlen + room) as u16);
+        ip.ip_off.set(ip_off | IP_MF);
+    }
+    finish_header(&mut m, hlen, hwassist);
     let mut off = hlen + room;
     while off < ip_len {
         let len = later_room.min(ip_len - off);
@@ -584,23 +586,16 @@ pub fn ip_fragment(
         };
         if let Some(ip) = Ip::parse_mut(fragment.data_mut()) {
             let more = if last { ip_off & IP_MF } else { IP_MF };
-            ip.ip_off.set(
-                (ip_off & IP_OFFMASK).wrapping_add(((off - hlen) / 8) as u16) & IP_OFFMASK | more,
-            );
+            let units = (ip_off & IP_OFFMASK).wrapping_add(((off - hlen) / 8) as u16);
+            ip.ip_off.set(units & IP_OFFMASK | more);
         }
         finish_header(&mut fragment, later_hlen, hwassist);
         stat.ips_ofragments.inc();
         fragments.push(fragment);
         off += len;
     }
-    // The first fragment is the packet itself, cut.
     let excess = m.pkt_len().saturating_sub(hlen + room);
     m.trim_back(excess);
-    if let Some(ip) = Ip::parse_mut(m.data_mut()) {
-        ip.ip_len.set((hlen + room) as u16);
-        ip.ip_off.set(ip_off | IP_MF);
-    }
-    finish_header(&mut m, hlen, hwassist);
     stat.ips_ofragments.inc();
     fragments.push_front(m);
     Ok(fragments)
