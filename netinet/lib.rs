@@ -30,8 +30,20 @@ pub mod udp;
 pub mod udp_usrreq;
 
 // TCP.
+pub mod cc;
 pub mod tcp;
 pub mod tcp_fsm;
+pub mod tcp_hostcache;
+pub mod tcp_info;
+pub mod tcp_input;
 pub mod tcp_lro;
+pub mod tcp_output;
+pub mod tcp_reass;
+pub mod tcp_sack;
 pub mod tcp_seq;
-pub mod tcp_stub;
+pub mod tcp_subr;
+pub mod tcp_syncache;
+pub mod tcp_timer;
+pub mod tcp_timewait;
+pub mod tcp_usrreq;
+pub mod tcp_var;

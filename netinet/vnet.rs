@@ -12,7 +12,7 @@ use crate::ip_input::{IpHandler, IpTunables};
 use crate::ip_reass::IpReass;
 use crate::ip_var::{IpProto, IpStat};
 use crate::raw_ip::{RawIp, RawPcb, RawTunables};
-use crate::tcp_stub::TcpVnet;
+use crate::tcp_subr::TcpVnet;
 use crate::udp::UdpStat;
 use crate::udp_usrreq::{Udp, UdpTunables, Udpcb};
 use alloc::sync::{Arc, Weak};
@@ -231,7 +231,7 @@ impl Domain for InetDomain {
         proto: i32,
     ) -> Result<Arc<dyn Protosw>, Errno> {
         match (ty, proto) {
-            (SockType::Stream, 0 | SO_TCP) => crate::tcp_stub::tcp_usr_attach(&self.0, so),
+            (SockType::Stream, 0 | SO_TCP) => crate::tcp_usrreq::tcp_usr_attach(&self.0, so),
             (SockType::Dgram, 0 | SO_UDP) => crate::udp_usrreq::udp_attach(&self.0, so),
             // ICMP over datagram sockets is Linux's.
             (SockType::Raw, 0..=255) => crate::raw_ip::rip_attach(&self.0, so, proto as u8),

@@ -1,0 +1,109 @@
+//! NewReno: slow start, congestion avoidance by bytes, window halved on loss.
+//!
+//! FreeBSD: sys/netinet/cc/cc_newreno.c
+//! RFC 5681, RFC 6582, RFC 3465.
+
+use crate::cc::{CcAck, CcAlgo, CcSignal, CcVar, tcp_compute_initwnd};
+use crate::tcp::TCP_MAXWIN;
+use crate::tcp_var::{Tcpcb, Tf};
+
+/// NewReno keeps nothing but what every connection has.
+pub struct NewReno;
+
+impl CcAlgo for NewReno {
+    fn name(&self) -> &'static str {
+        "newreno"
+    }
+
+    fn ack_received(&mut self, tp: &mut Tcpcb, ccv: &CcVar<'_>, kind: CcAck) {
+        if kind != CcAck::Ack || tp.in_recovery() || !ccv.cwnd_limited {
+            return;
+        }
+        let cw = tp.snd_cwnd;
+        let mut incr = tp.fixed_maxseg();
+        if cw > tp.snd_ssthresh {
+            // Congestion avoidance: about one segment per round trip.
+            if ccv.tun.rfc3465.get() {
+                if !ccv.abc_sentawnd {
+                    return;
+                }
+            } else {
+                incr = (u64::from(incr) * u64::from(incr) / u64::from(cw.max(1))).max(1) as u32;
+            }
+        } else if ccv.tun.rfc3465.get() {
+            // RFC 3465 §2.3: after a timeout grow by at most one segment per ACK, as the ACK may cover
+            // what had arrived before.
+            let most = if tp.snd_nxt == tp.snd_max {
+                ccv.nsegs
+                    .saturating_mul(ccv.tun.abc_l_var.get())
+                    .saturating_mul(incr)
+            } else {
+                incr
+            };
+            incr = ccv.bytes_this_ack.min(most);
+        }
+        if incr > 0 {
+            tp.snd_cwnd = cw.saturating_add(incr).min(TCP_MAXWIN << tp.snd_scale);
+        }
+    }
+
+    fn cong_signal(&mut self, tp: &mut Tcpcb, ccv: &CcVar<'_>, signal: CcSignal) {
+        let mss = tp.fixed_maxseg();
+        let percent = ccv.tun.newreno_beta.get().clamp(1, 100);
+        let window = (u64::from(tp.snd_cwnd) * u64::from(percent) / 100) as u32;
+        let reduced = window.max(2 * mss);
+        match signal {
+            CcSignal::NDupAck => {
+                if !tp.in_fastrecovery() {
+                    if !tp.t_flags.contains(Tf::CONGRECOVERY) {
+                        tp.snd_ssthresh = reduced;
+                    }
+                    tp.enter_fastrecovery();
+                }
+            }
+            CcSignal::Ecn => {
+                if !tp.t_flags.contains(Tf::CONGRECOVERY) {
+                    tp.snd_ssthresh = reduced;
+                    tp.snd_cwnd = reduced;
+                    tp.t_flags |= Tf::CONGRECOVERY;
+                }
+            }
+            CcSignal::Rto => {
+                // RFC 5681 §3.1 equation 4, once for each segment lost.
+                if tp.t_rxtshift <= 1 {
+                    let flight = tp.snd_max.since(tp.snd_una).min(tp.snd_wnd);
+                    tp.snd_ssthresh = (flight / 2 / mss).max(2).saturating_mul(mss);
+                }
+                tp.snd_cwnd = mss;
+            }
+            CcSignal::RtoErr => {}
+        }
+    }
+
+    fn post_recovery(&mut self, tp: &mut Tcpcb, ccv: &CcVar<'_>) {
+        if !tp.in_fastrecovery() {
+            return;
+        }
+        let mss = tp.fixed_maxseg();
+        // RFC 6582 §3.2 step 3: no more than is in flight and a segment, so that no burst follows.
+        let pipe = if tp.t_flags.contains(Tf::SACK_PERMIT) {
+            tp.compute_pipe()
+        } else {
+            tp.snd_max.since(ccv.curack)
+        };
+        tp.snd_cwnd = if pipe < tp.snd_ssthresh {
+            pipe.max(mss) + mss
+        } else {
+            tp.snd_ssthresh
+        };
+    }
+
+    fn after_idle(&mut self, tp: &mut Tcpcb, ccv: &CcVar<'_>) {
+        // RFC 5681 §4.1: begin again with the initial window, and remember where slow start should end.
+        let three_quarters = tp.snd_cwnd - (tp.snd_cwnd >> 2);
+        tp.snd_ssthresh = tp.snd_ssthresh.max(three_quarters);
+        tp.snd_cwnd = tp
+            .snd_cwnd
+            .min(tcp_compute_initwnd(ccv.tun, tp.fixed_maxseg()));
+    }
+}

@@ -1,0 +1,828 @@
+//! What all of TCP needs: the locked connection, its end, resets and probes, sequence number secrets, MTU changes.
+//!
+//! FreeBSD: sys/netinet/tcp_subr.c
+
+use alloc::boxed::Box;
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::sync::{Arc, Weak};
+use alloc::vec::Vec;
+use core::hash::Hasher;
+use core::net::Ipv4Addr;
+use core::sync::atomic::{AtomicU32, Ordering};
+
+use siphasher::sip::SipHasher24;
+use sys::counter::Counter;
+use sys::errno::Errno;
+use sys::machine;
+use sys::machine::in_cksum::in_pseudo;
+use sys::mbuf::{CsumFlags, How, MAX_LINKHDR, MFlags, Mbuf};
+use sys::net::ifnet::IfCap;
+use sys::net::vnet::Vnet;
+use sys::socketvar::{SoState, Socket};
+use sys::sysctl::SysctlNode;
+use sys::time::Ticks;
+use zerocopy::IntoBytes;
+
+use crate::cc::{CC_AVAILABLE, CcAlgo, cc_attach};
+use crate::in_pcb::{InConninfo, InpFlags, InpHdr, InpWrite, Inpcb, Lookup, Pcbinfo};
+use crate::ip::{IPPROTO_TCP, Ip};
+use crate::ip_output::ip_output;
+use crate::ip_var::{IpOutArgs, IpProto, PrcCmd};
+use crate::tcp::{TCP_HLEN, TCP_MAXOLEN, TcpFlags, TcpHeader, TcpOpt, TcpOptFlags};
+use crate::tcp_fsm::{TCP_NSTATES, TcpState};
+use crate::tcp_input::tcp_input;
+use crate::tcp_output::tcp_output;
+use crate::tcp_seq::TcpSeq;
+use crate::tcp_syncache::Syncache;
+use crate::tcp_var::{TcpStat, TcpTunables, Tcpcb, Tf, TsoLimits};
+use crate::vnet::{InetVnet, NetCx};
+
+/// A control block of TCP.
+pub type TcpInpcb = Inpcb<Tcpcb>;
+
+/// TCP's part of a stack instance.
+pub struct TcpVnet {
+    /// `net.inet.tcp`.
+    pub tun: Arc<TcpTunables>,
+    /// Statistics.
+    pub stat: TcpStat,
+    /// Control blocks.
+    pub tcbinfo: Pcbinfo<Tcpcb>,
+    /// Connections that are being made.
+    pub syncache: Arc<Syncache>,
+    /// Sequence number secrets.
+    pub isn: Isn,
+    states: Arc<StateCounts>,
+    cc_default: Arc<CcDefault>,
+}
+
+/// How many connections entered and left each state.
+struct StateCounts {
+    entered: [Counter; TCP_NSTATES],
+    left: [Counter; TCP_NSTATES],
+}
+
+impl StateCounts {
+    fn get(&self, state: TcpState) -> u64 {
+        let at = state as usize;
+        self.entered[at].fetch().wrapping_sub(self.left[at].fetch())
+    }
+}
+
+/// `net.inet.tcp.cc.algorithm`.
+struct CcDefault(AtomicU32);
+
+impl SysctlNode for CcDefault {
+    fn get(&self) -> String {
+        let at = self.0.load(Ordering::Relaxed) as usize;
+        CC_AVAILABLE.get(at).unwrap_or(&CC_AVAILABLE[0]).to_string()
+    }
+
+    fn set(&self, value: &str) -> Result<(), Errno> {
+        let at = CC_AVAILABLE
+            .iter()
+            .position(|&name| name == value)
+            .ok_or(Errno::ESRCH)?;
+        self.0.store(at as u32, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+impl TcpVnet {
+    /// TCP of a new instance; `inet` is the instance being made.
+    #[doc(alias = "tcp_init")]
+    pub fn new(vnet: &Arc<Vnet>, tcbinfo: Pcbinfo<Tcpcb>, inet: Weak<InetVnet>) -> TcpVnet {
+        let tun = Arc::new(TcpTunables::new());
+        tun.register(&vnet.sysctl);
+        let cc_default = Arc::new(CcDefault(AtomicU32::new(0)));
+        vnet.sysctl
+            .register("net.inet.tcp.cc.algorithm", cc_default.clone());
+        let states = Arc::new(StateCounts {
+            entered: core::array::from_fn(|_| Counter::new()),
+            left: core::array::from_fn(|_| Counter::new()),
+        });
+        TcpVnet {
+            tun,
+            stat: TcpStat::new(),
+            tcbinfo,
+            syncache: Syncache::new(vnet, inet),
+            isn: Isn::new(),
+            states,
+            cc_default,
+        }
+    }
+
+    /// Ends what runs by itself, so that the instance can be freed; connections must be closed before.
+    pub fn destroy(&self) {
+        self.syncache.destroy();
+        for inp in self.tcbinfo.snapshot() {
+            inp.write().ppcb.t_timers.shut();
+        }
+    }
+
+    /// How many connections are in `state` (`net.inet.tcp.states`).
+    pub fn state_count(&self, state: TcpState) -> u64 {
+        match state {
+            TcpState::SynReceived => self.states.get(state) + u64::from(self.syncache.count()),
+            _ => self.states.get(state),
+        }
+    }
+
+    /// Counts a connection in and out of states.
+    pub(crate) fn count_state(&self, from: Option<TcpState>, to: Option<TcpState>) {
+        if let Some(from) = from {
+            self.states.left[from as usize].inc();
+        }
+        if let Some(to) = to {
+            self.states.entered[to as usize].inc();
+        }
+    }
+
+    /// A congestion control for a new connection.
+    pub(crate) fn new_cc(&self) -> Box<dyn CcAlgo> {
+        cc_attach(&self.cc_default.get())
+            .unwrap_or_else(|| Box::new(crate::cc::cc_newreno::NewReno))
+    }
+
+    /// The names for `net.inet.tcp.cc.available`.
+    pub fn cc_available(&self) -> String {
+        let default = self.cc_default.get();
+        let mut table = format!("\n{:<16}{} {}\n", "CCmod", "D", "PCB count");
+        for name in CC_AVAILABLE {
+            let inps = self.tcbinfo.snapshot();
+            let users = inps
+                .iter()
+                .filter(|inp| inp.read().ppcb.t_cc.name() == name)
+                .count();
+            let mark = if name == default { '*' } else { ' ' };
+            table += &format!("{name:<16}{mark} {users}\n");
+        }
+        table
+    }
+}
+
+impl IpProto for TcpVnet {
+    fn input(&self, cx: &NetCx<'_>, m: Mbuf, hlen: usize) {
+        tcp_input(cx, self, m, hlen);
+    }
+
+    fn ctlinput(&self, cx: &NetCx<'_>, cmd: PrcCmd, _dst: Ipv4Addr, quoted: &[u8]) {
+        tcp_ctlinput(cx, self, cmd, quoted);
+    }
+}
+
+/// What a function on a locked connection is given besides the connection itself.
+#[derive(Clone, Copy)]
+pub struct Conn<'a> {
+    /// Instance, epoch, time.
+    pub net: &'a NetCx<'a>,
+    /// TCP's part of the instance.
+    pub vt: &'a TcpVnet,
+    /// The control block, for references to it.
+    pub inp: &'a TcpInpcb,
+    /// Its general part.
+    pub hdr: &'a InpHdr,
+    /// Its socket.
+    pub so: &'a Arc<Socket>,
+}
+
+/// A locked connection. When it goes out of scope, a connection that was closed leaves the tables, and the timers of
+/// any other are armed.
+pub struct Locked<'a> {
+    net: &'a NetCx<'a>,
+    inp: &'a TcpInpcb,
+    guard: Option<InpWrite<'a, Tcpcb>>,
+}
+
+impl<'a> Locked<'a> {
+    /// Locks `inp`.
+    #[track_caller]
+    pub fn new(net: &'a NetCx<'a>, inp: &'a TcpInpcb) -> Locked<'a> {
+        Locked::from_guard(net, inp, inp.write())
+    }
+
+    /// Takes over a lock already held.
+    pub fn from_guard(
+        net: &'a NetCx<'a>,
+        inp: &'a TcpInpcb,
+        guard: InpWrite<'a, Tcpcb>,
+    ) -> Locked<'a> {
+        Locked {
+            net,
+            inp,
+            guard: Some(guard),
+        }
+    }
+
+    fn inner(&mut self) -> &mut InpWrite<'a, Tcpcb> {
+        // Only `drop` takes the guard.
+        self.guard
+            .as_mut()
+            .expect("a locked connection is locked until it is dropped")
+    }
+
+    /// The context it was locked in.
+    pub fn net(&self) -> &'a NetCx<'a> {
+        self.net
+    }
+
+    /// The connection.
+    pub fn tp(&mut self) -> &mut Tcpcb {
+        &mut self.inner().ppcb
+    }
+
+    /// The general part.
+    pub fn hdr(&mut self) -> &mut InpHdr {
+        &mut self.inner().hdr
+    }
+
+    /// Whether the connection has been closed: the block only waits for its socket.
+    pub fn dropped(&mut self) -> bool {
+        self.hdr().inp_flags.contains(InpFlags::DROPPED) || self.tp().t_flags.contains(Tf::CLOSED)
+    }
+
+    /// Enters the connection into the tables under `inc`, with the socket's ttl and tos; false if the place is taken.
+    pub fn enter(&mut self, inc: InConninfo) -> bool {
+        let (net, inp) = (self.net, self.inp);
+        net.vnet
+            .tcp
+            .tcbinfo
+            .insert_connected(inp, self.hdr(), inc, net.epoch)
+            .is_ok()
+    }
+
+    /// The connection and what functions on it need; `None` if the socket is gone.
+    #[inline]
+    pub fn split(&mut self) -> Option<(Conn<'_>, &mut Tcpcb)> {
+        let net = self.net;
+        let inp = self.inp;
+        let block = &mut **self.inner();
+        let so = block.hdr.inp_socket.as_ref()?;
+        let conn = Conn {
+            net,
+            vt: &net.vnet.tcp,
+            inp,
+            hdr: &block.hdr,
+            so,
+        };
+        Some((conn, &mut block.ppcb))
+    }
+}
+
+impl Drop for Locked<'_> {
+    fn drop(&mut self) {
+        let Some(mut guard) = self.guard.take() else {
+            return;
+        };
+        let block = &mut *guard;
+        if !block.ppcb.t_flags.contains(Tf::CLOSED) {
+            block.ppcb.t_timers.commit(self.inp, self.net.now);
+            return;
+        }
+        // in_pcbdrop: packets no longer find it.
+        let tcbinfo = &self.net.vnet.tcp.tcbinfo;
+        if !block.hdr.inp_flags.contains(InpFlags::DROPPED) {
+            tcbinfo.drop_pcb(self.inp, &mut block.hdr);
+            block.ppcb.t_timers.shut();
+        }
+        if block.hdr.inp_flags.contains(InpFlags::SOCKREF) {
+            // The program left before; the socket goes with the connection.
+            block.hdr.inp_flags.remove(InpFlags::SOCKREF);
+            let so = tcp_discardcb(self.net, self.inp, &mut block.hdr, &mut block.ppcb);
+            drop(guard);
+            if let Some(so) = so {
+                so.clear_state(SoState::PROTOREF);
+                so.snd.lock().flush();
+                so.rcv.lock().flush();
+            }
+        }
+    }
+}
+
+/// Makes the control block of a socket.
+pub fn tcp_newtcpcb(inet: &Arc<InetVnet>, so: &Arc<Socket>, now: Ticks) -> Arc<TcpInpcb> {
+    let vt = &inet.tcp;
+    let inp = vt
+        .tcbinfo
+        .alloc(inet, Some(so), Tcpcb::new(&vt.tun, now, vt.new_cc()));
+    vt.count_state(None, Some(TcpState::Closed));
+    inp
+}
+
+/// Frees what hangs on the control block and takes it out of all tables.
+pub fn tcp_discardcb(
+    cx: &NetCx<'_>,
+    inp: &TcpInpcb,
+    hdr: &mut InpHdr,
+    tp: &mut Tcpcb,
+) -> Option<Arc<Socket>> {
+    tp.t_timers.shut();
+    tp.t_segq = None;
+    tp.t_sack = None;
+    tp.t_own = None;
+    if !hdr.inp_flags.contains(InpFlags::FREED) {
+        cx.vnet.tcp.count_state(Some(tp.t_state), None);
+    }
+    cx.vnet.tcp.tcbinfo.free(inp, hdr)
+}
+
+/// Moves the connection to another state.
+pub fn tcp_state_change(c: &Conn<'_>, tp: &mut Tcpcb, state: TcpState) {
+    c.vt.count_state(Some(tp.t_state), Some(state));
+    tp.t_state = state;
+}
+
+/// Ends the connection; the socket hears of it. The block leaves the tables when it is unlocked.
+pub fn tcp_close(c: &Conn<'_>, tp: &mut Tcpcb) {
+    if tp.t_flags.contains(Tf::CLOSED) {
+        return;
+    }
+    tp.t_flags |= Tf::CLOSED;
+    c.vt.stat.tcps_closed.inc();
+    tp.t_timers.shut();
+    tp.t_segq = None;
+    tp.t_sack = None;
+    if tp.t_state != TcpState::Closed {
+        tcp_state_change(c, tp, TcpState::Closed);
+    }
+    c.so.soisdisconnected();
+}
+
+/// Ends the connection because of an error: tells the peer by RST, if it knows of the connection, and the program.
+pub fn tcp_drop(c: &Conn<'_>, tp: &mut Tcpcb, error: Option<Errno>) {
+    if tp.t_state.have_received_syn() {
+        tcp_state_change(c, tp, TcpState::Closed);
+        let _ = tcp_output(c, tp);
+        c.vt.stat.tcps_drops.inc();
+    } else {
+        c.vt.stat.tcps_conndrops.inc();
+    }
+    let error = match error {
+        Some(Errno::ETIMEDOUT) => tp.t_softerror.or(error),
+        _ => error,
+    };
+    if let Some(error) = error {
+        c.so.set_error(error);
+    }
+    tcp_close(c, tp);
+}
+
+/// An error of the network that may pass: remembered, and reported if the connection fails.
+fn tcp_notify(c: &Conn<'_>, tp: &mut Tcpcb, error: Errno) {
+    let transient = matches!(
+        error,
+        Errno::EHOSTUNREACH | Errno::ENETUNREACH | Errno::EHOSTDOWN
+    );
+    if tp.t_state == TcpState::Established && transient {
+        // RFC 9293 §3.9.2.2: a soft error does not end an established connection.
+        c.inp.inp_route.clear();
+    } else if tp.t_state < TcpState::Established && tp.t_rxtshift > 3 && tp.t_softerror.is_some() {
+        c.inp.inp_route.clear();
+        tcp_drop(c, tp, Some(error));
+    } else {
+        tp.t_softerror = Some(error);
+    }
+}
+
+/// An ICMP error about a segment we sent.
+pub fn tcp_ctlinput(cx: &NetCx<'_>, vt: &TcpVnet, cmd: PrcCmd, quoted: &[u8]) {
+    let Some(ip) = Ip::parse(quoted) else { return };
+    let (src, dst) = (ip.src(), ip.dst());
+    // Eight bytes of the segment are sure: ports and sequence number.
+    let Some(segment) = quoted.get(ip.hlen()..) else {
+        return;
+    };
+    let Some(first) = segment.first_chunk::<8>() else {
+        return;
+    };
+    let inc = InConninfo {
+        inc_faddr: dst,
+        inc_laddr: src,
+        inc_fport: u16::from_be_bytes([first[2], first[3]]),
+        inc_lport: u16::from_be_bytes([first[0], first[1]]),
+    };
+    let seq = TcpSeq(u32::from_be_bytes([first[4], first[5], first[6], first[7]]));
+    let Some((inp, guard)) = vt.tcbinfo.lookup_write(&inc, Lookup::Exact, cx.epoch) else {
+        if cmd.errno().is_some() && !matches!(cmd, PrcCmd::Msgsize(_)) {
+            vt.syncache.unreach(vt, &inc, seq);
+        }
+        return;
+    };
+    let mut locked = Locked::from_guard(cx, inp, guard);
+    if locked.dropped() {
+        return;
+    }
+    let Some((c, tp)) = locked.split() else {
+        return;
+    };
+    // RFC 5927 §4.1: believed only if the quoted segment is in flight.
+    if seq.lt(tp.snd_una) || seq.geq(tp.snd_max) {
+        return;
+    }
+    match cmd {
+        PrcCmd::Msgsize(mtu) => {
+            // RFC 1191 §3: what was too large was sent with our current segment size.
+            let quoted_len = u32::from(ip.ip_len.get());
+            let mtu = if mtu == 0 {
+                next_lower_mtu(quoted_len)
+            } else {
+                mtu
+            };
+            let minimum = vt.tun.minmss.get() + 40;
+            let mtu = mtu.max(minimum);
+            if mtu < tp.t_maxseg + 40 {
+                tcp_mtudisc(&c, tp, mtu);
+            }
+        }
+        PrcCmd::UnreachPort | PrcCmd::UnreachProtocol | PrcCmd::UnreachAdminProhib => {
+            if tp.t_state == TcpState::SynSent && vt.tun.icmp_may_rst.get() {
+                tcp_drop(&c, tp, Some(Errno::ECONNREFUSED));
+            } else if let Some(error) = cmd.errno() {
+                tcp_notify(&c, tp, error);
+            }
+        }
+        _ => {
+            if let Some(error) = cmd.errno() {
+                tcp_notify(&c, tp, error);
+            }
+        }
+    }
+}
+
+/// RFC 1191 §7.1: the next plateau below, for routers that do not say their MTU.
+#[doc(alias = "ip_next_mtu")]
+fn next_lower_mtu(mtu: u32) -> u32 {
+    const PLATEAUS: [u32; 10] = [65535, 32000, 17914, 8166, 4352, 2002, 1492, 1006, 508, 296];
+    PLATEAUS
+        .into_iter()
+        .find(|&plateau| plateau < mtu)
+        .unwrap_or(296)
+}
+
+/// The path takes only `mtu` bytes: sends what is outstanding again in segments that fit.
+pub fn tcp_mtudisc(c: &Conn<'_>, tp: &mut Tcpcb, mtu: u32) {
+    tcp_mss_update(c, tp, None, Some(mtu));
+    c.vt.stat.tcps_mturesent.inc();
+    tp.t_rtttime = None;
+    tp.snd_nxt = tp.snd_una;
+    if let Some(sack) = &mut tp.t_sack {
+        sack.free_sackholes();
+    }
+    tp.snd_recover = tp.snd_max;
+    if tp.t_flags.contains(Tf::SACK_PERMIT) {
+        tp.exit_recovery();
+    }
+    let _ = tcp_output(c, tp);
+}
+
+/// What the path to `faddr` can take: the largest packet, and what TSO of the interface can (`tcp_maxmtu`).
+pub struct Path {
+    /// Largest packet.
+    pub mtu: u32,
+    /// TSO of the interface, if it is enabled.
+    pub tso: Option<TsoLimits>,
+}
+
+/// Asks the routing table for the path.
+pub fn tcp_maxmtu(cx: &NetCx<'_>, faddr: Ipv4Addr) -> Option<Path> {
+    let nhop = cx.vnet.rib.fib4_lookup(faddr, cx.epoch)?;
+    let ifp = &nhop.nh_ifp;
+    let mtu = if nhop.nh_mtu == 0 {
+        ifp.mtu()
+    } else {
+        nhop.nh_mtu.min(ifp.mtu())
+    };
+    let tso = ifp.capenable().contains(IfCap::TSO4) && ifp.hwassist().contains(CsumFlags::IP_TSO);
+    let (max, segcount, segsize) = ifp.hw_tsomax();
+    Some(Path {
+        mtu,
+        tso: tso.then_some(TsoLimits {
+            max,
+            segcount: segcount.min(u32::from(u16::MAX)) as u16,
+            segsize,
+        }),
+    })
+}
+
+/// The segment size to offer in a SYN (`tcp_mssopt`).
+pub fn tcp_mssopt(cx: &NetCx<'_>, faddr: Ipv4Addr) -> u16 {
+    let tun = &cx.vnet.tcp.tun;
+    let mss = match tcp_maxmtu(cx, faddr) {
+        Some(path) => path.mtu.saturating_sub(40),
+        None => tun.mssdflt.get(),
+    };
+    mss.min(u32::from(u16::MAX)) as u16
+}
+
+/// Settles the segment size from the peer's offer and the path. Without an offer the one made before stays.
+pub fn tcp_mss_update(c: &Conn<'_>, tp: &mut Tcpcb, offer: Option<u16>, mtu: Option<u32>) {
+    let tun = &c.vt.tun;
+    let Some(path) = tcp_maxmtu(c.net, c.hdr.faddr()) else {
+        // No route: the default, as if there were no offer.
+        tp.t_maxseg = tun.mssdflt.get();
+        return;
+    };
+    // RFC 9293 §3.7.1: no option means 536. Too small an offer is an attack.
+    let peer = match offer {
+        Some(0) => tun.mssdflt.get(),
+        Some(offer) => u32::from(offer).max(tun.minmss.get()),
+        None => tp.t_maxseg,
+    };
+    let path_mtu = mtu.map_or(path.mtu, |mtu| mtu.min(path.mtu));
+    let options = c
+        .hdr
+        .inp_options
+        .as_ref()
+        .map_or(0, |options| options.len() as u32);
+    let mss = path_mtu.saturating_sub(40 + options).min(peer);
+    // 64 bytes of payload beside the longest options must remain.
+    tp.t_maxseg = mss.max(64 + TCP_MAXOLEN as u32);
+    match path.tso {
+        Some(limits) if tun.tso.get() => {
+            tp.t_flags |= Tf::TSO;
+            tp.t_tso = limits;
+        }
+        _ => tp.t_flags.remove(Tf::TSO),
+    }
+}
+
+/// Settles the segment size, and rounds the socket's buffers to multiples of it (`tcp_mss`).
+pub fn tcp_mss(c: &Conn<'_>, tp: &mut Tcpcb, offer: Option<u16>) {
+    tcp_mss_update(c, tp, Some(offer.unwrap_or(0)), None);
+    let mss = tp.t_maxseg;
+    let limits = sys::kern::kern_ipc::sb_limits();
+    let rounded = |hiwat: u32| (hiwat.div_ceil(mss) * mss).min(limits.sb_max);
+    let mut snd = c.so.snd.lock();
+    let bufsize = snd.hiwat();
+    if bufsize < mss {
+        // A buffer smaller than a segment bounds the segment.
+        tp.t_maxseg = bufsize.max(64 + TCP_MAXOLEN as u32);
+    } else if rounded(bufsize) > bufsize {
+        let _ = snd.reserve(rounded(bufsize), &limits);
+    }
+    drop(snd);
+    let mut rcv = c.so.rcv.lock();
+    let bufsize = rcv.hiwat();
+    if bufsize > mss && rounded(bufsize) > bufsize {
+        let _ = rcv.reserve(rounded(bufsize), &limits);
+    }
+}
+
+/// Sends a segment without data for connection `tp`: a keepalive probe, a challenge ACK.
+pub fn tcp_respond(c: &Conn<'_>, tp: &mut Tcpcb, ack: TcpSeq, seq: TcpSeq, flags: TcpFlags) {
+    let window = if flags.contains(TcpFlags::RST) {
+        0
+    } else {
+        let space = c.so.rcv.lock().space().max(0) as u32;
+        space.min(crate::tcp::TCP_MAXWIN << tp.rcv_scale)
+    };
+    let mut to = TcpOpt::default();
+    if tp.t_flags.contains(Tf::RCVD_TSTMP) && !tp.t_flags.contains(Tf::NOOPT) {
+        to.to_flags |= TcpOptFlags::TS;
+        to.to_tsval = tp.ts_now(c.net.now);
+        to.to_tsecr = tp.ts_recent;
+    }
+    let header = TcpHeader {
+        th_sport: c.hdr.lport(),
+        th_dport: c.hdr.fport(),
+        th_seq: seq,
+        th_ack: ack,
+        th_flags: flags,
+        th_win: (window >> tp.rcv_scale).min(u32::from(u16::MAX)) as u16,
+        ..TcpHeader::default()
+    };
+    let place = Envelope {
+        src: c.hdr.laddr(),
+        dst: c.hdr.faddr(),
+        ttl: c.hdr.inp_ip_ttl,
+        tos: c.hdr.inp_ip_tos,
+        options: c.hdr.inp_options.as_deref(),
+        route: Some(&c.inp.inp_route),
+    };
+    let sent = send_bare(c.net, &place, header, &to);
+    if sent && flags.contains(TcpFlags::ACK) && !flags.contains(TcpFlags::RST) {
+        tp.last_ack_sent = tp.rcv_nxt;
+    }
+}
+
+/// Where a segment without data goes, and how.
+pub struct Envelope<'a> {
+    /// Source address.
+    pub src: Ipv4Addr,
+    /// Destination address.
+    pub dst: Ipv4Addr,
+    /// Time to live.
+    pub ttl: u8,
+    /// Type of service.
+    pub tos: u8,
+    /// IP options.
+    pub options: Option<&'a crate::ip_var::IpOptions>,
+    /// Remembered route.
+    pub route: Option<&'a crate::in_pcb::Route>,
+}
+
+/// Builds and sends a segment without data; false if it could not be sent.
+pub fn send_bare(cx: &NetCx<'_>, place: &Envelope<'_>, mut header: TcpHeader, to: &TcpOpt) -> bool {
+    let Some(mut m) = Mbuf::gethdr(How::NoWait) else {
+        return false;
+    };
+    let mut options = [0; TCP_MAXOLEN];
+    let optlen = to.write(&mut options);
+    let tcplen = TCP_HLEN + optlen;
+    header.th_off = tcplen as u8;
+    header.th_sum = in_pseudo(place.src, place.dst, u32::from(IPPROTO_TCP) + tcplen as u32);
+    m.reserve_front(MAX_LINKHDR);
+    let bytes = m.extend_mut(Ip::LEN + tcplen);
+    write_headers(
+        bytes,
+        place,
+        &header,
+        &options[..optlen],
+        (Ip::LEN + tcplen) as u16,
+        true,
+    );
+    m.set_pkt_len(Ip::LEN + tcplen);
+    let pkthdr = m.pkthdr_mut();
+    pkthdr.csum_flags = CsumFlags::IP_TCP;
+    pkthdr.csum_data = 16;
+    pkthdr.l3hlen = Ip::LEN as u8;
+    pkthdr.l4hlen = tcplen as u8;
+    let args = IpOutArgs {
+        options: place.options,
+        ro: place.route,
+        ..IpOutArgs::default()
+    };
+    cx.vnet.tcp.stat.tcps_sndtotal.inc();
+    ip_output(cx, m, &args).is_ok()
+}
+
+/// Writes IP header, TCP header and options to `bytes`, which has exactly room for them.
+#[inline]
+pub fn write_headers(
+    bytes: &mut [u8],
+    place: &Envelope<'_>,
+    header: &TcpHeader,
+    options: &[u8],
+    ip_len: u16,
+    df: bool,
+) {
+    let mut ip = Ip::new();
+    ip.ip_tos = place.tos;
+    ip.ip_len.set(ip_len);
+    ip.ip_off.set(if df { crate::ip::IP_DF } else { 0 });
+    ip.ip_ttl = place.ttl;
+    ip.ip_p = IPPROTO_TCP;
+    ip.set_src(place.src);
+    ip.set_dst(place.dst);
+    let Some((front, rest)) = bytes.split_first_chunk_mut::<{ Ip::LEN }>() else {
+        return;
+    };
+    front.copy_from_slice(ip.as_bytes());
+    let Some((front, rest)) = rest.split_first_chunk_mut::<TCP_HLEN>() else {
+        return;
+    };
+    header.write(front);
+    if let Some(room) = rest.get_mut(..options.len()) {
+        room.copy_from_slice(options);
+    }
+}
+
+/// Answers a segment that belongs to no connection, or to one that is reset by it, with a RST.
+pub fn tcp_dropwithreset(
+    cx: &NetCx<'_>,
+    m: Option<&Mbuf>,
+    src: Ipv4Addr,
+    dst: Ipv4Addr,
+    th: &TcpHeader,
+    tlen: u32,
+) {
+    // A RST is not answered, nor what was sent to many.
+    if th.th_flags.contains(TcpFlags::RST)
+        || m.is_some_and(|m| m.flags().intersects(MFlags::BCAST | MFlags::MCAST))
+        || dst.is_multicast()
+        || src.is_multicast()
+        || src == Ipv4Addr::BROADCAST
+        || dst == Ipv4Addr::BROADCAST
+        || is_subnet_broadcast(cx, src)
+        || is_subnet_broadcast(cx, dst)
+    {
+        return;
+    }
+    let mut header = TcpHeader {
+        th_sport: th.th_dport,
+        th_dport: th.th_sport,
+        ..TcpHeader::default()
+    };
+    if th.th_flags.contains(TcpFlags::ACK) {
+        header.th_seq = th.th_ack;
+        header.th_flags = TcpFlags::RST;
+    } else {
+        let syn_fin = u32::from(th.th_flags.contains(TcpFlags::SYN))
+            + u32::from(th.th_flags.contains(TcpFlags::FIN));
+        header.th_ack = th.th_seq + tlen + syn_fin;
+        header.th_flags = TcpFlags::RST | TcpFlags::ACK;
+    }
+    let place = Envelope {
+        src: dst,
+        dst: src,
+        ttl: cx.vnet.ip.ttl.get() as u8,
+        tos: 0,
+        options: None,
+        route: None,
+    };
+    send_bare(cx, &place, header, &TcpOpt::default());
+}
+
+/// Whether `addr` is the broadcast address of a network we are on.
+pub fn is_subnet_broadcast(cx: &NetCx<'_>, addr: Ipv4Addr) -> bool {
+    cx.vnet
+        .ifaddrs
+        .all(cx.epoch)
+        .iter()
+        .any(|ia| ia.ia_broadaddr == Some(addr))
+}
+
+/// Added to the initial sequence number for every connection, with a random part of the same size.
+const ISN_STATIC_INCREMENT: u32 = 4096;
+/// How fast initial sequence numbers move at least.
+const ISN_BYTES_PER_SECOND: u32 = 1_048_576;
+
+/// Secrets of initial sequence numbers and timestamps (RFC 6528).
+pub struct Isn {
+    key: [u8; 16],
+    ts_key: [u8; 16],
+    offset: AtomicU32,
+    last: AtomicU32,
+}
+
+impl Isn {
+    fn new() -> Isn {
+        Isn {
+            key: random_key(),
+            ts_key: random_key(),
+            offset: AtomicU32::new(machine::random_u64() as u32),
+            last: AtomicU32::new(machine::ticks().0),
+        }
+    }
+
+    fn hash(key: &[u8; 16], inc: &InConninfo, ports: bool) -> u32 {
+        let mut hasher = SipHasher24::new_with_key(key);
+        hasher.write(&inc.inc_faddr.octets());
+        hasher.write(&inc.inc_laddr.octets());
+        if ports {
+            hasher.write(&inc.inc_fport.to_be_bytes());
+            hasher.write(&inc.inc_lport.to_be_bytes());
+        }
+        let hash = hasher.finish();
+        (hash ^ (hash >> 32)) as u32
+    }
+
+    /// The initial sequence number of a connection: RFC 6528 §3, `M + F(connection, secret)`, where `M` moves with
+    /// time and with every connection.
+    #[doc(alias = "tcp_new_isn")]
+    pub fn new_isn(&self, now: Ticks, inc: &InConninfo) -> TcpSeq {
+        let step =
+            ISN_STATIC_INCREMENT + (machine::random_u64() as u32 & (ISN_STATIC_INCREMENT - 1));
+        let last = self.last.swap(now.0, Ordering::Relaxed);
+        let elapsed = (now - Ticks(last)).clamp(0, 60_000) as u32;
+        let by_time = (u64::from(elapsed) * u64::from(ISN_BYTES_PER_SECOND) / 1000) as u32;
+        let offset = self.offset.fetch_add(step.max(by_time), Ordering::Relaxed);
+        TcpSeq(Isn::hash(&self.key, inc, true).wrapping_add(offset))
+    }
+
+    /// What is added to our clock in timestamps of a connection (RFC 7323 §5.4).
+    #[doc(alias = "tcp_new_ts_offset")]
+    pub fn new_ts_offset(&self, per_connection: bool, inc: &InConninfo) -> u32 {
+        Isn::hash(&self.ts_key, inc, per_connection)
+    }
+}
+
+/// Sixteen random bytes.
+pub fn random_key() -> [u8; 16] {
+    let mut key = [0; 16];
+    key[..8].copy_from_slice(&machine::random_u64().to_ne_bytes());
+    key[8..].copy_from_slice(&machine::random_u64().to_ne_bytes());
+    key
+}
+
+/// Starts sending at `iss`.
+pub fn tcp_sendseqinit(tp: &mut Tcpcb) {
+    tp.snd_una = tp.iss;
+    tp.snd_nxt = tp.iss;
+    tp.snd_max = tp.iss;
+    tp.snd_up = tp.iss;
+    tp.snd_recover = tp.iss;
+}
+
+/// Starts receiving behind `irs`.
+pub fn tcp_rcvseqinit(tp: &mut Tcpcb) {
+    tp.rcv_adv = tp.irs + 1;
+    tp.rcv_nxt = tp.irs + 1;
+    tp.rcv_up = tp.irs + 1;
+}
+
+/// All connections, for `netstat`.
+pub fn tcp_pcblist(inet: &InetVnet) -> Vec<Arc<TcpInpcb>> {
+    inet.tcp.tcbinfo.snapshot()
+}

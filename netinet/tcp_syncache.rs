@@ -1,0 +1,641 @@
+//! Connections that a SYN has asked for and no ACK has confirmed: a small record each, no socket.
+//!
+//! FreeBSD: sys/netinet/tcp_syncache.c
+//! Differs from FreeBSD: a record is copied out of its bucket before anything is sent or created from it, so that no
+//! bucket is locked while output runs.
+
+use alloc::boxed::Box;
+use alloc::string::ToString;
+use alloc::sync::{Arc, Weak};
+use alloc::vec::Vec;
+use core::hash::Hasher;
+use core::sync::atomic::{AtomicU32, Ordering};
+
+use siphasher::sip::SipHasher24;
+use sys::kern::kern_mutex::Mutex;
+use sys::kern::kern_timeout::{Callout, CalloutTarget};
+use sys::kern::lock_order::Syncache as SyncacheClass;
+use sys::kern::subr_epoch::NetEpoch;
+use sys::net::vnet::Vnet;
+use sys::socketvar::Socket;
+use sys::sysctl::ReadOnly;
+use sys::time::{Sbintime, Ticks};
+
+use crate::in_pcb::InConninfo;
+use crate::tcp::{TCP_MAX_WINSHIFT, TCP_MAXWIN, TcpFlags, TcpHeader, TcpOpt, TcpOptFlags};
+use crate::tcp_fsm::TcpState;
+use crate::tcp_seq::TcpSeq;
+use crate::tcp_subr::{
+    Conn, Envelope, Locked, TcpInpcb, TcpVnet, random_key, send_bare, tcp_mss, tcp_mssopt,
+    tcp_newtcpcb, tcp_rcvseqinit, tcp_sendseqinit, tcp_state_change,
+};
+use crate::tcp_timer::{TcpTimer, tcp_backoff};
+use crate::tcp_var::{OwnTimes, Tcpcb, Tf};
+use crate::vnet::{InetVnet, NetCx};
+
+/// Buckets (`net.inet.tcp.syncache.hashsize`).
+const TCP_SYNCACHE_HASHSIZE: usize = 512;
+/// Records in a bucket (`net.inet.tcp.syncache.bucketlimit`).
+const TCP_SYNCACHE_BUCKETLIMIT: usize = 30;
+
+/// A connection half made.
+#[derive(Clone, Copy)]
+#[doc(alias = "syncache")]
+struct Entry {
+    inc: InConninfo,
+    iss: TcpSeq,
+    irs: TcpSeq,
+    /// Our timestamp offset.
+    tsoff: u32,
+    /// Timestamp of the peer to echo.
+    tsreflect: u32,
+    /// When the SYN|ACK is sent next.
+    rxttime: Ticks,
+    /// Window we offered.
+    wnd: u16,
+    peer_mss: Option<u16>,
+    /// How many SYN|ACKs were sent.
+    rxmits: u8,
+    /// Shifts, if the peer offered scaling: the peer's and ours.
+    scale: Option<(u8, u8)>,
+    timestamps: bool,
+    sack: bool,
+    noopt: bool,
+    unreach: bool,
+    ttl: u8,
+    tos: u8,
+}
+
+/// The records of one hash value, oldest first.
+struct Bucket {
+    entries: Vec<Entry>,
+    armed: bool,
+    fires: Ticks,
+}
+
+/// A bucket with its lock and callout.
+#[doc(alias = "syncache_head")]
+struct Head {
+    bucket: Mutex<Bucket, SyncacheClass>,
+    callout: Callout,
+    inet: Weak<InetVnet>,
+}
+
+/// The SYN cache of a stack instance.
+pub struct Syncache {
+    heads: Box<[Arc<Head>]>,
+    key: [u8; 16],
+    count: Arc<AtomicU32>,
+}
+
+/// What an ACK for a listening socket turned out to be.
+pub enum Expanded {
+    /// It completes a handshake: the new connection, not locked.
+    Connection(Arc<TcpInpcb>),
+    /// There was a record, but no socket to be had.
+    NoSocket,
+    /// It fits no record: to be answered with RST.
+    Bad,
+    /// It fits a record but not its window or time: dropped.
+    Ignore,
+}
+
+impl Syncache {
+    /// An empty cache.
+    #[doc(alias = "syncache_init")]
+    pub fn new(vnet: &Arc<Vnet>, inet: Weak<InetVnet>) -> Arc<Syncache> {
+        let count = Arc::new(AtomicU32::new(0));
+        let fixed = [
+            (
+                "hashsize",
+                "Size of TCP syncache hashtable",
+                TCP_SYNCACHE_HASHSIZE,
+            ),
+            (
+                "bucketlimit",
+                "Per-bucket hash limit for syncache",
+                TCP_SYNCACHE_BUCKETLIMIT,
+            ),
+            ("cachelimit", "Overall entry limit for syncache", CACHELIMIT),
+        ];
+        for (name, words, value) in fixed {
+            let leaf = ReadOnly::new(words, move || value.to_string());
+            vnet.sysctl.register(
+                &alloc::format!("net.inet.tcp.syncache.{name}"),
+                Arc::new(leaf),
+            );
+        }
+        let shown = count.clone();
+        let leaf = ReadOnly::new("Current number of entries in syncache", move || {
+            shown.load(Ordering::Relaxed).to_string()
+        });
+        vnet.sysctl
+            .register("net.inet.tcp.syncache.count", Arc::new(leaf));
+        let head = |_| {
+            Arc::new(Head {
+                bucket: Mutex::new(Bucket {
+                    entries: Vec::new(),
+                    armed: false,
+                    fires: Ticks(0),
+                }),
+                callout: Callout::new(),
+                inet: inet.clone(),
+            })
+        };
+        Arc::new(Syncache {
+            heads: (0..TCP_SYNCACHE_HASHSIZE).map(head).collect(),
+            key: random_key(),
+            count,
+        })
+    }
+
+    /// Forgets all records and stops their callouts.
+    pub fn destroy(&self) {
+        for head in &self.heads {
+            head.callout.stop();
+            let mut bucket = head.bucket.lock();
+            self.count
+                .fetch_sub(bucket.entries.len() as u32, Ordering::Relaxed);
+            bucket.entries = Vec::new();
+        }
+    }
+
+    /// Records there are.
+    pub fn count(&self) -> u32 {
+        self.count.load(Ordering::Relaxed)
+    }
+
+    /// The connections half made, for `netstat`.
+    #[doc(alias = "syncache_pcblist")]
+    pub fn pcblist(&self) -> Vec<InConninfo> {
+        let mut list = Vec::new();
+        for head in &self.heads {
+            list.extend(head.bucket.lock().entries.iter().map(|entry| entry.inc));
+        }
+        list
+    }
+
+    fn head(&self, inc: &InConninfo) -> &Arc<Head> {
+        // Keyed, so that nobody can fill one bucket on purpose.
+        let mut hasher = SipHasher24::new_with_key(&self.key);
+        hasher.write(&inc.inc_faddr.octets());
+        hasher.write(&inc.inc_laddr.octets());
+        hasher.write(&inc.inc_fport.to_be_bytes());
+        hasher.write(&inc.inc_lport.to_be_bytes());
+        &self.heads[hasher.finish() as usize % TCP_SYNCACHE_HASHSIZE]
+    }
+
+    fn remove(&self, bucket: &mut Bucket, at: usize) -> Entry {
+        self.count.fetch_sub(1, Ordering::Relaxed);
+        bucket.entries.remove(at)
+    }
+
+    /// Answers a SYN for listening socket `so`, and remembers it.
+    #[doc(alias = "syncache_add")]
+    pub fn add(&self, l: &Listener<'_>, inc: InConninfo, th: &TcpHeader, to: &TcpOpt) {
+        let cx = l.cx;
+        let vt = l.vt;
+        let head = self.head(&inc);
+        let mut entry = {
+            let mut bucket = head.bucket.lock();
+            if let Some(known) = bucket.entries.iter_mut().find(|entry| entry.inc == inc) {
+                vt.stat.tcps_sc_dupsyn.inc();
+                // The peer sends its SYN again: the answer was lost. Its clock has moved on.
+                if known.timestamps && to.to_flags.contains(TcpOptFlags::TS) {
+                    known.tsreflect = to.to_tsval;
+                }
+                known.rxmits = 0;
+                let again = *known;
+                drop(bucket);
+                if respond(cx, vt, &again, TcpFlags::SYN | TcpFlags::ACK) {
+                    self.note_sent(vt, head, cx.now, &inc);
+                }
+                return;
+            }
+            l.new_entry(inc, th, to)
+        };
+        if !respond(cx, vt, &entry, TcpFlags::SYN | TcpFlags::ACK) {
+            vt.stat.tcps_sc_dropped.inc();
+            return;
+        }
+        vt.stat.tcps_sndacks.inc();
+        entry.rxmits = 0;
+        self.insert(vt, head, cx.now, entry);
+    }
+
+    /// Counts an answer and sets the time of the next.
+    fn note_sent(&self, vt: &TcpVnet, head: &Arc<Head>, now: Ticks, inc: &InConninfo) {
+        vt.stat.tcps_sndacks.inc();
+        let mut bucket = head.bucket.lock();
+        let Some(at) = bucket.entries.iter().position(|entry| entry.inc == *inc) else {
+            return;
+        };
+        timeout(vt, &mut bucket, at, now);
+        arm(head, &mut bucket, now);
+    }
+
+    #[doc(alias = "syncache_insert")]
+    fn insert(&self, vt: &TcpVnet, head: &Arc<Head>, now: Ticks, entry: Entry) {
+        let mut bucket = head.bucket.lock();
+        if bucket.entries.iter().any(|known| known.inc == entry.inc) {
+            return;
+        }
+        if bucket.entries.len() >= TCP_SYNCACHE_BUCKETLIMIT {
+            // The oldest gives way. Syncookies, which would then answer without records, are not there yet.
+            self.remove(&mut bucket, 0);
+            vt.stat.tcps_sc_bucketoverflow.inc();
+        }
+        bucket.entries.push(entry);
+        let at = bucket.entries.len() - 1;
+        timeout(vt, &mut bucket, at, now);
+        arm(head, &mut bucket, now);
+        drop(bucket);
+        self.count.fetch_add(1, Ordering::Relaxed);
+        vt.stat.tcps_sc_added.inc();
+    }
+
+    /// A RST for a connection half made (RFC 5961 §3.2).
+    #[doc(alias = "syncache_chkrst")]
+    pub fn chkrst(&self, cx: &NetCx<'_>, vt: &TcpVnet, inc: &InConninfo, th: &TcpHeader) {
+        let head = self.head(inc);
+        let mut bucket = head.bucket.lock();
+        let Some(at) = bucket.entries.iter().position(|entry| entry.inc == *inc) else {
+            return;
+        };
+        let entry = bucket.entries[at];
+        let next = entry.irs + 1;
+        let in_window =
+            th.th_seq == next || (th.th_seq.geq(next) && th.th_seq.lt(next + u32::from(entry.wnd)));
+        if !in_window {
+            return;
+        }
+        if th.th_seq == next || vt.tun.insecure_rst.get() {
+            self.remove(&mut bucket, at);
+            vt.stat.tcps_sc_reset.inc();
+        } else {
+            drop(bucket);
+            vt.stat.tcps_badrst.inc();
+            respond(cx, vt, &entry, TcpFlags::ACK);
+        }
+    }
+
+    /// Forgets a connection half made: something impossible came for it.
+    #[doc(alias = "syncache_badack")]
+    pub fn badack(&self, vt: &TcpVnet, inc: &InConninfo) {
+        let head = self.head(inc);
+        let mut bucket = head.bucket.lock();
+        if let Some(at) = bucket.entries.iter().position(|entry| entry.inc == *inc) {
+            self.remove(&mut bucket, at);
+            vt.stat.tcps_sc_badack.inc();
+        }
+    }
+
+    /// An ICMP error about our SYN|ACK: believed the second time, when three answers went unheard.
+    #[doc(alias = "syncache_unreach")]
+    pub fn unreach(&self, vt: &TcpVnet, inc: &InConninfo, seq: TcpSeq) {
+        let head = self.head(inc);
+        let mut bucket = head.bucket.lock();
+        let Some(at) = bucket.entries.iter().position(|entry| entry.inc == *inc) else {
+            return;
+        };
+        let entry = &mut bucket.entries[at];
+        if entry.iss != seq {
+            return;
+        }
+        if !entry.unreach || entry.rxmits < 3 + 1 {
+            entry.unreach = true;
+            return;
+        }
+        self.remove(&mut bucket, at);
+        vt.stat.tcps_sc_unreach.inc();
+    }
+
+    /// An ACK for a listening socket: makes the connection if it completes a handshake.
+    #[doc(alias = "syncache_expand")]
+    pub fn expand(
+        &self,
+        l: &Listener<'_>,
+        inc: &InConninfo,
+        th: &TcpHeader,
+        to: &TcpOpt,
+    ) -> Expanded {
+        let vt = l.vt;
+        let head = self.head(inc);
+        let entry = {
+            let mut bucket = head.bucket.lock();
+            let Some(at) = bucket.entries.iter().position(|entry| entry.inc == *inc) else {
+                return Expanded::Bad;
+            };
+            let entry = bucket.entries[at];
+            if th.th_ack != entry.iss + 1 {
+                return Expanded::Bad;
+            }
+            let in_window =
+                th.th_seq.gt(entry.irs) && th.th_seq.leq(entry.irs + u32::from(entry.wnd).max(1));
+            if !in_window {
+                drop(bucket);
+                respond(l.cx, vt, &entry, TcpFlags::ACK);
+                return Expanded::Ignore;
+            }
+            if entry.timestamps {
+                let has = to.to_flags.contains(TcpOptFlags::TS);
+                if !has && !vt.tun.tolerate_missing_ts.get() {
+                    return Expanded::Ignore;
+                }
+                if has && (to.to_tsval.wrapping_sub(entry.tsreflect) as i32) < 0 {
+                    return Expanded::Ignore;
+                }
+            }
+            self.remove(&mut bucket, at)
+        };
+        match syncache_socket(l, &entry) {
+            Some(inp) => {
+                vt.stat.tcps_sc_completed.inc();
+                Expanded::Connection(inp)
+            }
+            None => {
+                vt.stat.tcps_sc_aborted.inc();
+                Expanded::NoSocket
+            }
+        }
+    }
+}
+
+/// Records there can be in all.
+const CACHELIMIT: usize = TCP_SYNCACHE_HASHSIZE * TCP_SYNCACHE_BUCKETLIMIT;
+
+/// Sets when `bucket.entries[at]` answers again.
+#[doc(alias = "syncache_timeout")]
+fn timeout(vt: &TcpVnet, bucket: &mut Bucket, at: usize, now: Ticks) {
+    let entry = &mut bucket.entries[at];
+    let after = vt
+        .tun
+        .rexmit_initial
+        .get()
+        .saturating_mul(tcp_backoff(entry.rxmits));
+    entry.rxttime = now + after;
+    entry.rxmits = entry.rxmits.saturating_add(1);
+}
+
+/// Arms the bucket's callout for its earliest record.
+fn arm(head: &Arc<Head>, bucket: &mut Bucket, now: Ticks) {
+    let Some(first) = bucket
+        .entries
+        .iter()
+        .map(|entry| entry.rxttime)
+        .reduce(|a, b| if a - b < 0 { a } else { b })
+    else {
+        return;
+    };
+    if bucket.armed && bucket.fires - first <= 0 {
+        return;
+    }
+    bucket.armed = true;
+    bucket.fires = first;
+    let after = (first - now).max(0);
+    head.callout
+        .reset(Sbintime::from_ms(i64::from(after)), head);
+}
+
+impl CalloutTarget for Head {
+    /// Answers again, or gives up (`syncache_timer`).
+    fn callout(self: Arc<Self>, _now: Sbintime) {
+        let Some(inet) = self.inet.upgrade() else {
+            return;
+        };
+        let epoch = NetEpoch::enter();
+        let cx = NetCx::new(&inet, &epoch);
+        let vt = &inet.tcp;
+        let mut due = [None; TCP_SYNCACHE_BUCKETLIMIT];
+        {
+            let mut bucket = self.bucket.lock();
+            bucket.armed = false;
+            let limit = vt.tun.syncache_rexmtlimit.get();
+            let before = bucket.entries.len();
+            bucket
+                .entries
+                .retain(|entry| cx.now - entry.rxttime < 0 || u32::from(entry.rxmits) <= limit);
+            let stale = before - bucket.entries.len();
+            vt.stat.tcps_sc_stale.add(stale as u64);
+            vt.syncache.count.fetch_sub(stale as u32, Ordering::Relaxed);
+            let mut slots = due.iter_mut();
+            for at in 0..bucket.entries.len() {
+                if cx.now - bucket.entries[at].rxttime < 0 {
+                    continue;
+                }
+                if let Some(slot) = slots.next() {
+                    *slot = Some(bucket.entries[at]);
+                }
+                timeout(vt, &mut bucket, at, cx.now);
+            }
+            arm(&self, &mut bucket, cx.now);
+        }
+        for entry in due.iter().flatten() {
+            if respond(&cx, vt, entry, TcpFlags::SYN | TcpFlags::ACK) {
+                vt.stat.tcps_sndacks.inc();
+                vt.stat.tcps_sc_retransmitted.inc();
+            } else {
+                vt.stat.tcps_sc_dropped.inc();
+            }
+        }
+    }
+}
+
+/// Sends the answer to a SYN, or a challenge ACK for it.
+#[doc(alias = "syncache_respond")]
+fn respond(cx: &NetCx<'_>, vt: &TcpVnet, entry: &Entry, flags: TcpFlags) -> bool {
+    let syn = flags.contains(TcpFlags::SYN);
+    let mut to = TcpOpt::default();
+    if !entry.noopt {
+        if syn {
+            to.to_flags |= TcpOptFlags::MSS;
+            to.to_mss =
+                tcp_mssopt(cx, entry.inc.inc_faddr).max(vt.tun.minmss.get().min(65535) as u16);
+            if let Some((_, ours)) = entry.scale {
+                to.to_flags |= TcpOptFlags::SCALE;
+                to.to_wscale = ours;
+            }
+            if entry.sack {
+                to.to_flags |= TcpOptFlags::SACKPERM;
+            }
+        }
+        if entry.timestamps {
+            to.to_flags |= TcpOptFlags::TS;
+            to.to_tsval = cx.now.0.wrapping_add(entry.tsoff);
+            to.to_tsecr = entry.tsreflect;
+        }
+    }
+    let header = TcpHeader {
+        th_sport: entry.inc.inc_lport,
+        th_dport: entry.inc.inc_fport,
+        th_seq: if syn { entry.iss } else { entry.iss + 1 },
+        th_ack: entry.irs + 1,
+        th_flags: flags,
+        // Only the window of a SYN is not scaled.
+        th_win: if syn {
+            entry.wnd
+        } else {
+            entry.wnd >> entry.scale.map_or(0, |(_, ours)| ours)
+        },
+        ..TcpHeader::default()
+    };
+    let place = Envelope {
+        src: entry.inc.inc_laddr,
+        dst: entry.inc.inc_faddr,
+        ttl: entry.ttl,
+        tos: entry.tos,
+        options: None,
+        route: None,
+    };
+    send_bare(cx, &place, header, &to)
+}
+
+/// What the cache needs of a listening socket; a copy, so that the listener need not stay locked.
+pub struct Listener<'a> {
+    /// Instance, epoch, time.
+    pub cx: &'a NetCx<'a>,
+    /// TCP's part of the instance.
+    pub vt: &'a TcpVnet,
+    /// The socket.
+    pub so: Arc<Socket>,
+    flags: Tf,
+    own: Option<OwnTimes>,
+    window: u16,
+    ttl: u8,
+    tos: u8,
+}
+
+impl<'a> Listener<'a> {
+    /// Reads off a listening connection what its children inherit.
+    pub fn new(c: &Conn<'_>, cx: &'a NetCx<'a>, tp: &Tcpcb) -> Listener<'a> {
+        let space = c.so.rcv.lock().space().max(0) as u32;
+        Listener {
+            cx,
+            vt: &cx.vnet.tcp,
+            so: c.so.clone(),
+            flags: tp.t_flags,
+            own: tp.t_own.as_deref().copied(),
+            window: space.min(TCP_MAXWIN) as u16,
+            ttl: c.hdr.inp_ip_ttl,
+            tos: c.hdr.inp_ip_tos,
+        }
+    }
+
+    fn new_entry(&self, inc: InConninfo, th: &TcpHeader, to: &TcpOpt) -> Entry {
+        let tun = &self.vt.tun;
+        let noopt = self.flags.contains(Tf::NOOPT);
+        let extensions = tun.rfc1323.get() && !noopt;
+        let timestamps = extensions && to.to_flags.contains(TcpOptFlags::TS);
+        let scaled = extensions && to.to_flags.contains(TcpOptFlags::SCALE);
+        let isn = &self.vt.isn;
+        Entry {
+            inc,
+            iss: isn.new_isn(self.cx.now, &inc),
+            irs: th.th_seq,
+            tsoff: if timestamps {
+                isn.new_ts_offset(tun.ts_offset_per_conn.get(), &inc)
+            } else {
+                0
+            },
+            tsreflect: if timestamps { to.to_tsval } else { 0 },
+            rxttime: self.cx.now,
+            wnd: self.window,
+            peer_mss: to.to_flags.contains(TcpOptFlags::MSS).then_some(to.to_mss),
+            rxmits: 0,
+            scale: scaled.then(|| (to.to_wscale, receive_scale())),
+            timestamps,
+            sack: tun.sack_enable.get() && !noopt && to.to_flags.contains(TcpOptFlags::SACKPERM),
+            noopt,
+            unreach: false,
+            ttl: self.ttl,
+            tos: self.tos,
+        }
+    }
+}
+
+/// The smallest shift with which the largest socket buffer can be offered.
+pub fn receive_scale() -> u8 {
+    let sb_max = sys::kern::kern_ipc::sb_limits().sb_max;
+    (0..TCP_MAX_WINSHIFT)
+        .find(|&shift| TCP_MAXWIN << shift >= sb_max)
+        .unwrap_or(TCP_MAX_WINSHIFT)
+}
+
+/// Makes socket and control block of a connection whose handshake is complete but for the ACK at hand.
+fn syncache_socket(l: &Listener<'_>, entry: &Entry) -> Option<Arc<TcpInpcb>> {
+    let (cx, vt) = (l.cx, l.vt);
+    let Some(so) = l.so.solisten_clone() else {
+        vt.stat.tcps_listendrop.inc();
+        return None;
+    };
+    let inp = tcp_newtcpcb(cx.vnet, &so, cx.now);
+    so.set_pcb(inp.clone());
+    // Before the block is locked: making room in the queue may reset another connection.
+    let queued = so.solisten_enqueue(false);
+    let entered = {
+        let mut locked = Locked::new(cx, &inp);
+        let entered = queued && !locked.dropped() && locked.enter(entry.inc);
+        locked.hdr().inp_ip_ttl = entry.ttl;
+        locked.hdr().inp_ip_tos = entry.tos;
+        match locked.split() {
+            Some((c, tp)) if entered => {
+                set_up(l, &c, tp, entry);
+                true
+            }
+            Some((c, tp)) => {
+                crate::tcp_subr::tcp_close(&c, tp);
+                false
+            }
+            None => false,
+        }
+    };
+    if entered {
+        return Some(inp);
+    }
+    // Nobody will accept it: as if the program had closed it.
+    sys::kern::uipc_socket::soabort(&so);
+    None
+}
+
+/// Brings the new connection to where the handshake stands.
+fn set_up(l: &Listener<'_>, c: &Conn<'_>, tp: &mut Tcpcb, entry: &Entry) {
+    tcp_state_change(c, tp, TcpState::SynReceived);
+    tp.iss = entry.iss;
+    tp.irs = entry.irs;
+    tcp_rcvseqinit(tp);
+    tcp_sendseqinit(tp);
+    tp.snd_wl1 = entry.irs;
+    tp.snd_max = entry.iss + 1;
+    tp.snd_nxt = entry.iss + 1;
+    tp.rcv_wnd = u32::from(entry.wnd);
+    tp.rcv_adv += tp.rcv_wnd;
+    tp.last_ack_sent = tp.rcv_nxt;
+    tp.t_flags = l.flags & (Tf::NOPUSH | Tf::NODELAY);
+    if entry.noopt {
+        tp.t_flags |= Tf::NOOPT;
+    } else {
+        if let Some((theirs, ours)) = entry.scale {
+            tp.t_flags |= Tf::REQ_SCALE | Tf::RCVD_SCALE;
+            tp.snd_scale = theirs;
+            tp.request_r_scale = ours;
+        }
+        if entry.timestamps {
+            tp.t_flags |= Tf::REQ_TSTMP | Tf::RCVD_TSTMP;
+            tp.ts_recent = entry.tsreflect;
+            tp.ts_recent_age = c.net.now;
+            tp.ts_offset = entry.tsoff;
+        }
+        if entry.sack {
+            tp.t_flags |= Tf::SACK_PERMIT;
+        }
+    }
+    tcp_mss(c, tp, entry.peer_mss);
+    // RFC 5681 §3.1: after a lost SYN|ACK begin with one segment. `rxmits` counts the first one too.
+    if entry.rxmits > 1 {
+        tp.snd_cwnd = 1;
+    }
+    tp.t_own = l.own.map(Box::new);
+    tp.t_timers
+        .activate(TcpTimer::Keep, c.net.now, tp.keepinit(&l.vt.tun));
+    l.vt.stat.tcps_accepts.inc();
+}

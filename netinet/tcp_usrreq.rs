@@ -1,0 +1,495 @@
+//! What the socket layer asks of TCP.
+//!
+//! FreeBSD: sys/netinet/tcp_usrreq.c
+
+use alloc::boxed::Box;
+use alloc::sync::Arc;
+use core::net::Ipv4Addr;
+
+use sys::errno::Errno;
+use sys::kern::subr_epoch::NetEpoch;
+use sys::mbuf::Mbuf;
+use sys::protosw::{PrFlags, Protosw, SendFlags, SockOpt, SoptDir};
+use sys::socket::{IPPROTO_TCP, MsgFlags, SockAddr, SockAddrIn};
+use sys::socketvar::{SoState, Socket};
+
+use crate::cc::cc_attach;
+use crate::in_pcb::InpFlags;
+use crate::ip_ctloutput::ip_ctloutput;
+use crate::tcp::TCP_MAXWIN;
+use crate::tcp_fsm::TcpState;
+use crate::tcp_info::tcp_fill_info;
+use crate::tcp_output::{tcp_output, worth_an_update};
+use crate::tcp_subr::{
+    Conn, Locked, TcpInpcb, tcp_close, tcp_discardcb, tcp_drop, tcp_newtcpcb, tcp_sendseqinit,
+    tcp_state_change,
+};
+use crate::tcp_syncache::receive_scale;
+use crate::tcp_timer::TcpTimer;
+use crate::tcp_var::{Tcpcb, Tf};
+use crate::vnet::{InetVnet, NetCx};
+
+/// Small segments are not held back.
+pub const TCP_NODELAY: i32 = 1;
+/// Largest segment.
+pub const TCP_MAXSEG: i32 = 2;
+/// Only full segments are sent.
+pub const TCP_NOPUSH: i32 = 4;
+/// No options are sent.
+pub const TCP_NOOPT: i32 = 8;
+/// The state of the connection (`struct tcp_info`).
+pub const TCP_INFO: i32 = 32;
+/// Name of the congestion control algorithm.
+pub const TCP_CONGESTION: i32 = 64;
+/// How long the peer may acknowledge nothing, in s.
+pub const TCP_MAXUNACKTIME: i32 = 68;
+/// How long the handshake may take, in s.
+pub const TCP_KEEPINIT: i32 = 128;
+/// Idle time before keepalive probes, in s.
+pub const TCP_KEEPIDLE: i32 = 256;
+/// Time between keepalive probes, in s.
+pub const TCP_KEEPINTVL: i32 = 512;
+/// How many keepalive probes.
+pub const TCP_KEEPCNT: i32 = 1024;
+/// Which TCP stack: there is one.
+pub const TCP_FUNCTION_BLK: i32 = 8192;
+
+/// Name of our stack in `TCP_FUNCTION_BLK`.
+const STACK_NAME: &[u8] = b"freebsd";
+
+/// Gives a new socket a control block and buffers.
+pub fn tcp_usr_attach(inet: &Arc<InetVnet>, so: &Arc<Socket>) -> Result<Arc<dyn Protosw>, Errno> {
+    let tun = &inet.tcp.tun;
+    so.soreserve(tun.sendspace.get(), tun.recvspace.get())?;
+    so.snd.lock().set_autosize(true);
+    so.rcv.lock().set_autosize(true);
+    Ok(tcp_newtcpcb(inet, so, sys::machine::ticks()))
+}
+
+/// Runs `f` on the locked connection, which has not been closed; `closed` is what a closed one answers.
+fn with<R>(
+    inp: &TcpInpcb,
+    closed: Errno,
+    f: impl FnOnce(&NetCx<'_>, &mut Locked<'_>) -> Result<R, Errno>,
+) -> Result<R, Errno> {
+    let epoch = NetEpoch::enter();
+    let cx = NetCx::new(&inp.inp_vnet, &epoch);
+    let mut locked = Locked::new(&cx, inp);
+    if locked.dropped() {
+        return Err(closed);
+    }
+    f(&cx, &mut locked)
+}
+
+/// An address TCP can use.
+fn inet_addr(nam: &SockAddr) -> Result<SockAddrIn, Errno> {
+    match nam {
+        SockAddr::In(sin) if sin.addr.is_multicast() => Err(Errno::EAFNOSUPPORT),
+        SockAddr::In(sin) => Ok(*sin),
+        _ => Err(Errno::EAFNOSUPPORT),
+    }
+}
+
+impl Protosw for TcpInpcb {
+    fn pr_flags(&self) -> PrFlags {
+        PrFlags::CONNREQUIRED | PrFlags::WANTRCVD
+    }
+
+    fn bind(&self, _so: &Arc<Socket>, nam: &SockAddr) -> Result<(), Errno> {
+        let sin = inet_addr(nam)?;
+        with(self, Errno::EINVAL, |cx, locked| {
+            cx.vnet.tcp.tcbinfo.bind(cx, self, locked.hdr(), Some(&sin))
+        })
+    }
+
+    fn listen(&self, so: &Arc<Socket>, backlog: i32) -> Result<(), Errno> {
+        with(self, Errno::EINVAL, |cx, locked| {
+            match locked.tp().t_state {
+                TcpState::Closed => {}
+                TcpState::Listen => {
+                    so.solisten_proto(backlog);
+                    return Ok(());
+                }
+                _ => return Err(Errno::EINVAL),
+            }
+            if locked.hdr().lport() == 0 {
+                cx.vnet.tcp.tcbinfo.bind(cx, self, locked.hdr(), None)?;
+            }
+            so.solisten_proto(backlog);
+            if let Some((c, tp)) = locked.split() {
+                tcp_state_change(&c, tp, TcpState::Listen);
+            }
+            Ok(())
+        })
+    }
+
+    fn connect(&self, _so: &Arc<Socket>, nam: &SockAddr) -> Result<(), Errno> {
+        let sin = inet_addr(nam)?;
+        if sin.addr == Ipv4Addr::BROADCAST {
+            return Err(Errno::EACCES);
+        }
+        with(self, Errno::ECONNREFUSED, |cx, locked| {
+            match locked.tp().t_state {
+                TcpState::Closed => {}
+                TcpState::Listen => return Err(Errno::EOPNOTSUPP),
+                _ => return Err(Errno::EISCONN),
+            }
+            cx.vnet.tcp.tcbinfo.connect(cx, self, locked.hdr(), &sin)?;
+            let Some((c, tp)) = locked.split() else {
+                return Err(Errno::EINVAL);
+            };
+            tcp_connect(&c, tp);
+            tcp_output(&c, tp)
+        })
+    }
+
+    fn disconnect(&self, _so: &Arc<Socket>) -> Result<(), Errno> {
+        with(self, Errno::ECONNRESET, |_, locked| {
+            if let Some((c, tp)) = locked.split() {
+                tcp_disconnect(&c, tp);
+            }
+            Ok(())
+        })
+    }
+
+    fn accept(&self, so: &Arc<Socket>) -> Result<SockAddr, Errno> {
+        if so.state_has(SoState::ISDISCONNECTED) {
+            return Err(Errno::ECONNABORTED);
+        }
+        with(self, Errno::ECONNABORTED, |_, locked| {
+            Ok(locked.hdr().peeraddr())
+        })
+    }
+
+    fn send(
+        &self,
+        _so: &Arc<Socket>,
+        flags: SendFlags,
+        m: Mbuf,
+        to: Option<&SockAddr>,
+    ) -> Result<(), Errno> {
+        with(self, Errno::ECONNRESET, |_, locked| {
+            let Some((c, tp)) = locked.split() else {
+                return Err(Errno::ECONNRESET);
+            };
+            if to.is_some() {
+                return Err(if tp.t_state < TcpState::SynSent {
+                    Errno::ENOTCONN
+                } else {
+                    Errno::EISCONN
+                });
+            }
+            let oob = flags.contains(SendFlags::OOB);
+            let mut snd = c.so.snd.lock();
+            if oob && snd.space() < -512 {
+                return Err(Errno::ENOBUFS);
+            }
+            if tp.t_acktime.is_none() {
+                tp.t_acktime = Some(c.net.now);
+            }
+            snd.appendstream(m);
+            let avail = snd.used();
+            drop(snd);
+            if oob {
+                // RFC 6093: the urgent pointer points behind the last urgent byte.
+                tp.snd_up = tp.snd_una + avail;
+                tp.t_flags |= Tf::FORCEDATA;
+                let result = tcp_output(&c, tp);
+                tp.t_flags.remove(Tf::FORCEDATA);
+                return result;
+            }
+            if flags.contains(SendFlags::EOF) {
+                c.so.socantsendmore();
+                tcp_usrclosed(&c, tp);
+            }
+            tp.t_flags
+                .set(Tf::MORETOCOME, flags.contains(SendFlags::MORETOCOME));
+            let result = tcp_output(&c, tp);
+            tp.t_flags.remove(Tf::MORETOCOME);
+            result
+        })
+    }
+
+    fn rcvd(&self, _so: &Arc<Socket>, _flags: MsgFlags) -> Result<(), Errno> {
+        with(self, Errno::ECONNRESET, |_, locked| {
+            let Some((c, tp)) = locked.split() else {
+                return Ok(());
+            };
+            let (space, hiwat) = {
+                let rcv = c.so.rcv.lock();
+                (rcv.space().max(0) as u32, rcv.hiwat())
+            };
+            // The only thing reading can bring about is a window update.
+            let recwin = space.min(TCP_MAXWIN << tp.rcv_scale);
+            if worth_an_update(tp, hiwat, recwin) {
+                tcp_output(&c, tp)?;
+            }
+            Ok(())
+        })
+    }
+
+    fn shutdown(&self, _so: &Arc<Socket>) -> Result<(), Errno> {
+        with(self, Errno::ECONNRESET, |_, locked| {
+            let Some((c, tp)) = locked.split() else {
+                return Ok(());
+            };
+            c.so.socantsendmore();
+            tcp_usrclosed(&c, tp);
+            if tp.t_flags.contains(Tf::CLOSED) {
+                Ok(())
+            } else {
+                tcp_output(&c, tp)
+            }
+        })
+    }
+
+    fn sockaddr(&self, _so: &Arc<Socket>) -> Result<SockAddr, Errno> {
+        Ok(self.read().sockaddr())
+    }
+
+    fn peeraddr(&self, so: &Arc<Socket>) -> Result<SockAddr, Errno> {
+        let inp = self.read();
+        let connected = so.state_has(SoState::ISCONNECTED | SoState::ISDISCONNECTING);
+        if !inp.is_connected() || inp.inp_flags.contains(InpFlags::DROPPED) || !connected {
+            return Err(Errno::ENOTCONN);
+        }
+        Ok(inp.peeraddr())
+    }
+
+    fn ctloutput(&self, so: &Arc<Socket>, sopt: &mut SockOpt<'_>) -> Result<(), Errno> {
+        if sopt.level != IPPROTO_TCP {
+            return ip_ctloutput(self, so, sopt);
+        }
+        with(self, Errno::ECONNRESET, |_, locked| {
+            let Some((c, tp)) = locked.split() else {
+                return Err(Errno::ECONNRESET);
+            };
+            match sopt.dir {
+                SoptDir::Set => tcp_setopt(&c, tp, sopt),
+                SoptDir::Get => tcp_getopt(&c, tp, sopt),
+            }
+        })
+    }
+
+    fn close(&self, so: &Arc<Socket>) {
+        let _ = with(self, Errno::ECONNRESET, |_, locked| {
+            if let Some((c, tp)) = locked.split()
+                && tp.t_state != TcpState::TimeWait
+            {
+                tcp_disconnect(&c, tp);
+            }
+            if !locked.dropped() {
+                // The connection goes on alone, and the socket with it.
+                so.set_state(SoState::PROTOREF);
+                locked.hdr().inp_flags |= InpFlags::SOCKREF;
+            }
+            Ok(())
+        });
+    }
+
+    fn abort(&self, _so: &Arc<Socket>) {
+        let _ = with(self, Errno::ECONNRESET, |_, locked| {
+            if let Some((c, tp)) = locked.split() {
+                tcp_drop(&c, tp, Some(Errno::ECONNABORTED));
+            }
+            Ok(())
+        });
+    }
+
+    fn detach(&self, _so: &Arc<Socket>) {
+        let epoch = NetEpoch::enter();
+        let cx = NetCx::new(&self.inp_vnet, &epoch);
+        let so = {
+            let mut guard = self.write();
+            let block = &mut *guard;
+            block.ppcb.t_flags |= Tf::CLOSED;
+            tcp_discardcb(&cx, self, &mut block.hdr, &mut block.ppcb)
+        };
+        drop(so);
+    }
+}
+
+/// Begins the handshake; the block has its addresses.
+fn tcp_connect(c: &Conn<'_>, tp: &mut Tcpcb) {
+    let tun = &c.vt.tun;
+    tp.request_r_scale = receive_scale();
+    c.so.soisconnecting();
+    c.vt.stat.tcps_connattempt.inc();
+    tcp_state_change(c, tp, TcpState::SynSent);
+    tp.iss = c.vt.isn.new_isn(c.net.now, &c.hdr.inp_inc);
+    if tp.t_flags.contains(Tf::REQ_TSTMP) {
+        tp.ts_offset =
+            c.vt.isn
+                .new_ts_offset(tun.ts_offset_per_conn.get(), &c.hdr.inp_inc);
+    }
+    tcp_sendseqinit(tp);
+    tp.t_timers
+        .activate(TcpTimer::Keep, c.net.now, tp.keepinit(tun));
+}
+
+/// Ends the connection as the program wants it: at once if it never was, by RST if it lingers for no time, else in order.
+fn tcp_disconnect(c: &Conn<'_>, tp: &mut Tcpcb) {
+    if !tp.t_state.have_established() {
+        tcp_close(c, tp);
+    } else if c.so.linger() == Some(0) {
+        tcp_drop(c, tp, None);
+    } else {
+        c.so.soisdisconnecting();
+        c.so.rcv.lock().flush();
+        tcp_usrclosed(c, tp);
+        if !tp.t_flags.contains(Tf::CLOSED) {
+            let _ = tcp_output(c, tp);
+        }
+    }
+}
+
+/// The program sends no more: the state moves on, and a FIN follows the data.
+fn tcp_usrclosed(c: &Conn<'_>, tp: &mut Tcpcb) {
+    match tp.t_state {
+        TcpState::Closed | TcpState::Listen => {
+            tcp_close(c, tp);
+            return;
+        }
+        TcpState::SynSent | TcpState::SynReceived => tp.t_flags |= Tf::NEEDFIN,
+        TcpState::Established => tcp_state_change(c, tp, TcpState::FinWait1),
+        TcpState::CloseWait => tcp_state_change(c, tp, TcpState::LastAck),
+        TcpState::FinWait1
+        | TcpState::Closing
+        | TcpState::LastAck
+        | TcpState::FinWait2
+        | TcpState::TimeWait => {}
+    }
+    if tp.t_acktime.is_none() {
+        tp.t_acktime = Some(c.net.now);
+    }
+    if matches!(tp.t_state, TcpState::FinWait2 | TcpState::TimeWait) {
+        c.so.soisdisconnected();
+        if tp.t_state == TcpState::FinWait2 {
+            // The peer may never close.
+            let tun = &c.vt.tun;
+            let timeout = if tun.fast_finwait2_recycle.get() {
+                tun.finwait2_timeout.get()
+            } else {
+                tp.maxidle(tun)
+            };
+            tp.t_timers.activate(TcpTimer::Msl2, c.net.now, timeout);
+        }
+    }
+}
+
+/// Sets an option (`tcp_default_ctloutput`).
+fn tcp_setopt(c: &Conn<'_>, tp: &mut Tcpcb, sopt: &SockOpt<'_>) -> Result<(), Errno> {
+    let tun = &c.vt.tun;
+    match sopt.name {
+        TCP_NODELAY => tp.t_flags.set(Tf::NODELAY, sopt.int()? != 0),
+        TCP_NOOPT => tp.t_flags.set(Tf::NOOPT, sopt.int()? != 0),
+        TCP_NOPUSH => {
+            let on = sopt.int()? != 0;
+            tp.t_flags.set(Tf::NOPUSH, on);
+            if !on && tp.t_state.have_established() {
+                return tcp_output(c, tp);
+            }
+        }
+        TCP_MAXSEG => {
+            let value = u32::try_from(sopt.int()?).map_err(|_| Errno::EINVAL)?;
+            if value == 0 || value > tp.t_maxseg || value + 40 < tun.minmss.get() {
+                return Err(Errno::EINVAL);
+            }
+            tp.t_maxseg = value;
+        }
+        TCP_CONGESTION => {
+            let bytes = sopt.bytes();
+            let end = bytes
+                .iter()
+                .position(|&byte| byte == 0)
+                .unwrap_or(bytes.len());
+            let name = core::str::from_utf8(&bytes[..end]).map_err(|_| Errno::EINVAL)?;
+            tp.t_cc = cc_attach(name).ok_or(Errno::ESRCH)?;
+        }
+        TCP_KEEPINIT | TCP_KEEPIDLE | TCP_KEEPINTVL | TCP_MAXUNACKTIME => {
+            let seconds = u32::try_from(sopt.int()?).map_err(|_| Errno::EINVAL)?;
+            let ms = seconds.checked_mul(1000).ok_or(Errno::EINVAL)?;
+            set_time(c, tp, sopt.name, ms);
+        }
+        TCP_KEEPCNT => {
+            let count = u32::try_from(sopt.int()?).map_err(|_| Errno::EINVAL)?;
+            own(tp).keepcnt = count;
+            restart_finwait2(c, tp);
+        }
+        TCP_FUNCTION_BLK => {
+            let name = sopt.bytes().get(..32).ok_or(Errno::EINVAL)?;
+            let end = name
+                .iter()
+                .position(|&byte| byte == 0)
+                .unwrap_or(name.len());
+            if &name[..end] != STACK_NAME {
+                return Err(Errno::ENOENT);
+            }
+        }
+        TCP_INFO => return Err(Errno::EINVAL),
+        _ => return Err(Errno::ENOPROTOOPT),
+    }
+    Ok(())
+}
+
+fn own(tp: &mut Tcpcb) -> &mut crate::tcp_var::OwnTimes {
+    tp.t_own.get_or_insert_with(Box::default)
+}
+
+fn set_time(c: &Conn<'_>, tp: &mut Tcpcb, name: i32, ms: u32) {
+    match name {
+        TCP_KEEPINIT => own(tp).keepinit = ms,
+        TCP_MAXUNACKTIME => own(tp).maxunacktime = ms,
+        TCP_KEEPIDLE => {
+            own(tp).keepidle = ms;
+            if tp.t_state > TcpState::Listen && tp.t_state <= TcpState::Closing {
+                let after = tp.keepidle(&c.vt.tun);
+                tp.t_timers.activate(TcpTimer::Keep, c.net.now, after);
+            }
+        }
+        _ => {
+            own(tp).keepintvl = ms;
+            restart_finwait2(c, tp);
+        }
+    }
+}
+
+fn restart_finwait2(c: &Conn<'_>, tp: &mut Tcpcb) {
+    if tp.t_state == TcpState::FinWait2 && tp.maxidle(&c.vt.tun) > 0 {
+        let after = tp.maxidle(&c.vt.tun);
+        tp.t_timers.activate(TcpTimer::Msl2, c.net.now, after);
+    }
+}
+
+/// Reads an option.
+fn tcp_getopt(c: &Conn<'_>, tp: &Tcpcb, sopt: &mut SockOpt<'_>) -> Result<(), Errno> {
+    let tun = &c.vt.tun;
+    let flag = |bit: Tf, value: i32| if tp.t_flags.contains(bit) { value } else { 0 };
+    let seconds = |ms: u32| (ms / 1000) as i32;
+    match sopt.name {
+        TCP_NODELAY => sopt.answer_int(flag(Tf::NODELAY, Tf::NODELAY.bits() as i32)),
+        TCP_NOOPT => sopt.answer_int(flag(Tf::NOOPT, Tf::NOOPT.bits() as i32)),
+        TCP_NOPUSH => sopt.answer_int(flag(Tf::NOPUSH, Tf::NOPUSH.bits() as i32)),
+        TCP_MAXSEG => sopt.answer_int(tp.t_maxseg as i32),
+        TCP_CONGESTION => {
+            let mut name = [0; 16];
+            let bytes = tp.t_cc.name().as_bytes();
+            name[..bytes.len().min(15)].copy_from_slice(&bytes[..bytes.len().min(15)]);
+            sopt.answer(&name)
+        }
+        TCP_KEEPINIT => sopt.answer_int(seconds(tp.keepinit(tun))),
+        TCP_KEEPIDLE => sopt.answer_int(seconds(tp.keepidle(tun))),
+        TCP_KEEPINTVL => sopt.answer_int(seconds(tp.keepintvl(tun))),
+        TCP_KEEPCNT => sopt.answer_int(tp.keepcnt(tun) as i32),
+        TCP_MAXUNACKTIME => sopt.answer_int(seconds(tp.maxunacktime(tun))),
+        TCP_INFO => sopt.answer(&tcp_fill_info(c, tp)),
+        TCP_FUNCTION_BLK => {
+            let mut block = [0; 36];
+            block[..STACK_NAME.len()].copy_from_slice(STACK_NAME);
+            let count = c.vt.tcbinfo.count() as u32;
+            block[32..].copy_from_slice(&count.to_ne_bytes());
+            sopt.answer(&block)
+        }
+        _ => Err(Errno::ENOPROTOOPT),
+    }
+}
