@@ -1,6 +1,9 @@
 use super::*;
+use crate::kern::kern_synch::pause;
+use crate::kern::kern_thread::{ThreadHandle, kthread_add};
 use crate::machine::hosted::Machine;
 use crate::vm::uma::TypedZone;
+use alloc::sync::Arc;
 use core::cell::Cell;
 use proptest::prelude::*;
 use std::rc::Rc;
@@ -258,6 +261,94 @@ fn zones_are_listed_once_they_are_used() {
         assert_eq!(uma_dbg::leaks(), [("test", 1)]);
         give(zone, item);
     });
+}
+
+#[test]
+fn a_patient_request_sleeps_until_an_item_is_freed() {
+    Machine::builder().run(|| {
+        let zone = find_or_create("limited", 512, 8);
+        zone.set_max(4);
+        let mut items = take(zone, 4);
+        let waiter = kthread_add("waiter", Pri::PUSER, None, move || {
+            let item = zone.alloc(How::Wait);
+            give(zone, item);
+        });
+        pause("test", 100);
+        assert!(!waiter.is_done());
+        assert_eq!((zone.stats().sleeps, zone.stats().fails), (1, 0));
+        give(zone, items.pop());
+        waiter.join();
+        give(zone, items);
+        let stats = zone.stats();
+        assert_eq!((stats.used, stats.requests), (0, 5));
+    });
+}
+
+#[test]
+fn items_that_wander_between_cpus_are_never_given_out_twice() {
+    for seed in 0..8 {
+        Machine::builder().seed(seed).cpus(4).run(|| {
+            let zone = find_or_create("wander", 1024, 8);
+            zone.set_max(3000);
+            let shared: Arc<Mutex<Vec<usize>, Leaf>> = Arc::new(Mutex::new(Vec::new()));
+            let workers: Vec<_> = (0..4)
+                .map(|cpu| {
+                    let shared = shared.clone();
+                    kthread_add("worker", Pri::PUSER, Some(cpu), move || {
+                        wander(zone, &shared)
+                    })
+                })
+                .collect();
+            workers.into_iter().for_each(ThreadHandle::join);
+            let left = core::mem::take(&mut *shared.lock());
+            assert_eq!(zone.stats().used, left.len() as u64);
+            give(zone, left.into_iter().map(item_at));
+            let stats = zone.stats();
+            assert_eq!(stats.used, 0);
+            reclaim(Reclaim::DrainCpu);
+            assert_eq!(zone.stats().free, 0, "every item came back to its slab");
+        });
+    }
+}
+
+fn item_at(address: usize) -> NonNull<u8> {
+    NonNull::new(ptr::with_exposed_provenance_mut(address)).unwrap()
+}
+
+/// Takes items, writes to them, leaves them to others and frees what others left.
+fn wander(zone: &'static Zone, shared: &Mutex<Vec<usize>, Leaf>) {
+    for round in 0..3000 {
+        let random = machine::random_u64();
+        if random % 2 == 0 {
+            if let Some(item) = zone.alloc(How::NoWait) {
+                // SAFETY: ours; the address stands in the item until it is freed.
+                unsafe {
+                    item.cast::<usize>()
+                        .write(item.as_ptr().expose_provenance())
+                };
+                shared.lock().push(item.as_ptr().addr());
+            }
+        } else {
+            let mut list = shared.lock();
+            if list.is_empty() {
+                continue;
+            }
+            let pick = random as usize % list.len();
+            let address = list.swap_remove(pick);
+            drop(list);
+            let item = item_at(address);
+            // SAFETY: in use, by us now.
+            assert_eq!(
+                unsafe { item.cast::<usize>().read() },
+                address,
+                "given out twice"
+            );
+            give(zone, [item]);
+        }
+        if round % 16 == 0 {
+            kern_synch::kern_yield();
+        }
+    }
 }
 
 proptest! {
