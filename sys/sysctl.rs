@@ -321,7 +321,10 @@ mod tests {
             let tree = SysctlTree::new();
             let settings = Arc::new(Settings::new());
             settings.register(&tree);
-            assert_eq!(tree.set("test.span", "300"), Ok(("30".into(), "300".into())));
+            assert_eq!(
+                tree.set("test.span", "300"),
+                Ok(("30".into(), "300".into()))
+            );
             assert_eq!(tree.set("test.span", "301"), Err(Errno::EINVAL));
             assert_eq!(tree.set("test.span", "x"), Err(Errno::EINVAL));
             assert_eq!(settings.span.get(), 300);

@@ -331,3 +331,125 @@ pub fn intr_counts() -> Vec<(String, u64)> {
     }
     counts
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kern::kern_synch::pause;
+    use crate::machine::atomic::AtomicUsize;
+    use crate::machine::hosted::{self, Machine};
+
+    const PIN: IrqSource = IrqSource::IoApic {
+        gsi: 11,
+        level: true,
+        active_low: true,
+    };
+
+    #[test]
+    fn a_filter_runs_in_the_interrupt_and_its_thread_later_on_the_same_cpu() {
+        Machine::builder().cpus(2).run(|| {
+            let filtered = Arc::new(AtomicUsize::new(0));
+            let worked = Arc::new(AtomicUsize::new(0));
+            let (count_filtered, count_worked) = (Arc::clone(&filtered), Arc::clone(&worked));
+            let cookie = bus_setup_intr(
+                PIN,
+                "em0",
+                1,
+                Box::new(move || {
+                    assert!(!machine::intr_enabled());
+                    count_filtered.fetch_add(1, Ordering::Relaxed);
+                    FilterStatus::ScheduleThread
+                }),
+                Box::new(move || {
+                    assert_eq!(machine::curcpu(), 1);
+                    count_worked.fetch_add(1, Ordering::Relaxed);
+                    pause("work", 10);
+                }),
+            )
+            .expect("a vector is free");
+            hosted::interrupt(cookie.vector().irq);
+            pause("wait", 5);
+            assert_eq!(
+                (
+                    filtered.load(Ordering::Relaxed),
+                    worked.load(Ordering::Relaxed)
+                ),
+                (1, 1)
+            );
+            // While the thread works, any number of interrupts ask for one more turn.
+            for _ in 0..3 {
+                hosted::interrupt(cookie.vector().irq);
+                pause("wait", 1);
+            }
+            pause("wait", 100);
+            assert_eq!(
+                (
+                    filtered.load(Ordering::Relaxed),
+                    worked.load(Ordering::Relaxed)
+                ),
+                (4, 2)
+            );
+            let irq = cookie.vector().irq;
+            let counted = intr_counts()
+                .into_iter()
+                .find(|(name, _)| name.ends_with("em0"));
+            assert_eq!(counted, Some((format!("irq{irq}: em0"), 4)));
+            drop(cookie);
+            hosted::interrupt(irq);
+            pause("wait", 5);
+            assert_eq!(filtered.load(Ordering::Relaxed), 4);
+        });
+    }
+
+    #[test]
+    fn drivers_that_share_a_pin_are_all_asked() {
+        Machine::builder().run(|| {
+            let asked = Arc::new(AtomicUsize::new(0));
+            let driver = |unit: usize| {
+                let asked = Arc::clone(&asked);
+                let filter = move || {
+                    asked.fetch_add(1 << (8 * unit), Ordering::Relaxed);
+                    FilterStatus::Stray
+                };
+                bus_setup_intr(
+                    PIN,
+                    &format!("em{unit}"),
+                    0,
+                    Box::new(filter),
+                    Box::new(|| {}),
+                )
+                .expect("pins are shared")
+            };
+            let (first, second) = (driver(0), driver(1));
+            assert_eq!(first.vector(), second.vector());
+            hosted::interrupt(first.vector().irq);
+            pause("wait", 1);
+            assert_eq!(asked.load(Ordering::Relaxed), 0x0101);
+            let irq = first.vector().irq;
+            assert!(intr_counts().contains(&(format!("irq{irq}: em0 em1"), 1)));
+            assert!(intr_counts().contains(&(format!("stray irq{irq}"), 1)));
+            drop(first);
+            hosted::interrupt(second.vector().irq);
+            pause("wait", 1);
+            assert_eq!(asked.load(Ordering::Relaxed), 0x0201);
+        });
+    }
+
+    #[test]
+    fn a_software_interrupt_asked_for_while_it_runs_runs_again() {
+        Machine::builder().run(|| {
+            let runs = Arc::new(AtomicUsize::new(0));
+            let count = Arc::clone(&runs);
+            let swi = Swi::add("swi1: test", Pri::PI_SOFT, None, move || {
+                count.fetch_add(1, Ordering::Relaxed);
+                pause("work", 10);
+            });
+            swi.sched();
+            pause("test", 5);
+            swi.sched();
+            swi.sched();
+            pause("test", 50);
+            assert_eq!(runs.load(Ordering::Relaxed), 2);
+        });
+    }
+}

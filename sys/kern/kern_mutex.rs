@@ -509,3 +509,213 @@ impl<T: ?Sized, C: LockClass> Drop for SpinMutexGuard<'_, T, C> {
         self.mutex.raw.unlock();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use alloc::sync::Arc;
+    use alloc::vec::Vec;
+
+    use super::*;
+    use crate::kern::kern_synch::{kern_yield, pause, sched_prio};
+    use crate::kern::kern_thread::{Pri, kthread_add};
+    use crate::kern::lock_order::{App, Leaf, RunQueue};
+    use crate::machine::hosted::Machine;
+
+    #[test]
+    fn additions_under_a_mutex_are_not_lost_on_four_cpus() {
+        for seed in 0..50 {
+            Machine::builder().seed(seed).cpus(4).run(|| {
+                let sum = Arc::new(Mutex::<u64, Leaf>::new(0));
+                let threads: Vec<_> = (0..6)
+                    .map(|_| {
+                        let sum = Arc::clone(&sum);
+                        kthread_add("adder", Pri::PUSER, None, move || {
+                            for turn in 0..200 {
+                                let mut guard = sum.lock();
+                                let before = *guard;
+                                machine::interleave();
+                                if turn % 64 == 0 {
+                                    // Loses the CPU while it owns the lock.
+                                    kern_yield();
+                                }
+                                *guard = before + 1;
+                            }
+                        })
+                    })
+                    .collect();
+                threads.into_iter().for_each(|thread| thread.join());
+                assert_eq!(*sum.lock(), 1200);
+            });
+        }
+    }
+
+    #[test]
+    fn a_mutex_that_is_owned_cannot_be_tried() {
+        Machine::builder().run(|| {
+            let mutex = Mutex::<_, Leaf>::new(1);
+            let guard = mutex.lock();
+            assert!(mutex.is_owned());
+            assert!(mutex.try_lock().is_none());
+            drop(guard);
+            assert!(!mutex.is_owned());
+            assert_eq!(mutex.try_lock().map(|guard| *guard), Some(1));
+        });
+    }
+
+    #[test]
+    fn an_owner_runs_with_the_priority_of_whoever_waits_for_it() {
+        Machine::builder().cpus(1).run(|| {
+            sched_prio(Pri(130));
+            let outer = Arc::new(Mutex::<_, App>::new(()));
+            let inner = Arc::new(Mutex::<_, Leaf>::new(()));
+            let inner_guard = inner.lock();
+
+            // Owns `outer` and waits for `inner`, which this thread owns.
+            let (their_outer, their_inner) = (Arc::clone(&outer), Arc::clone(&inner));
+            let middle = kthread_add("middle", Pri(60), None, move || {
+                let _outer = their_outer.lock();
+                let _inner = their_inner.lock();
+            });
+            kern_yield();
+            assert_eq!(curthread().priority(), Pri(60));
+
+            // Waits for `outer`: what it lends goes through the middle to this thread.
+            let their_outer = Arc::clone(&outer);
+            let urgent = kthread_add("urgent", Pri(20), None, move || {
+                let _outer = their_outer.lock();
+            });
+            kern_yield();
+            assert_eq!(middle.thread().priority(), Pri(20));
+            assert_eq!(curthread().priority(), Pri(20));
+
+            drop(inner_guard);
+            assert_eq!(curthread().priority(), Pri(130));
+            middle.join();
+            urgent.join();
+        });
+    }
+
+    #[test]
+    fn the_most_urgent_waiter_comes_first() {
+        Machine::builder().cpus(1).run(|| {
+            let order = Arc::new(Mutex::<Vec<u8>, Leaf>::new(Vec::new()));
+            let guard = order.lock();
+            let threads: Vec<_> = [110, 90, 100]
+                .into_iter()
+                .map(|pri| {
+                    let order = Arc::clone(&order);
+                    kthread_add("waiter", Pri(pri), None, move || order.lock().push(pri))
+                })
+                .collect();
+            pause_unlocked(guard);
+            threads.into_iter().for_each(|thread| thread.join());
+            assert_eq!(*order.lock(), [90, 100, 110]);
+        });
+    }
+
+    /// Lets every other thread run up to where it waits for the lock, then gives it back.
+    fn pause_unlocked<T>(guard: MutexGuard<'_, T, Leaf>) {
+        for _ in 0..5 {
+            kern_yield();
+        }
+        drop(guard);
+    }
+
+    #[test]
+    fn a_pair_is_locked_in_one_order_from_both_sides() {
+        for seed in 0..20 {
+            Machine::builder().seed(seed).cpus(2).run(|| {
+                let pair = Arc::new((Mutex::<u32, Leaf>::new(0), Mutex::<u32, Leaf>::new(0)));
+                let threads: Vec<_> = (0..2)
+                    .map(|side| {
+                        let pair = Arc::clone(&pair);
+                        kthread_add("side", Pri::PUSER, None, move || {
+                            for _ in 0..100 {
+                                let (mut one, mut other) = if side == 0 {
+                                    pair.0.lock_pair(&pair.1)
+                                } else {
+                                    pair.1.lock_pair(&pair.0)
+                                };
+                                *one += 1;
+                                *other += 1;
+                            }
+                        })
+                    })
+                    .collect();
+                threads.into_iter().for_each(|thread| thread.join());
+                assert_eq!(*pair.0.lock(), 200);
+                assert_eq!(*pair.1.lock(), 200);
+            });
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "lock order reversal")]
+    fn witness_reports_a_reversal_that_the_compiler_cannot_see() {
+        Machine::builder().run(|| {
+            let first = Mutex::<_, App>::new(());
+            let second = Mutex::<_, Leaf>::new(());
+            let _second = second.lock();
+            let _first = first.lock();
+        });
+    }
+
+    #[test]
+    #[should_panic(expected = "recursion")]
+    fn witness_reports_recursion() {
+        Machine::builder().run(|| {
+            let mutex = Mutex::<_, App>::new(());
+            let _once = mutex.lock();
+            let _twice = mutex.lock();
+        });
+    }
+
+    #[test]
+    #[should_panic(expected = "sleeping on \"pause\" with a non-sleepable lock held")]
+    fn witness_reports_a_sleep_with_a_mutex_held() {
+        Machine::builder().run(|| {
+            let mutex = Mutex::<_, App>::new(());
+            let _guard = mutex.lock();
+            pause("pause", 1);
+        });
+    }
+
+    #[test]
+    #[should_panic(expected = "spin mutex held")]
+    fn witness_reports_a_mutex_under_a_spin_mutex() {
+        Machine::builder().run(|| {
+            let spin = SpinMutex::<_, RunQueue>::new(());
+            let mutex = Mutex::<_, App>::new(());
+            let _spin = spin.lock();
+            let _mutex = mutex.lock();
+        });
+    }
+
+    #[test]
+    #[should_panic(expected = "a thread ended with a lock held")]
+    fn witness_reports_a_thread_that_ends_with_a_lock() {
+        Machine::builder().run(|| {
+            let thread = kthread_add("loser", Pri::PUSER, None, || {
+                let mutex =
+                    alloc::boxed::Box::leak(alloc::boxed::Box::new(Mutex::<_, App>::new(())));
+                core::mem::forget(mutex.lock());
+            });
+            thread.join();
+        });
+    }
+
+    #[test]
+    fn spin_mutexes_keep_interrupts_off_in_whatever_order_they_are_dropped() {
+        Machine::builder().run(|| {
+            let one = SpinMutex::<_, Leaf>::new(());
+            let two = SpinMutex::<_, RunQueue>::new(());
+            let first = one.lock();
+            let second = two.lock();
+            assert!(!machine::intr_enabled());
+            drop(first);
+            assert!(!machine::intr_enabled());
+            drop(second);
+            assert!(machine::intr_enabled());
+        });
+    }
+}

@@ -675,3 +675,149 @@ impl<T: ?Sized, C: LockClass> Drop for RwWriteGuard<'_, T, C> {
         self.lock.unlock_write();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use alloc::sync::Arc;
+    use alloc::vec::Vec;
+
+    use super::*;
+    use crate::kern::kern_synch::kern_yield;
+    use crate::kern::kern_thread::{Pri, kthread_add};
+    use crate::kern::lock_order::{App, Leaf};
+    use crate::machine::hosted::Machine;
+
+    #[test]
+    fn readers_share_and_a_writer_is_alone() {
+        Machine::builder().run(|| {
+            let lock = RwLock::<_, Leaf>::new(5);
+            let one = lock.read();
+            assert_eq!(lock.try_read().map(|guard| *guard), Some(5));
+            assert!(lock.try_write().is_none());
+            drop(one);
+            let mut writer = lock.try_write().expect("nobody reads");
+            *writer = 6;
+            assert!(lock.is_owned());
+            assert!(lock.try_read().is_none());
+            drop(writer);
+            assert_eq!(lock.into_inner(), 6);
+        });
+    }
+
+    #[test]
+    fn writers_and_readers_never_meet() {
+        for seed in 0..60 {
+            Machine::builder().seed(seed).cpus(4).run(|| {
+                // Both halves are equal whenever nobody writes.
+                let lock = Arc::new(RwLock::<(u64, u64), Leaf>::new((0, 0)));
+                let threads: Vec<_> = (0..6)
+                    .map(|number| {
+                        let lock = Arc::clone(&lock);
+                        kthread_add("user", Pri(120 + number), None, move || {
+                            for turn in 0..100 {
+                                if (turn + number) % 3 == 0 {
+                                    let mut guard = lock.write();
+                                    guard.0 += 1;
+                                    machine::interleave();
+                                    if turn % 10 == 0 {
+                                        kern_yield();
+                                    }
+                                    guard.1 += 1;
+                                    if turn % 7 == 0 {
+                                        let guard = RwWriteGuard::downgrade(guard);
+                                        assert_eq!(guard.0, guard.1);
+                                    }
+                                } else {
+                                    let guard = lock.read();
+                                    assert_eq!(guard.0, guard.1);
+                                    if turn % 5 == 0 {
+                                        kern_yield();
+                                    }
+                                    if let Ok(mut guard) = RwReadGuard::try_upgrade(guard) {
+                                        guard.0 += 1;
+                                        machine::interleave();
+                                        guard.1 += 1;
+                                    }
+                                }
+                            }
+                        })
+                    })
+                    .collect();
+                threads.into_iter().for_each(|thread| thread.join());
+                let guard = lock.read();
+                assert_eq!(guard.0, guard.1);
+                drop(guard);
+                assert_eq!(lock.word.load(Ordering::Relaxed), UNLOCKED);
+            });
+        }
+    }
+
+    #[test]
+    fn a_waiting_writer_goes_before_new_readers() {
+        Machine::builder().cpus(1).run(|| {
+            let lock = Arc::new(RwLock::<Vec<&str>, Leaf>::new(Vec::new()));
+            let reader = lock.read();
+            let theirs = Arc::clone(&lock);
+            let writer = kthread_add("writer", Pri(100), None, move || {
+                theirs.write().push("writer")
+            });
+            kern_yield();
+            let theirs = Arc::clone(&lock);
+            let late = kthread_add("late reader", Pri(100), None, move || drop(theirs.read()));
+            kern_yield();
+            assert!(lock.word.load(Ordering::Relaxed) & WRITE_WAITERS != 0);
+            drop(reader);
+            writer.join();
+            late.join();
+            assert_eq!(*lock.read(), ["writer"]);
+        });
+    }
+
+    #[test]
+    fn a_thread_that_reads_already_passes_waiting_writers() {
+        Machine::builder().cpus(1).run(|| {
+            let lock = Arc::new(RwLock::<_, Leaf>::new(()));
+            let other = RwLock::<_, App>::new(());
+            let first = lock.read();
+            let theirs = Arc::clone(&lock);
+            let writer = kthread_add("writer", Pri(100), None, move || drop(theirs.write()));
+            kern_yield();
+            assert!(!may_read(lock.word.load(Ordering::Relaxed), false));
+            // `try_read` stands for a second reader whose first lock the writer cannot know of.
+            assert!(lock.try_read().is_some());
+            drop(first);
+            let _other = other.read();
+            writer.join();
+        });
+    }
+
+    #[test]
+    fn only_the_sole_reader_is_upgraded() {
+        Machine::builder().run(|| {
+            let lock = RwLock::<_, Leaf>::new(());
+            let one = lock.read();
+            let two = lock.try_read().expect("readers share");
+            let one = match RwReadGuard::try_upgrade(one) {
+                Ok(_) => panic!("another reads"),
+                Err(guard) => guard,
+            };
+            drop(two);
+            assert!(RwReadGuard::try_upgrade(one).is_ok());
+        });
+    }
+
+    #[test]
+    fn a_writer_lends_its_waiters_priority() {
+        Machine::builder().cpus(1).run(|| {
+            let lock = Arc::new(RwLock::<_, Leaf>::new(()));
+            let guard = lock.write();
+            let theirs = Arc::clone(&lock);
+            let reader = kthread_add("reader", Pri(70), None, move || drop(theirs.read()));
+            kern_yield();
+            assert_eq!(curthread().priority(), Pri(70));
+            drop(guard);
+            assert_eq!(curthread().priority(), Pri::PUSER);
+            reader.join();
+        });
+    }
+}

@@ -254,3 +254,57 @@ impl<T: ?Sized, C: LockClass> Drop for SxSharedGuard<'_, T, C> {
         self.sx.unlock(ONE_SHARER);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use alloc::sync::Arc;
+    use alloc::vec::Vec;
+
+    use super::*;
+    use crate::kern::kern_synch::pause;
+    use crate::kern::kern_thread::{Pri, kthread_add};
+    use crate::kern::lock_order::App;
+    use crate::machine::hosted::Machine;
+
+    #[test]
+    fn a_holder_may_sleep_and_the_others_wait_their_turn() {
+        for seed in 0..30 {
+            Machine::builder().seed(seed).cpus(3).run(|| {
+                let sum = Arc::new(Sx::<u64, App>::new(0));
+                let threads: Vec<_> = (0..5)
+                    .map(|number| {
+                        let sum = Arc::clone(&sum);
+                        kthread_add("holder", Pri::PUSER, None, move || {
+                            for turn in 0..20 {
+                                if (turn + number) % 4 == 0 {
+                                    let before = *sum.slock();
+                                    assert!(before <= *sum.slock());
+                                }
+                                let mut guard = sum.xlock();
+                                let before = *guard;
+                                pause("held", 1);
+                                *guard = before + 1;
+                            }
+                        })
+                    })
+                    .collect();
+                threads.into_iter().for_each(|thread| thread.join());
+                assert_eq!(*sum.slock(), 100);
+                assert!(sum.try_xlock().is_some());
+            });
+        }
+    }
+
+    #[test]
+    fn sharers_hold_it_together() {
+        Machine::builder().run(|| {
+            let lock = Sx::<_, App>::new(());
+            let shared = lock.slock();
+            assert!(lock.try_shared());
+            lock.word.fetch_sub(ONE_SHARER, Ordering::Relaxed);
+            assert!(lock.try_xlock().is_none());
+            drop(shared);
+            assert!(lock.try_xlock().is_some());
+        });
+    }
+}

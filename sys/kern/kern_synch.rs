@@ -152,3 +152,161 @@ impl<'a, T: ?Sized, C: LockClass> SxGuard<'a, T, C> {
         (lock.xlock(), result)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use alloc::collections::VecDeque;
+    use alloc::sync::Arc;
+    use alloc::vec::Vec;
+
+    use super::*;
+    use crate::kern::kern_mutex::Mutex;
+    use crate::kern::kern_thread::kthread_add;
+    use crate::kern::lock_order::Leaf;
+    use crate::machine::hosted::Machine;
+    use crate::machine::sbinuptime;
+
+    #[test]
+    fn a_pause_takes_its_time_and_no_longer() {
+        Machine::builder().run(|| {
+            for span in [1, 7, 250, 100_000] {
+                let span = Sbintime::from_us(span);
+                let before = sbinuptime();
+                pause_sbt("test", span);
+                assert_eq!(sbinuptime() - before, span);
+            }
+        });
+    }
+
+    #[test]
+    fn no_wakeup_is_lost_between_producers_and_consumers() {
+        for seed in 0..60 {
+            Machine::builder().seed(seed).cpus(3).run(|| {
+                let queue = Arc::new(Mutex::<VecDeque<u32>, Leaf>::new(VecDeque::new()));
+                let taken = Arc::new(Mutex::<u32, Leaf>::new(0));
+                let consumers: Vec<_> = (0..3)
+                    .map(|_| {
+                        let (queue, taken) = (Arc::clone(&queue), Arc::clone(&taken));
+                        kthread_add("consumer", Pri::PUSER, None, move || {
+                            for _ in 0..100 {
+                                let mut guard = queue.lock();
+                                while guard.is_empty() {
+                                    let chan = WChan::of(&*queue);
+                                    let (again, woken) = MutexGuard::msleep(
+                                        guard, chan, PSOCK, "empty", None, false,
+                                    );
+                                    assert_eq!(woken, Ok(()));
+                                    guard = again;
+                                }
+                                guard.pop_front();
+                                drop(guard);
+                                *taken.lock() += 1;
+                            }
+                        })
+                    })
+                    .collect();
+                let producers: Vec<_> = (0..2)
+                    .map(|_| {
+                        let queue = Arc::clone(&queue);
+                        kthread_add("producer", Pri::PUSER, None, move || {
+                            for item in 0..150 {
+                                queue.lock().push_back(item);
+                                wakeup_one(WChan::of(&*queue));
+                            }
+                        })
+                    })
+                    .collect();
+                for thread in producers.into_iter().chain(consumers) {
+                    thread.join();
+                }
+                assert_eq!(*taken.lock(), 300);
+            });
+        }
+    }
+
+    #[test]
+    fn a_sleep_ends_by_wakeup_by_time_or_by_interruption() {
+        Machine::builder().run(|| {
+            let mutex = Arc::new(Mutex::<u32, Leaf>::new(0));
+            let chan = WChan::of(&*mutex);
+
+            let before = sbinuptime();
+            let span = Sbintime::from_ms(30);
+            let (guard, slept) =
+                MutexGuard::msleep(mutex.lock(), chan, PSOCK, "time", Some(span), true);
+            drop(guard);
+            assert_eq!(slept, Err(SleepError::TimedOut));
+            assert_eq!(sbinuptime() - before, span);
+
+            let me = curthread();
+            kthread_add("interrupter", Pri::PUSER, None, move || {
+                pause("wait", 5);
+                me.interrupt();
+            });
+            let (guard, slept) = MutexGuard::msleep(mutex.lock(), chan, PSOCK, "intr", None, true);
+            drop(guard);
+            assert_eq!(slept, Err(SleepError::Interrupted));
+
+            // An interruption waits for the next sleep that can be interrupted.
+            me.interrupt();
+            pause("uninterruptible", 5);
+            let (guard, slept) = MutexGuard::msleep(mutex.lock(), chan, PSOCK, "intr", None, true);
+            drop(guard);
+            assert_eq!(slept, Err(SleepError::Interrupted));
+
+            kthread_add("waker", Pri::PUSER, None, move || {
+                pause("wait", 5);
+                wakeup(chan);
+            });
+            let slept = MutexGuard::msleep(mutex.lock(), chan, PSOCK, "wake", Some(span), true).1;
+            assert_eq!(slept, Ok(()));
+        });
+    }
+
+    #[test]
+    fn one_wakeup_wakes_the_most_urgent_sleeper() {
+        Machine::builder().cpus(1).run(|| {
+            let mutex = Arc::new(Mutex::<Vec<u8>, Leaf>::new(Vec::new()));
+            let threads: Vec<_> = [130, 121, 125]
+                .into_iter()
+                .map(|pri| {
+                    let mutex = Arc::clone(&mutex);
+                    kthread_add("sleeper", Pri(pri), None, move || {
+                        let chan = WChan::of(&*mutex);
+                        let mut guard =
+                            MutexGuard::msleep(mutex.lock(), chan, PSOCK, "turn", None, false).0;
+                        guard.push(pri);
+                    })
+                })
+                .collect();
+            pause("settle", 1);
+            for _ in 0..3 {
+                wakeup_one(WChan::of(&*mutex));
+                pause("settle", 1);
+            }
+            threads.into_iter().for_each(|thread| thread.join());
+            assert_eq!(*mutex.lock(), [121, 125, 130]);
+        });
+    }
+
+    #[test]
+    #[should_panic(expected = "deadlock: every thread waits")]
+    fn a_machine_in_which_nothing_can_happen_any_more_says_so() {
+        Machine::builder().quiet().run(|| {
+            let mutex = Mutex::<_, Leaf>::new(());
+            let chan = WChan::of(&mutex);
+            let _ = MutexGuard::msleep(mutex.lock(), chan, PSOCK, "forever", None, false);
+        });
+    }
+
+    #[test]
+    #[should_panic(expected = "the clock stood still")]
+    fn a_panic_in_any_thread_reaches_whoever_runs_the_machine() {
+        Machine::builder().quiet().run(|| {
+            let thread = kthread_add("faulty", Pri::PUSER, None, || {
+                panic!("the clock stood still")
+            });
+            thread.join();
+        });
+    }
+}

@@ -491,6 +491,7 @@ extern "C" fn fork_exit(_: usize) -> ! {
                 drop(start);
             } else {
                 start();
+                witness::check_nothing_held(me, "a thread ended");
             }
         });
     }
@@ -502,9 +503,7 @@ fn kthread_exit() -> ! {
     if machine::teardown_started() {
         back_to_reaper();
     }
-    let me = curthread();
-    witness::check_nothing_held(me, "a thread ended");
-    me.td_flags.fetch_or(TDF_EXITED, Ordering::Relaxed);
+    curthread().td_flags.fetch_or(TDF_EXITED, Ordering::Relaxed);
     sched::throw()
 }
 

@@ -553,3 +553,204 @@ pub fn callouts_fired() -> impl Iterator<Item = u64> {
         .iter()
         .map(|wheel| wheel.fired.load(Ordering::Relaxed))
 }
+
+#[cfg(test)]
+mod tests {
+    use alloc::vec::Vec;
+
+    use super::*;
+    use crate::kern::kern_mutex::Mutex;
+    use crate::kern::kern_synch::{pause, pause_sbt};
+    use crate::kern::kern_thread::kthread_add;
+    use crate::kern::lock_order::Leaf;
+    use crate::machine::hosted::Machine;
+    use crate::machine::sbinuptime;
+
+    /// Writes down when it ran.
+    #[derive(Default)]
+    struct Diary(Mutex<Vec<Sbintime>, Leaf>);
+
+    impl Default for Mutex<Vec<Sbintime>, Leaf> {
+        fn default() -> Self {
+            Mutex::new(Vec::new())
+        }
+    }
+
+    impl Diary {
+        fn entries(&self) -> Vec<Sbintime> {
+            self.0.lock().clone()
+        }
+    }
+
+    impl CalloutTarget for Diary {
+        fn callout(self: Arc<Self>, now: Sbintime) {
+            self.0.lock().push(now);
+        }
+    }
+
+    #[test]
+    fn callouts_of_any_span_run_at_their_time() {
+        Machine::builder().run(|| {
+            pause("offset", 12_345);
+            let start = sbinuptime();
+            let spans: Vec<Sbintime> = [0, 1, 999, 1_000, 63_999, 64_001, 4_000_000, 4_100_000]
+                .into_iter()
+                .map(Sbintime::from_us)
+                .chain([300, 17_000, 2_000_000].into_iter().map(Sbintime::from_s))
+                .collect();
+            let armed: Vec<_> = spans
+                .iter()
+                .map(|&span| {
+                    let (callout, diary) = (Callout::new(), Arc::new(Diary::default()));
+                    callout.reset(span, &diary);
+                    (callout, diary, start + span)
+                })
+                .collect();
+            pause_sbt("wait", Sbintime::from_s(2_000_001));
+            for (callout, diary, due) in armed {
+                assert_eq!(diary.entries(), [due]);
+                assert!(!callout.pending());
+                assert_eq!(Arc::strong_count(&diary), 1);
+            }
+        });
+    }
+
+    #[test]
+    fn a_callout_that_is_set_back_runs_once_at_the_later_time() {
+        Machine::builder().run(|| {
+            let (callout, diary) = (Callout::new(), Arc::new(Diary::default()));
+            assert!(!callout.reset(Sbintime::from_ms(200), &diary));
+            for _ in 0..50 {
+                pause("segment", 10);
+                assert!(callout.reset(Sbintime::from_ms(200), &diary));
+                assert_eq!(Arc::strong_count(&diary), 2);
+            }
+            let last = sbinuptime();
+            pause("wait", 1_000);
+            assert_eq!(diary.entries(), [last + Sbintime::from_ms(200)]);
+        });
+    }
+
+    #[test]
+    fn a_callout_that_is_set_forward_runs_at_the_earlier_time() {
+        Machine::builder().run(|| {
+            let (callout, diary) = (Callout::new(), Arc::new(Diary::default()));
+            callout.reset(Sbintime::from_s(60), &diary);
+            callout.reset(Sbintime::from_ms(3), &diary);
+            pause("wait", 100_000);
+            assert_eq!(diary.entries(), [Sbintime::from_ms(3)]);
+        });
+    }
+
+    #[test]
+    fn a_stopped_callout_lets_its_target_go() {
+        Machine::builder().run(|| {
+            let (callout, diary) = (Callout::new(), Arc::new(Diary::default()));
+            callout.reset(Sbintime::from_ms(3), &diary);
+            assert!(callout.pending());
+            assert!(callout.stop());
+            assert!(!callout.stop());
+            callout.reset(Sbintime::from_ms(3), &diary);
+            drop(callout);
+            pause("wait", 100);
+            assert!(diary.entries().is_empty());
+            assert_eq!(Arc::strong_count(&diary), 1);
+        });
+    }
+
+    /// Takes its time, and arms itself again.
+    struct Slow {
+        callout: Callout,
+        running: Mutex<bool, Leaf>,
+        runs: AtomicU32,
+    }
+
+    impl CalloutTarget for Slow {
+        fn callout(self: Arc<Self>, _: Sbintime) {
+            *self.running.lock() = true;
+            pause("slow", 10);
+            self.runs.fetch_add(1, Ordering::Relaxed);
+            *self.running.lock() = false;
+            self.callout.reset(Sbintime::from_ms(5), &self);
+        }
+    }
+
+    #[test]
+    fn draining_waits_for_the_target_that_is_running() {
+        Machine::builder().run(|| {
+            let slow = Arc::new(Slow {
+                callout: Callout::new(),
+                running: Mutex::new(false),
+                runs: AtomicU32::new(0),
+            });
+            slow.callout.reset(Sbintime::from_ms(5), &slow);
+            pause("until it runs", 8);
+            assert!(*slow.running.lock());
+            slow.callout.drain();
+            assert!(!*slow.running.lock());
+            assert_eq!(slow.runs.load(Ordering::Relaxed), 1);
+            // It armed itself while it was being drained.
+            slow.callout.stop();
+            pause("wait", 100);
+            assert_eq!(slow.runs.load(Ordering::Relaxed), 1);
+        });
+    }
+
+    #[test]
+    fn a_periodic_callout_may_stop_itself_by_not_arming_again() {
+        Machine::builder().run(|| {
+            let slow = Arc::new(Slow {
+                callout: Callout::new(),
+                running: Mutex::new(false),
+                runs: AtomicU32::new(0),
+            });
+            slow.callout.reset_on(Sbintime::from_ms(5), 1, &slow);
+            pause("wait", 152);
+            assert_eq!(slow.runs.load(Ordering::Relaxed), 10);
+            slow.callout.drain();
+        });
+    }
+
+    #[test]
+    fn callouts_armed_and_stopped_by_all_cpus_run_at_most_as_often_as_armed() {
+        for seed in 0..40 {
+            Machine::builder().seed(seed).cpus(4).run(|| {
+                let callouts: Arc<Vec<(Callout, Arc<Diary>)>> = Arc::new(
+                    (0..8)
+                        .map(|_| (Callout::new(), Arc::new(Diary::default())))
+                        .collect(),
+                );
+                let threads: Vec<_> = (0..4)
+                    .map(|_| {
+                        let callouts = Arc::clone(&callouts);
+                        kthread_add("armer", Pri::PUSER, None, move || {
+                            for _ in 0..100 {
+                                let random = machine::random_u64();
+                                let (callout, diary) = &callouts[random as usize % 8];
+                                let span = Sbintime::from_us((random >> 8) as i64 % 3000);
+                                match random >> 32 & 3 {
+                                    0 => drop(callout.stop()),
+                                    1 => drop(callout.reset_on(
+                                        span,
+                                        (random >> 40) as usize % 4,
+                                        diary,
+                                    )),
+                                    _ => drop(callout.reset(span, diary)),
+                                }
+                                if random >> 50 & 7 == 0 {
+                                    pause_sbt("armer", Sbintime::from_us(700));
+                                }
+                            }
+                        })
+                    })
+                    .collect();
+                threads.into_iter().for_each(|thread| thread.join());
+                pause("rest", 10);
+                for (callout, diary) in callouts.iter() {
+                    assert!(!callout.pending());
+                    assert_eq!(Arc::strong_count(diary), 1);
+                }
+            });
+        }
+    }
+}

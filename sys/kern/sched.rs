@@ -597,3 +597,153 @@ pub fn sched_bind(cpu: usize) {
 pub fn sched_unbind() {
     curthread().td_bound.store(NOCPU, Ordering::Relaxed);
 }
+
+#[cfg(test)]
+mod tests {
+    use alloc::sync::Arc;
+    use alloc::vec::Vec;
+
+    use super::*;
+    use crate::kern::kern_mutex::Mutex;
+    use crate::kern::kern_synch::pause;
+    use crate::kern::kern_thread::kthread_add;
+    use crate::kern::lock_order::Leaf;
+    use crate::machine::hosted::Machine;
+
+    #[test]
+    fn a_more_urgent_kernel_thread_runs_at_once() {
+        Machine::builder().cpus(1).run(|| {
+            let ran = Arc::new(AtomicBool::new(false));
+            let theirs = Arc::clone(&ran);
+            kthread_add("urgent", Pri::PI_NET, None, move || {
+                theirs.store(true, Ordering::Relaxed)
+            });
+            assert!(ran.load(Ordering::Relaxed));
+        });
+    }
+
+    #[test]
+    fn a_critical_section_puts_preemption_off_to_its_end() {
+        Machine::builder().cpus(1).run(|| {
+            let ran = Arc::new(AtomicBool::new(false));
+            let theirs = Arc::clone(&ran);
+            let outer = machine::Critical::enter();
+            let inner = machine::Critical::enter();
+            kthread_add("urgent", Pri::PI_NET, None, move || {
+                theirs.store(true, Ordering::Relaxed)
+            });
+            drop(inner);
+            assert!(!ran.load(Ordering::Relaxed));
+            drop(outer);
+            assert!(ran.load(Ordering::Relaxed));
+        });
+    }
+
+    #[test]
+    fn programs_do_not_preempt_each_other_but_take_turns() {
+        Machine::builder().cpus(1).run(|| {
+            let order = Arc::new(Mutex::<Vec<u32>, Leaf>::new(Vec::new()));
+            let busy = |number: u32| {
+                let order = Arc::clone(&order);
+                kthread_add("program", Pri::PUSER, None, move || {
+                    for _ in 0..3 {
+                        order.lock().push(number);
+                        // Works, in virtual time, for a little more than a turn.
+                        let end = machine::sbinuptime() + QUANTUM + Sbintime::from_ms(1);
+                        while machine::sbinuptime() < end {
+                            machine::cpu_spinwait();
+                        }
+                    }
+                })
+            };
+            let programs = [busy(1), busy(2)];
+            assert!(order.lock().is_empty());
+            for program in programs {
+                program.join();
+            }
+            assert_eq!(*order.lock(), [1, 2, 1, 2, 1, 2]);
+        });
+    }
+
+    #[test]
+    fn work_spreads_over_idle_cpus() {
+        Machine::builder().cpus(4).run(|| {
+            let cpus = Arc::new(AtomicU32::new(0));
+            let threads: Vec<_> = (0..4)
+                .map(|_| {
+                    let cpus = Arc::clone(&cpus);
+                    kthread_add("worker", Pri::PUSER, None, move || {
+                        let end = machine::sbinuptime() + Sbintime::from_ms(100);
+                        while machine::sbinuptime() < end {
+                            machine::cpu_spinwait();
+                        }
+                        cpus.fetch_or(1 << machine::curcpu(), Ordering::Relaxed);
+                    })
+                })
+                .collect();
+            threads.into_iter().for_each(|thread| thread.join());
+            assert_eq!(cpus.load(Ordering::Relaxed), 0b1111);
+        });
+    }
+
+    #[test]
+    fn a_bound_thread_runs_where_it_is_bound() {
+        Machine::builder().cpus(3).run(|| {
+            for cpu in [2, 0, 1] {
+                kthread_add("bound", Pri::PUSER, Some(cpu), move || {
+                    for _ in 0..10 {
+                        assert_eq!(machine::curcpu(), cpu);
+                        pause("bound", 1);
+                    }
+                })
+                .join();
+                sched_bind(cpu);
+                assert_eq!(machine::curcpu(), cpu);
+            }
+            sched_unbind();
+        });
+    }
+
+    #[test]
+    fn the_same_seed_replays_the_same_run() {
+        let run = |seed| {
+            Machine::builder().seed(seed).cpus(4).run(|| {
+                let order = Arc::new(Mutex::<Vec<u32>, Leaf>::new(Vec::new()));
+                let threads: Vec<_> = (0..4)
+                    .map(|number| {
+                        let order = Arc::clone(&order);
+                        kthread_add("racer", Pri::PUSER, None, move || {
+                            for _ in 0..50 {
+                                order.lock().push(number);
+                            }
+                        })
+                    })
+                    .collect();
+                threads.into_iter().for_each(|thread| thread.join());
+                let order = order.lock().clone();
+                order
+            })
+        };
+        assert_eq!(run(1), run(1));
+        assert!((2..20).any(|seed| run(seed) != run(1)));
+    }
+
+    #[test]
+    fn threads_that_come_and_go_are_recycled() {
+        Machine::builder().cpus(2).run(|| {
+            // Until the other CPU has its idle thread.
+            pause("settle", 1);
+            let first = kthread_add("first", Pri::PUSER, None, || {});
+            let structure = first.thread().as_word();
+            first.join();
+            pause("settle", 1);
+            let mut reused = false;
+            for _ in 0..200 {
+                let thread = kthread_add("next", Pri::PUSER, None, || pause("work", 1));
+                reused |= thread.thread().as_word() == structure;
+                thread.join();
+            }
+            assert!(reused);
+        });
+    }
+}

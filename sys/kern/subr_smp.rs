@@ -107,3 +107,51 @@ pub fn stop_other_cpus() {
         machine::cpu_spinwait();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use alloc::sync::Arc;
+    use alloc::vec::Vec;
+
+    use super::*;
+    use crate::kern::kern_thread::{Pri, kthread_add};
+    use crate::machine::hosted::Machine;
+
+    fn mark(seen: usize) {
+        // SAFETY: the tests pass the address of an atomic that outlives the rendezvous.
+        let seen = unsafe { &*(seen as *const AtomicU32) };
+        seen.fetch_add(1 << (8 * machine::curcpu()), Ordering::Relaxed);
+    }
+
+    #[test]
+    fn a_rendezvous_runs_once_on_every_cpu_that_is_asked() {
+        Machine::builder().cpus(4).run(|| {
+            let seen = AtomicU32::new(0);
+            smp_rendezvous(CpuSet::all(), mark, &raw const seen as usize);
+            assert_eq!(seen.load(Ordering::Relaxed), 0x0101_0101);
+            smp_rendezvous(CpuSet::single(2), mark, &raw const seen as usize);
+            assert_eq!(seen.load(Ordering::Relaxed), 0x0102_0101);
+        });
+    }
+
+    #[test]
+    fn rendezvous_of_several_cpus_at_once_do_not_block_each_other() {
+        for seed in 0..20 {
+            Machine::builder().seed(seed).cpus(4).run(|| {
+                let seen = Arc::new(AtomicU32::new(0));
+                let threads: Vec<_> = (0..4)
+                    .map(|cpu| {
+                        let seen = Arc::clone(&seen);
+                        kthread_add("caller", Pri::PUSER, Some(cpu), move || {
+                            for _ in 0..10 {
+                                smp_rendezvous(CpuSet::all(), mark, Arc::as_ptr(&seen) as usize);
+                            }
+                        })
+                    })
+                    .collect();
+                threads.into_iter().for_each(|thread| thread.join());
+                assert_eq!(seen.load(Ordering::Relaxed), 0x2828_2828);
+            });
+        }
+    }
+}

@@ -19,7 +19,7 @@ use crate::machine_local;
 
 intrusive_adapter!(ChainAdapter = &'static Turnstile: Turnstile { chain_link => LinkedListLink });
 intrusive_adapter!(FreeAdapter = &'static Turnstile: Turnstile { free_link => LinkedListLink });
-intrusive_adapter!(pub(super) ContestedAdapter = &'static Turnstile: Turnstile { contested_link => LinkedListLink });
+intrusive_adapter!(pub(crate) ContestedAdapter = &'static Turnstile: Turnstile { contested_link => LinkedListLink });
 intrusive_adapter!(BlockedAdapter = ThreadRef: Thread { td_lockq => LinkedListLink });
 
 /// Which waiters of a lock.
@@ -205,14 +205,6 @@ impl LockedChain {
     #[doc(alias = "turnstile_cancel")]
     pub(crate) fn cancel(self) {
         self.chain.lock.unlock();
-    }
-
-    /// Tells whether threads wait in `queue`.
-    #[doc(alias = "turnstile_empty")]
-    pub(crate) fn has_waiters(&self, queue: TurnstileQueue) -> bool {
-        // SAFETY: the chain is locked.
-        self.turnstile
-            .is_some_and(|turnstile| unsafe { !turnstile.queues()[queue as usize].is_empty() })
     }
 
     /// Blocks until woken; whether the lock is free then is for the caller to find out.

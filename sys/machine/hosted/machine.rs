@@ -87,13 +87,15 @@ impl Builder {
         });
         machine.start(&mut boot);
         let outcome = machine.outcome.take();
+        if let Some(payload) = outcome {
+            CURRENT.set(outer);
+            // Its threads stand in the middle of things; what they own is left alone, and with it what they refer to.
+            core::mem::forget(machine);
+            resume_unwind(payload)
+        }
         machine.free_leaked();
         CURRENT.set(outer);
-        drop(machine);
-        match outcome {
-            Some(payload) => resume_unwind(payload),
-            None => result.expect("the first thread ends by returning or by a panic"),
-        }
+        result.expect("the first thread ends by returning or by a panic")
     }
 }
 
@@ -107,6 +109,8 @@ pub struct Machine {
     /// Points of possible interference until the baton is passed on.
     countdown: Cell<u32>,
     period: u32,
+    /// CPUs that have only waited busily since the clock last moved.
+    spinning: Cell<u32>,
     clock: Cell<Sbintime>,
     epoch: Option<Instant>,
     time_limit: Sbintime,
@@ -115,7 +119,8 @@ pub struct Machine {
     /// Indices into `locals` in the order in which their values were complete.
     local_order: RefCell<Vec<usize>>,
     leaked: RefCell<Vec<Owned>>,
-    arena: Arena,
+    /// Held for its end: it is unmapped with the machine.
+    _arena: Arena,
     phys: [PhysRange; 1],
     /// The context of `run`'s caller.
     host: Pcb,
@@ -211,6 +216,7 @@ impl Machine {
             random: Cell::new(builder.seed ^ 0x5bd1_e995_9d1b_58d3),
             countdown: Cell::new(period),
             period,
+            spinning: Cell::new(0),
             clock: Cell::new(Sbintime::ZERO),
             epoch: builder.realtime.then(Instant::now),
             time_limit: builder.time_limit,
@@ -222,7 +228,7 @@ impl Machine {
                 start,
                 end: start + arena.len as u64,
             }],
-            arena,
+            _arena: arena,
             host: Pcb::new(),
             outcome: Cell::new(None),
             teardown: Cell::new(false),
@@ -338,6 +344,8 @@ impl Machine {
 
     /// A point where another CPU could interfere.
     pub(super) fn interleave(&'static self) {
+        self.spinning
+            .set(self.spinning.get() & !(1 << self.current.get()));
         let left = self.countdown.get();
         if left > 1 {
             self.countdown.set(left - 1);
@@ -361,7 +369,17 @@ impl Machine {
 
     /// A busy wait for another CPU or for time to pass.
     pub(super) fn spin_wait(&'static self) {
-        if !self.relinquish() && !self.teardown.get() {
+        if self.teardown.get() {
+            return;
+        }
+        let me = self.current.get();
+        self.spinning.set(self.spinning.get() | 1 << me);
+        let busy = |vcpu: &Vcpu| !vcpu.halted.get();
+        let all_spin = (0..self.cpus.len())
+            .all(|cpu| self.spinning.get() & 1 << cpu != 0 || !busy(&self.cpus[cpu]));
+        if all_spin {
+            // Nobody does anything that could end the waiting but time.
+            self.spinning.set(0);
             if self.epoch.is_none() {
                 self.advance_clock(self.clock.get() + Sbintime::MICROSECOND);
             }
@@ -369,6 +387,7 @@ impl Machine {
             self.expire_timers();
             self.deliver_interrupts();
         }
+        self.relinquish();
     }
 
     // Interrupts.

@@ -14,5 +14,7 @@ mod machine;
 
 pub use context::{KStack, Pcb, cpu_switch};
 pub use contract::*;
-pub use machine::{Builder, InterruptLine, Machine, MachineLocal, call_thread_body, interrupt, pump};
+pub use machine::{
+    Builder, InterruptLine, Machine, MachineLocal, call_thread_body, interrupt, pump,
+};
 pub(crate) use machine::{interleave, leak, release_cpus, teardown_started, unwind_thread};
