@@ -864,6 +864,14 @@ impl Mbuf {
         }
     }
 
+    /// Whether the first mbuf's bytes are somebody's `ExtStorage`.
+    #[inline]
+    pub(crate) fn has_foreign_storage(&self) -> bool {
+        // SAFETY: invariant 1.
+        self.flags().contains(MFlags::EXT)
+            && unsafe { !(*RawMbuf::ext(self.raw())).ext_type.is_cluster() }
+    }
+
     /// Start and size of the first mbuf's buffer.
     #[inline(always)]
     pub(crate) fn buffer(&self) -> (*mut u8, usize) {

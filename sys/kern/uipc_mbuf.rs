@@ -11,6 +11,7 @@ use crate::mbuf::{
     ClusterSize, How, M_COPYALL, MAX_LINKHDR, MFlags, MHLEN, MLEN, Mbuf, NoBufs, PktHdr, RawMbuf,
     Short, TagList,
 };
+use crate::param::PAGE_SIZE;
 use core::ptr::NonNull;
 
 /// A chain under construction, with its end at hand.
@@ -597,14 +598,32 @@ impl Mbuf {
     #[doc(alias = "bus_dmamap_load_mbuf_sg")]
     #[inline]
     pub fn dma_segments(&self) -> impl Iterator<Item = (DmaAddr, usize)> + '_ {
-        self.iter()
-            .filter(|m| !m.is_empty())
-            .map(|m| (m.dma_addr(), m.len()))
+        let mut chain = self.iter();
+        // What is left of the mbuf at hand, and how much of it is contiguous at most.
+        let mut rest: &[u8] = &[];
+        let mut most = 0;
+        core::iter::from_fn(move || {
+            while rest.is_empty() {
+                let m = chain.next()?;
+                rest = m.data();
+                most = m.physically_contiguous();
+            }
+            let here = rest.as_ptr();
+            let len = rest.len().min(most - here.addr() % most);
+            rest = &rest[len..];
+            Some((DmaAddr::new(machine::virt_to_phys(here)), len))
+        })
     }
 
+    /// Pieces of this size and alignment of the first mbuf's buffer are contiguous to a device: mbufs and clusters are as a
+    /// whole, storage that others made only within a page.
     #[inline]
-    fn dma_addr(&self) -> DmaAddr {
-        DmaAddr::new(machine::virt_to_phys(self.data_ptr()))
+    fn physically_contiguous(&self) -> usize {
+        if self.has_foreign_storage() {
+            PAGE_SIZE
+        } else {
+            1 << 63
+        }
     }
 
     /// Where a device may put received bytes: the first mbuf's data and trailing space. Panics if shared.
@@ -612,7 +631,8 @@ impl Mbuf {
     #[track_caller]
     pub fn dma_receive(&mut self) -> (DmaAddr, usize) {
         assert!(self.writable(), "receive into a shared mbuf");
-        (self.dma_addr(), self.len() + self.trailing_space())
+        let addr = DmaAddr::new(machine::virt_to_phys(self.data_ptr()));
+        (addr, self.len() + self.trailing_space())
     }
 
     /// Number of mbufs in the chain that have data.

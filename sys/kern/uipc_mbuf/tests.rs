@@ -233,6 +233,17 @@ fn external_storage_is_read_in_place_and_dropped_with_the_last_packet() {
         assert_eq!((m.data().as_ptr(), m.pkt_len()), (address, 5000));
         m.clear_flags(MFlags::RDONLY);
         assert!(!m.writable(), "it stays read-only, whatever the flag says");
+        let mut expected = address.addr();
+        for (addr, len) in m.dma_segments() {
+            assert_eq!(addr.as_u64() as usize, expected);
+            assert_eq!(
+                expected / 4096,
+                (expected + len - 1) / 4096,
+                "pages lie anywhere"
+            );
+            expected += len;
+        }
+        assert_eq!(expected, address.addr() + 5000);
         let copy = m.copym(4000, 1000, How::NoWait).unwrap();
         drop(m);
         assert_eq!(copy.data(), &pattern(5000)[4000..]);
