@@ -8,3 +8,5 @@ pub mod cmdline;
 pub mod ksyms;
 pub mod console;
 pub mod init_main;
+pub mod apps;
+pub mod shell;

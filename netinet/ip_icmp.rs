@@ -125,6 +125,28 @@ impl IcmpStat {
         }
     }
 
+    /// Starts again from zero.
+    pub fn zero(&self) {
+        let single = [
+            &self.icps_error,
+            &self.icps_oldicmp,
+            &self.icps_oldshort,
+            &self.icps_badcode,
+            &self.icps_tooshort,
+            &self.icps_checksum,
+            &self.icps_badlen,
+            &self.icps_reflect,
+            &self.icps_bmcastecho,
+            &self.icps_bmcasttstamp,
+            &self.icps_badaddr,
+            &self.icps_noroute,
+            &self.icps_limited,
+        ];
+        for counter in single.into_iter().chain(&self.icps_outhist).chain(&self.icps_inhist) {
+            counter.zero();
+        }
+    }
+
     fn count(histogram: &[Counter; ICMP_MAXTYPE + 1], kind: u8) {
         if let Some(counter) = histogram.get(usize::from(kind)) {
             counter.inc();

@@ -3,7 +3,7 @@
 //! FreeBSD: sbin/ifconfig/ifconfig.c, af_inet.c, af_link.c, ifmedia.c
 
 use alloc::format;
-use alloc::string::{String, ToString};
+use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::net::Ipv4Addr;

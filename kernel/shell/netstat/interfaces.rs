@@ -98,7 +98,7 @@ fn rows_of(ifp: &Arc<Ifnet>, rows: &mut Vec<Row>) {
     rows.push(Row {
         name: name.clone(),
         mtu: Some(ifp.mtu()),
-        network: format!("<Link#{}>", ifp.if_index),
+        network: format!("<Link#{}>", ifp.if_index.0),
         address: if ifp.if_type == IFT_ETHER {
             format::ether(&ifp.lladdr())
         } else {

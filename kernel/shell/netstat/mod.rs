@@ -8,6 +8,7 @@ mod memory;
 mod routes;
 mod sockets;
 mod statistics;
+mod tcp;
 
 use alloc::format;
 use alloc::string::String;

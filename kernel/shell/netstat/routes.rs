@@ -56,7 +56,7 @@ pub(in crate::shell) fn routing_table(env: &Env, wide: bool) -> String {
             destination: network(route.dst, route.prefix_len),
             gateway: match nhop.gw {
                 Some(gw) => gw.to_string(),
-                None => format!("link#{}", nhop.nh_ifp.if_index),
+                None => format!("link#{}", nhop.nh_ifp.if_index.0),
             },
             flags: letters(nhop.nh_flags | RtFlags::UP),
             nhop: number + 1,

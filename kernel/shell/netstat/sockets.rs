@@ -10,18 +10,15 @@ use core::net::Ipv4Addr;
 
 use netinet::in_pcb::{InpHdr, Inpcb, Pcbinfo};
 use netinet::tcp_fsm::TcpState;
-use netinet::tcp_var::Tcpcb;
 use netinet::vnet::inet_of;
-use sys::machine;
 use sys::socketvar::Socket;
-use sys::time::Ticks;
 
-use super::Options;
+use super::{Options, tcp};
 use crate::apps::Env;
 
 /// A socket as the table shows it.
 #[derive(Clone)]
-struct Row {
+pub(super) struct Row {
     proto: &'static str,
     address: u64,
     local: (Ipv4Addr, u16),
@@ -47,18 +44,18 @@ struct Buffer {
 
 /// Figures of a TCP connection.
 #[derive(Clone)]
-struct Tcp {
-    state: TcpState,
-    retransmitted: u32,
-    out_of_order: u32,
-    zero_windows: u32,
-    cc: String,
-    cwnd: u32,
-    ssthresh: u32,
-    maxseg: u32,
-    ecn: &'static str,
+pub(super) struct Tcp {
+    pub(super) state: TcpState,
+    pub(super) retransmitted: u32,
+    pub(super) out_of_order: u32,
+    pub(super) zero_windows: u32,
+    pub(super) cc: String,
+    pub(super) cwnd: u32,
+    pub(super) ssthresh: u32,
+    pub(super) maxseg: u32,
+    pub(super) ecn: &'static str,
     /// Timers in ms until they expire: rexmt, persist, keep, 2msl, delack; then ms since the last segment.
-    times: [u32; 6],
+    pub(super) times: [u32; 6],
 }
 
 /// The table.
@@ -67,8 +64,7 @@ pub(super) fn table(env: &Env, options: &Options) -> String {
     if let Some(inet) = inet_of(&env.vnet) {
         let wanted = |proto: &str| options.protocol.as_deref().is_none_or(|name| name == proto);
         if wanted("tcp") {
-            let now = machine::ticks();
-            collect(&inet.tcp.tcbinfo, "tcp4", &mut rows, |tp: &Tcpcb| Some(tcp_figures(tp, now)));
+            tcp::sockets(&inet, &mut rows);
         }
         if wanted("udp") && !options.listen {
             collect(&inet.udbinfo, "udp4", &mut rows, |_| None);
@@ -82,7 +78,8 @@ pub(super) fn table(env: &Env, options: &Options) -> String {
     render(rows, options)
 }
 
-fn collect<P: Send + Sync + 'static>(
+/// Adds the sockets of a protocol.
+pub(super) fn collect<P: Send + Sync + 'static>(
     pcbinfo: &Pcbinfo<P>,
     proto: &'static str,
     rows: &mut Vec<Row>,
@@ -132,25 +129,6 @@ fn with_socket(mut row: Row, so: Option<Arc<Socket>>) -> Row {
     row.recv = figures(&so.rcv.lock());
     row.send = figures(&so.snd.lock());
     row
-}
-
-fn tcp_figures(tp: &Tcpcb, now: Ticks) -> Tcp {
-    let mut times = [0; 6];
-    let timers = tp.t_timers.remaining_ms(now);
-    times[..5].copy_from_slice(&timers);
-    times[5] = (now - tp.t_rcvtime).max(0) as u32;
-    Tcp {
-        state: tp.t_state,
-        retransmitted: tp.t_sndrexmitpack,
-        out_of_order: tp.t_rcvoopack,
-        zero_windows: tp.t_sndzerowin,
-        cc: tp.t_cc.name().to_string(),
-        cwnd: tp.snd_cwnd,
-        ssthresh: tp.snd_ssthresh,
-        maxseg: tp.t_maxseg,
-        ecn: "off",
-        times,
-    }
 }
 
 /// `a.b.c.d.port`, with `*` for what is open.
