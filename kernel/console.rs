@@ -1,13 +1,16 @@
 //! The console: bytes that were typed wait here for who reads them.
 //!
 //! FreeBSD: sys/kern/kern_cons.c, sys/kern/tty.c
-//! Differs from FreeBSD: no line discipline; the shell edits lines itself, and Ctrl-C is a byte like any other.
+//! Differs from FreeBSD: no line discipline; the shell edits lines itself. Ctrl-C ends the program in the foreground, and
+//! is a byte like any other when there is none.
 
 use alloc::collections::VecDeque;
+use alloc::sync::Arc;
+use core::sync::atomic::{AtomicBool, Ordering};
 
 use sys::kern::kern_mutex::{Mutex, MutexGuard};
 use sys::kern::kern_synch::{SleepError, WChan, wakeup};
-use sys::kern::kern_thread::Pri;
+use sys::kern::kern_thread::{Pri, ThreadRef};
 use sys::kern::lock_order;
 use sys::machine::{self, sbinuptime};
 use sys::machine_local;
@@ -16,20 +19,59 @@ use sys::time::Sbintime;
 /// Bytes that wait at most; more are lost, as they are on any serial line.
 const QUEUE_MAX: usize = 4096;
 
+/// Ctrl-C (`VINTR`).
+const INTERRUPT: u8 = 0x03;
+
+/// What was typed, and whom Ctrl-C ends.
+struct Input {
+    queue: VecDeque<u8>,
+    foreground: Option<Foreground>,
+}
+
+/// A program that Ctrl-C ends: the flag it looks at, and the thread whose sleep is interrupted.
+pub struct Foreground {
+    /// Set when the program should end.
+    pub interrupt: Arc<AtomicBool>,
+    /// The program's thread.
+    pub thread: ThreadRef,
+}
+
 machine_local! {
-    static INPUT: Mutex<VecDeque<u8>, lock_order::Console> = Mutex::new(VecDeque::new());
+    static INPUT: Mutex<Input, lock_order::Console> = Mutex::new(Input {
+        queue: VecDeque::new(),
+        foreground: None,
+    });
 }
 
 /// Takes what was typed. May block, so it is called from a thread.
+#[doc(alias = "ttydisc_rint")]
 pub fn cn_input(bytes: impl IntoIterator<Item = u8>) {
+    let mut interrupted = false;
     let mut input = INPUT.lock();
     for byte in bytes {
-        if input.len() < QUEUE_MAX {
-            input.push_back(byte);
+        match &input.foreground {
+            Some(foreground) if byte == INTERRUPT => {
+                foreground.interrupt.store(true, Ordering::Relaxed);
+                foreground.thread.interrupt();
+                // What was typed ahead was not meant for what comes after.
+                input.queue.clear();
+                interrupted = true;
+            }
+            _ if input.queue.len() < QUEUE_MAX => input.queue.push_back(byte),
+            _ => {}
         }
     }
     drop(input);
+    if interrupted {
+        cn_write(b"^C\n");
+    }
     wakeup(chan());
+}
+
+/// Says whom Ctrl-C ends from now on.
+#[doc(alias = "tcsetpgrp")]
+pub fn set_foreground(foreground: Option<Foreground>) {
+    INPUT.lock().foreground = foreground;
 }
 
 /// Waits for a byte, at most for `timo`. `None` if there was none, or the thread was interrupted.
@@ -38,7 +80,7 @@ pub fn cn_getc(timo: Option<Sbintime>) -> Option<u8> {
     let end = timo.map(|span| sbinuptime().saturating_add(span));
     let mut input = INPUT.lock();
     loop {
-        if let Some(byte) = input.pop_front() {
+        if let Some(byte) = input.queue.pop_front() {
             return Some(byte);
         }
         let left = end.map(|end| end - sbinuptime());
@@ -56,7 +98,7 @@ pub fn cn_getc(timo: Option<Sbintime>) -> Option<u8> {
 /// Takes a byte if one waits.
 #[doc(alias = "cncheckc")]
 pub fn cn_checkc() -> Option<u8> {
-    INPUT.lock().pop_front()
+    INPUT.lock().queue.pop_front()
 }
 
 /// Writes to the console.
@@ -92,10 +134,35 @@ mod tests {
     }
 
     #[test]
+    fn ctrl_c_ends_the_program_in_the_foreground() {
+        Machine::builder().run(|| {
+            let interrupt = Arc::new(AtomicBool::new(false));
+            let seen = interrupt.clone();
+            let program = kthread_add("program", Pri::PUSER, None, || {
+                assert_eq!(cn_getc(None), Some(b'x'));
+                // Interrupted in its sleep.
+                assert_eq!(cn_getc(None), None);
+            });
+            set_foreground(Some(Foreground {
+                interrupt,
+                thread: program.thread(),
+            }));
+            cn_input(*b"x");
+            pause_sbt("type", Sbintime::from_ms(5));
+            cn_input([INTERRUPT]);
+            program.join();
+            assert!(seen.load(Ordering::Relaxed));
+            set_foreground(None);
+            cn_input([INTERRUPT]);
+            assert_eq!(cn_checkc(), Some(INTERRUPT));
+        });
+    }
+
+    #[test]
     fn input_that_nobody_reads_is_lost_in_the_end() {
         Machine::builder().run(|| {
             cn_input((0..QUEUE_MAX + 10).map(|i| i as u8));
-            assert_eq!(INPUT.lock().len(), QUEUE_MAX);
+            assert_eq!(INPUT.lock().queue.len(), QUEUE_MAX);
         });
     }
 }

@@ -1,7 +1,8 @@
 //! Edits a line on a terminal: cursor keys, Emacs keys, history, completion of the first word.
 //!
 //! FreeBSD: lib/libedit, as far as a console needs it.
-//! A state machine: bytes from the terminal go in, bytes for the terminal come out.
+//! A state machine: bytes from the terminal go in, bytes for the terminal come out. A newline also returns the
+//! carriage (`ONLCR`).
 
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
@@ -108,7 +109,7 @@ impl LineEditor {
             b'\n' if after_return => {}
             b'\r' | b'\n' => {
                 self.after_return = byte == b'\r';
-                out.extend_from_slice(b"\r\n");
+                out.push(b'\n');
                 return Event::Line(self.finish());
             }
             0x1b => self.escape = Escape::Started,
@@ -119,7 +120,7 @@ impl LineEditor {
             0x06 => self.go(self.cursor + 1, out),
             // Ctrl-C.
             0x03 => {
-                out.extend_from_slice(b"^C\r\n");
+                out.extend_from_slice(b"^C\n");
                 self.line.clear();
                 self.cursor = 0;
                 return Event::Interrupt;
@@ -308,12 +309,12 @@ impl LineEditor {
             more.push(b' ');
         }
         if more.is_empty() {
-            out.extend_from_slice(b"\r\n");
+            out.push(b'\n');
             for word in fits {
                 out.extend_from_slice(word.as_bytes());
                 out.extend_from_slice(b"  ");
             }
-            out.extend_from_slice(b"\r\n");
+            out.push(b'\n');
             out.extend_from_slice(self.prompt.as_bytes());
             out.extend_from_slice(&self.line);
             back(self.line.len() - self.cursor, out);
@@ -345,8 +346,10 @@ mod tests {
             for &byte in bytes {
                 match byte {
                     0x08 => self.at -= 1,
-                    b'\r' => self.at = 0,
-                    b'\n' => self.cells.clear(),
+                    b'\n' => {
+                        self.cells.clear();
+                        self.at = 0;
+                    }
                     0x07 => {}
                     _ => {
                         if self.at == self.cells.len() {

@@ -1,13 +1,12 @@
 //! The console: line editor, commands, jobs.
 //!
-//! [`sh`] runs command lines, [`tty`] is the terminal, `commands` the table of programs; each other file is
-//! one command or one subject of a large one.
+//! [`sh`] runs command lines, [`line`] edits them, `commands` is the table of programs; each other file is one
+//! command or one subject of a large one.
 
 pub mod getopt;
 pub mod line;
 pub mod sh;
 pub mod syntax;
-pub mod tty;
 
 mod arp;
 mod commands;

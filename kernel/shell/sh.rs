@@ -14,11 +14,11 @@ use sys::kern::lock_order::App;
 use sys::net::vnet::Vnet;
 
 use crate::apps::{Env, Output};
+use crate::console::{self, Foreground};
 use crate::outln;
 use crate::shell::commands::{self, Program};
 use crate::shell::line::{Event, LineEditor};
 use crate::shell::syntax::{self, Command};
-use crate::shell::tty::Tty;
 
 /// What the shell shows when it waits for a line.
 pub const PROMPT: &str = "# ";
@@ -65,7 +65,8 @@ struct Job {
 /// A shell.
 pub struct Shell {
     out: Arc<dyn Output>,
-    tty: Option<Arc<Tty>>,
+    /// Whether Ctrl-C on the console ends the program in the foreground.
+    on_console: bool,
     vnets: Arc<Vnets>,
     jobs: Vec<Job>,
     /// Status of the last command (`$?`).
@@ -78,7 +79,7 @@ impl Shell {
     pub fn new(out: Arc<dyn Output>, vnets: Arc<Vnets>) -> Shell {
         Shell {
             out,
-            tty: None,
+            on_console: false,
             vnets,
             jobs: Vec::new(),
             status: 0,
@@ -86,28 +87,30 @@ impl Shell {
         }
     }
 
-    /// A shell on a terminal, whose Ctrl-C ends the program in the foreground.
-    pub fn on_tty(tty: Arc<Tty>, vnets: Arc<Vnets>) -> Shell {
-        let mut shell = Shell::new(tty.clone(), vnets);
-        shell.tty = Some(tty);
+    /// A shell on the console, whose Ctrl-C ends the program in the foreground.
+    pub fn on_console(vnets: Arc<Vnets>) -> Shell {
+        let mut shell = Shell::new(Arc::new(ConsoleOutput), vnets);
+        shell.on_console = true;
         shell
     }
 
     /// Reads and runs lines for ever.
     pub fn interact(&mut self) -> ! {
-        let Some(tty) = self.tty.clone() else {
-            panic!("an interactive shell without a terminal");
-        };
         let mut editor = LineEditor::new(PROMPT, self.command_names());
         loop {
             self.report_jobs();
             let mut out = Vec::new();
             editor.start(&mut out);
-            tty.write_raw(&out);
+            console::cn_write(&out);
             loop {
                 let mut out = Vec::new();
-                let event = editor.feed(tty.read(), &mut out);
-                tty.write_raw(&out);
+                let Some(byte) = console::cn_getc(None) else {
+                    // An interrupt that came after its program had ended.
+                    curthread().take_interrupt();
+                    continue;
+                };
+                let event = editor.feed(byte, &mut out);
+                console::cn_write(&out);
                 match event {
                     Event::None => continue,
                     Event::Line(line) => {
@@ -203,12 +206,15 @@ impl Shell {
         let me = curthread();
         // What was meant for an earlier program.
         me.take_interrupt();
-        if let Some(tty) = &self.tty {
-            tty.set_foreground(Some((env.interrupt.clone(), me)));
+        if self.on_console {
+            console::set_foreground(Some(Foreground {
+                interrupt: env.interrupt.clone(),
+                thread: me,
+            }));
         }
         let status = (program.main)(env);
-        if let Some(tty) = &self.tty {
-            tty.set_foreground(None);
+        if self.on_console {
+            console::set_foreground(None);
         }
         me.take_interrupt();
         if env.interrupted() {
@@ -370,6 +376,15 @@ impl Shell {
             words => outln!(env, "{}", words.join(" ")),
         }
         0
+    }
+}
+
+/// The console as a program's output.
+pub struct ConsoleOutput;
+
+impl Output for ConsoleOutput {
+    fn write(&self, text: &str) {
+        console::cn_write(text.as_bytes());
     }
 }
 
