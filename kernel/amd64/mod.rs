@@ -7,6 +7,7 @@ pub mod machdep;
 pub mod mp_machdep;
 pub mod panic;
 pub mod pvh;
+pub mod support;
 pub mod trap;
 pub mod uart_cons;
 
