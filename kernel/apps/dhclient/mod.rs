@@ -44,7 +44,7 @@ const POLL: Sbintime = Sbintime::from_ms(100);
 /// The longest answer that is read.
 const MAX_MESSAGE: usize = 1500;
 
-const USAGE: &str = "usage: dhclient [-b] interface\n";
+const USAGE: &str = "usage: dhclient [-bd] interface\n";
 
 /// A lease that was taken.
 struct Lease {
@@ -76,12 +76,23 @@ impl Failure {
     }
 }
 
-/// Runs `dhclient` with the words of `env`: takes a lease, then keeps it up until interrupted. With `-b`
-/// returns once it is taken, and keeps it up in the background.
+/// When the program gives the shell back.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    /// Once it has a lease, which it keeps up in the background.
+    AfterLease,
+    /// At once (`-b`).
+    Background,
+    /// Never: it stays until interrupted (`-d`).
+    Foreground,
+}
+
+/// Runs `dhclient` with the words of `env`: takes a lease, and keeps it up.
 pub fn main(env: &Env) -> i32 {
-    let (background, name) = match env.operands() {
-        [flag, name] if flag == "-b" => (true, name),
-        [name] if !name.starts_with('-') => (false, name),
+    let (mode, name) = match env.operands() {
+        [flag, name] if flag == "-b" => (Mode::Background, name),
+        [flag, name] if flag == "-d" => (Mode::Foreground, name),
+        [name] if !name.starts_with('-') => (Mode::AfterLease, name),
         _ => {
             env.out.write(USAGE);
             return 1;
@@ -95,20 +106,29 @@ pub fn main(env: &Env) -> i32 {
         outln!(env, "{name}: no Internet protocols in this stack");
         return 1;
     };
-    let mut client = Client::new(env, inet, ifp);
-    match client.take() {
-        Ok(lease) if background => {
-            crate::apps::spawn(env, "dhclient", move |env| {
-                client_again(env, &lease);
+    let take_and_keep = move |env: &Env| {
+        let mut client = Client::new(env, inet, ifp);
+        match client.take() {
+            Ok(lease) if mode == Mode::AfterLease => {
+                crate::apps::spawn(env, "dhclient", move |env| {
+                    client_again(env, &lease);
+                    0
+                });
                 0
-            });
+            }
+            Ok(lease) => client.keep(lease),
+            Err(failure) => {
+                outln!(env, "{}", failure.reason(client.name()));
+                1
+            }
+        }
+    };
+    match mode {
+        Mode::Background => {
+            crate::apps::spawn(env, "dhclient", take_and_keep);
             0
         }
-        Ok(lease) => client.keep(lease),
-        Err(failure) => {
-            outln!(env, "{}", failure.reason(name));
-            1
-        }
+        Mode::AfterLease | Mode::Foreground => take_and_keep(env),
     }
 }
 

@@ -15,6 +15,7 @@ Server or client:
   -J             output in JSON format
 Server:
   -s             run in server mode
+  -D             run the server in the background
   -1             handle one client connection, then exit
 Client:
   -c host        run in client mode, connecting to <host> (an IPv4 address)
@@ -102,6 +103,8 @@ pub(super) struct ClientOptions {
 pub(super) struct ServerOptions {
     pub(super) port: u16,
     pub(super) one_off: bool,
+    /// Runs in the background.
+    pub(super) daemon: bool,
     pub(super) display: Display,
 }
 
@@ -127,6 +130,7 @@ pub(super) fn parse(words: &[String]) -> Result<Command, Stop> {
     let mut server = false;
     let mut host = None;
     let mut one_off = false;
+    let mut daemon = false;
     let mut port = DEFAULT_PORT;
     let mut display = Display {
         interval: Some(Sbintime::from_s(1)),
@@ -160,6 +164,7 @@ pub(super) fn parse(words: &[String]) -> Result<Command, Stop> {
             's' => server = true,
             'c' => host = Some(address(value)?),
             '1' => one_off = true,
+            'D' => daemon = true,
             'p' => port = number(letter, value, 1, 65_535)? as u16,
             'i' => {
                 let seconds = decimal(letter, value, 60)?;
@@ -207,10 +212,12 @@ pub(super) fn parse(words: &[String]) -> Result<Command, Stop> {
             None => Ok(Command::Server(ServerOptions {
                 port,
                 one_off,
+                daemon,
                 display,
             })),
         },
         (false, Some(_)) if one_off => Err(bad("-1 is server only")),
+        (false, Some(_)) if daemon => Err(bad("-D is server only")),
         (false, Some(host)) => Ok(Command::Client(ClientOptions {
             host,
             port,
@@ -248,6 +255,7 @@ const LONG: &[(&str, char)] = &[
     ("server", 's'),
     ("client", 'c'),
     ("one-off", '1'),
+    ("daemon", 'D'),
     ("port", 'p'),
     ("interval", 'i'),
     ("json", 'J'),

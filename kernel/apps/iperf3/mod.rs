@@ -13,7 +13,7 @@ mod server;
 mod stream;
 mod test;
 
-use crate::apps::Env;
+use crate::apps::{Env, spawn};
 use crate::outln;
 
 /// Runs `iperf3` with the words of `env`; returns its exit status.
@@ -30,10 +30,20 @@ pub fn main(env: &Env) -> i32 {
             return 1;
         }
     };
-    let result = match &command {
-        args::Command::Client(options) => client::run(env, options),
-        args::Command::Server(options) => server::run(env, options),
-    };
+    match command {
+        args::Command::Client(options) => status(env, client::run(env, &options)),
+        args::Command::Server(options) if options.daemon => {
+            spawn(env, "iperf3", move |env| {
+                status(env, server::run(env, &options))
+            });
+            0
+        }
+        args::Command::Server(options) => status(env, server::run(env, &options)),
+    }
+}
+
+/// Prints why a test failed; returns the exit status.
+fn status(env: &Env, result: Result<(), protocol::Failure>) -> i32 {
     match result {
         Ok(()) => 0,
         Err(error) => {

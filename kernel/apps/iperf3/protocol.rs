@@ -191,8 +191,11 @@ impl<'a> Control<'a> {
     /// Sends a value as JSON.
     pub(super) fn send_json<T: Serialize>(&self, value: &T) -> Result<(), Failure> {
         let text = serde_json::to_vec(value).map_err(Failure::Json)?;
-        self.write(&(text.len() as u32).to_be_bytes())?;
-        self.write(&text)
+        // In one write: iperf3 gives up if the text does not come right behind its length.
+        let mut message = Vec::with_capacity(4 + text.len());
+        message.extend_from_slice(&(text.len() as u32).to_be_bytes());
+        message.extend_from_slice(&text);
+        self.write(&message)
     }
 
     /// Receives a value as JSON.

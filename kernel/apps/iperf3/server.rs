@@ -136,8 +136,10 @@ fn serve(
     outcome?;
 
     let elapsed = test.stop();
-    control.say(State::ExchangeResults)?;
     let ours = test.results(elapsed);
+    // A client that receives reads whole blocks, and waits for the end of a broken one until it sees this.
+    test.running.shutdown();
+    control.say(State::ExchangeResults)?;
     let theirs = receive_then_send(&control, &ours)?;
     control.say(State::DisplayResults)?;
     test.summarize(&ours, &theirs)?;

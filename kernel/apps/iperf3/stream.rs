@@ -11,7 +11,7 @@ use sys::kern::kern_thread::{Pri, ThreadHandle, kthread_add};
 use sys::kern::uipc_syscalls::SocketHandle;
 use sys::machine;
 use sys::socket::{IPPROTO_TCP, MsgFlags, SO_RCVBUF, SO_SNDBUF, SOL_SOCKET, SockAddr};
-use sys::socket::{TCP_INFO, TCP_NODELAY};
+use sys::socket::{Shutdown, TCP_INFO, TCP_NODELAY};
 use sys::time::Sbintime;
 
 use super::args::{Limit, TestOptions, Transport};
@@ -240,6 +240,16 @@ impl Running {
         self.shared.done.store(true, Ordering::Release);
         for thread in self.threads.drain(..) {
             thread.join();
+        }
+    }
+}
+
+impl Running {
+    /// Ends the connections; the threads have ended before.
+    pub(super) fn shutdown(&self) {
+        for stream in &self.streams {
+            // A connection that the peer has ended already needs no more.
+            let _ = stream.so.shutdown(Shutdown::Both);
         }
     }
 }
