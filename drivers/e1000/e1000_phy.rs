@@ -11,7 +11,6 @@ const PHY_ADDRESS: u32 = 1;
 const MDIC_ATTEMPTS: u32 = 100_000;
 
 const PHY_CONTROL: u32 = 0;
-const PHY_STATUS: u32 = 1;
 const PHY_ID1: u32 = 2;
 const PHY_AUTONEG_ADV: u32 = 4;
 const PHY_1000T_CTRL: u32 = 9;
@@ -19,8 +18,6 @@ const PHY_1000T_CTRL: u32 = 9;
 const MII_CR_RESTART_AUTO_NEG: u16 = 0x0200;
 const MII_CR_POWER_DOWN: u16 = 0x0800;
 const MII_CR_AUTO_NEG_EN: u16 = 0x1000;
-const MII_SR_LINK_STATUS: u16 = 0x0004;
-const MII_SR_AUTONEG_COMPLETE: u16 = 0x0020;
 /// 10 and 100 Mbit/s in both duplexes, selector 802.3.
 const NWAY_AR_ALL: u16 = 0x01e1;
 const CR_1000T_FD_CAPS: u16 = 0x0200;
@@ -58,20 +55,16 @@ impl E1000Hw {
         Err(HwError::Phy)
     }
 
-    /// Lets the PHY negotiate everything it can. A negotiation that is complete and offered all of it is left
-    /// alone: restarting takes the link away for half a second.
+    /// Lets the PHY negotiate everything it can. One that does so of its own accord is left alone: restarting takes
+    /// the link away for half a second.
     #[doc(alias = "e1000_copper_link_autoneg")]
     pub fn setup_copper_link(&self) -> Result<(), HwError> {
         self.read_phy_reg(PHY_ID1)?;
         let control = self.read_phy_reg(PHY_CONTROL)?;
-        let status = self.read_phy_reg(PHY_STATUS)?;
         let advertised = self.read_phy_reg(PHY_AUTONEG_ADV)?;
         let gigabit = self.read_phy_reg(PHY_1000T_CTRL)?;
-        let negotiated = status & (MII_SR_AUTONEG_COMPLETE | MII_SR_LINK_STATUS)
-            == MII_SR_AUTONEG_COMPLETE | MII_SR_LINK_STATUS
-            && control & MII_CR_POWER_DOWN == 0;
-        if negotiated && advertised & NWAY_AR_ALL == NWAY_AR_ALL && gigabit & CR_1000T_FD_CAPS != 0
-        {
+        let negotiates = control & (MII_CR_AUTO_NEG_EN | MII_CR_POWER_DOWN) == MII_CR_AUTO_NEG_EN;
+        if negotiates && advertised & NWAY_AR_ALL == NWAY_AR_ALL && gigabit & CR_1000T_FD_CAPS != 0 {
             return Ok(());
         }
         self.write_phy_reg(PHY_AUTONEG_ADV, advertised | NWAY_AR_ALL)?;
