@@ -476,3 +476,25 @@ pub fn in_leavegroup(inet: &InetVnet, ifp: &Arc<Ifnet>, group: Ipv4Addr) -> Resu
         Err(Errno::EADDRNOTAVAIL)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn masks_and_their_lengths_turn_into_each_other() {
+        for len in 0..=32 {
+            assert_eq!(mask_len(len_mask(len)), Some(len));
+        }
+        assert_eq!(mask_len(Ipv4Addr::new(255, 0, 255, 0)), None);
+        assert_eq!(class_mask(Ipv4Addr::new(10, 1, 2, 3)), len_mask(8));
+        assert_eq!(class_mask(Ipv4Addr::new(172, 16, 2, 3)), len_mask(16));
+        assert_eq!(class_mask(Ipv4Addr::new(192, 168, 2, 3)), len_mask(24));
+    }
+
+    #[test]
+    fn a_group_maps_to_its_lower_23_bits() {
+        let mapped = ether_map_ip_multicast(Ipv4Addr::new(239, 129, 2, 3));
+        assert_eq!(mapped, [0x01, 0x00, 0x5e, 0x01, 0x02, 0x03]);
+    }
+}

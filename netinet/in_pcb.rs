@@ -564,7 +564,7 @@ impl<P: Send + Sync + 'static> Pcbinfo<P> {
         for _ in 0..4 {
             let inp = self.lookup(inc, how, epoch)?;
             let guard = inp.write();
-            if matches(&guard, inc) {
+            if matches(&guard, inc, how) {
                 return Some((inp, guard));
             }
         }
@@ -583,7 +583,7 @@ impl<P: Send + Sync + 'static> Pcbinfo<P> {
         for _ in 0..4 {
             let inp = self.lookup(inc, how, epoch)?;
             let guard = inp.read();
-            if matches(&guard, inc) {
+            if matches(&guard, inc, how) {
                 return Some((inp, guard));
             }
         }
@@ -733,9 +733,7 @@ impl<P: Send + Sync + 'static> Pcbinfo<P> {
         } else if !free(&inc) {
             return Err(Errno::EADDRINUSE);
         }
-        self.remove(&mut tables, inp, hdr);
-        hdr.inp_inc = inc;
-        self.insert(&mut tables, inp, hdr);
+        self.rehash(&mut tables, inp, hdr, inc);
         Ok(())
     }
 
@@ -766,23 +764,25 @@ impl<P: Send + Sync + 'static> Pcbinfo<P> {
         if self.lookup_exact(&inc, epoch).is_some() {
             return Err(Errno::EADDRINUSE);
         }
-        self.remove(&mut tables, inp, hdr);
-        hdr.inp_inc = inc;
-        self.insert(&mut tables, inp, hdr);
+        self.rehash(&mut tables, inp, hdr, inc);
         Ok(())
     }
 
     /// Forgets the peer; the local port stays, the local address does not (as FreeBSD's `udp_disconnect` has it).
     #[doc(alias = "in_pcbdisconnect")]
     pub fn disconnect(&self, inp: &Inpcb<P>, hdr: &mut InpHdr) {
+        let inc = InConninfo {
+            inc_lport: hdr.lport(),
+            ..InConninfo::UNBOUND
+        };
         let mut tables = self.tables.lock();
-        self.remove(&mut tables, inp, hdr);
-        hdr.inp_inc.inc_faddr = Ipv4Addr::UNSPECIFIED;
-        hdr.inp_inc.inc_laddr = Ipv4Addr::UNSPECIFIED;
-        hdr.inp_inc.inc_fport = 0;
-        if hdr.inp_inc.inc_lport != 0 {
-            self.insert(&mut tables, inp, hdr);
+        if inc.inc_lport != 0 {
+            self.rehash(&mut tables, inp, hdr, inc);
+        } else {
+            self.remove(&mut tables, inp, hdr);
+            hdr.inp_inc = inc;
         }
+        drop(tables);
         inp.inp_route.clear();
     }
 
@@ -823,23 +823,36 @@ impl<P: Send + Sync + 'static> Pcbinfo<P> {
     /// Links a bound block into port list and chain.
     fn insert(&self, tables: &mut PcbTables<P>, inp: &Inpcb<P>, hdr: &mut InpHdr) {
         let inc = hdr.inp_inc;
-        let arc = inp.arc();
         if let Some(bucket) = tables.ports.get_mut(self.port_index(inc.inc_lport)) {
             inp.port_slot.store(bucket.len(), Ordering::Relaxed);
             bucket.push(PortEntry {
                 inc,
-                inp: arc.clone(),
+                inp: inp.arc(),
             });
         }
-        if let Some(chain) = self.chain(&inc) {
-            let node = PcbNode {
-                inc,
-                inp: arc,
-                next: EpochArc::default(),
-            };
-            chain.push_front(Arc::new(node), |node| &node.next);
-        }
+        self.link(inp, inc);
         hdr.inp_flags |= InpFlags::INHASHLIST;
+    }
+
+    /// Moves a block to where its new addresses belong; in between it stands in both places, so that no packet misses it
+    /// (`in_pcbrehash`).
+    fn rehash(&self, tables: &mut PcbTables<P>, inp: &Inpcb<P>, hdr: &mut InpHdr, inc: InConninfo) {
+        let old = hdr.inp_inc;
+        if !hdr.inp_flags.contains(InpFlags::INHASHLIST) || old.inc_lport != inc.inc_lport {
+            self.remove(tables, inp, hdr);
+            hdr.inp_inc = inc;
+            self.insert(tables, inp, hdr);
+            return;
+        }
+        let slot = inp.port_slot.load(Ordering::Relaxed);
+        if let Some(bucket) = tables.ports.get_mut(self.port_index(inc.inc_lport))
+            && let Some(entry) = bucket.get_mut(slot)
+        {
+            entry.inc = inc;
+        }
+        self.link(inp, inc);
+        hdr.inp_inc = inc;
+        self.unlink(inp, &old);
     }
 
     /// Unlinks a block from port list and chain.
@@ -857,12 +870,29 @@ impl<P: Send + Sync + 'static> Pcbinfo<P> {
                 moved.inp.port_slot.store(slot, Ordering::Relaxed);
             }
         }
+        self.unlink(inp, &hdr.inp_inc);
+    }
+
+    /// Puts a block into the chain of `inc`; the hash lock is held.
+    fn link(&self, inp: &Inpcb<P>, inc: InConninfo) {
+        if let Some(chain) = self.chain(&inc) {
+            let node = PcbNode {
+                inc,
+                inp: inp.arc(),
+                next: EpochArc::default(),
+            };
+            chain.push_front(Arc::new(node), |node| &node.next);
+        }
+    }
+
+    /// Takes a block out of the chain of `inc`; the hash lock is held.
+    fn unlink(&self, inp: &Inpcb<P>, inc: &InConninfo) {
         let epoch = NetEpoch::enter();
-        let mut link = self.chain(&hdr.inp_inc);
+        let mut link = self.chain(inc);
         while let Some(here) = link
             && let Some(node) = here.load(&epoch)
         {
-            if core::ptr::eq(&*node.inp, inp) {
+            if core::ptr::eq(&*node.inp, inp) && node.inc == *inc {
                 here.replace(node.next.get(&epoch));
                 return;
             }
@@ -882,13 +912,15 @@ impl<P: Send + Sync + 'static> Pcbinfo<P> {
 
 /// Whether a block just locked is still the one for a packet of `inc`.
 #[inline]
-fn matches<P>(inp: &Inp<P>, inc: &InConninfo) -> bool {
+fn matches<P>(inp: &Inp<P>, inc: &InConninfo, how: Lookup) -> bool {
     let own = &inp.hdr.inp_inc;
-    own.inc_lport == inc.inc_lport
-        && !inp.hdr.inp_flags.intersects(InpFlags::DROPPED)
-        && (*own == *inc
-            || own.inc_faddr == Ipv4Addr::UNSPECIFIED
-                && (own.inc_laddr == inc.inc_laddr || own.inc_laddr == Ipv4Addr::UNSPECIFIED))
+    let listens = || {
+        how == Lookup::Wildcard
+            && own.inc_faddr == Ipv4Addr::UNSPECIFIED
+            && own.inc_lport == inc.inc_lport
+            && (own.inc_laddr == inc.inc_laddr || own.inc_laddr == Ipv4Addr::UNSPECIFIED)
+    };
+    !inp.hdr.inp_flags.contains(InpFlags::DROPPED) && (*own == *inc || listens())
 }
 
 /// Whom `addr` means as a destination: 0.0.0.0 this host, 255.255.255.255 the first network we can broadcast to.

@@ -758,3 +758,27 @@ pub fn icmp_echo_message(id: u16, seq: u16, data: &[u8]) -> alloc::vec::Vec<u8> 
     }
     message
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_router_that_names_no_mtu_means_the_next_lower_plateau() {
+        assert_eq!(plausible_mtu(1400, 1500), 1400);
+        assert_eq!(plausible_mtu(0, 1500), 1492);
+        assert_eq!(plausible_mtu(0, 1492), 1006);
+        assert_eq!(plausible_mtu(0, 296), IP_MINMTU);
+        assert_eq!(plausible_mtu(20, 1500), IP_MINMTU);
+    }
+
+    #[test]
+    fn a_rate_counts_by_seconds() {
+        let rate = Rate::new();
+        assert_eq!(rate.tick(Ticks(5_000)), (1, None));
+        assert_eq!(rate.tick(Ticks(5_500)), (2, None));
+        assert_eq!(rate.tick(Ticks(5_999)), (3, None));
+        assert_eq!(rate.tick(Ticks(6_000)), (1, Some(3)));
+        assert_eq!(rate.tick(Ticks(9_000)), (1, Some(1)));
+    }
+}

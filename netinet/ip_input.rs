@@ -548,3 +548,54 @@ fn can_forward(addr: Ipv4Addr) -> bool {
     let [a, ..] = addr.octets();
     a != 0 && a != 127 && a < 224 && !crate::ip::in_linklocal(addr)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::vec::Vec;
+
+    const OWN: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
+
+    /// Walks `options` behind a header and returns what became of them.
+    fn walk(options: &[u8]) -> Result<Vec<u8>, (u8, u8)> {
+        let mut header = [0; Ip::LEN].to_vec();
+        header.extend_from_slice(options);
+        walk_options(&mut header, true, false, Some(OWN), 0x0102_0304)
+            .map(|_| header[Ip::LEN..].to_vec())
+            .map_err(|bad| (bad.kind, bad.code))
+    }
+
+    #[test]
+    fn options_that_do_not_end_name_where_they_break() {
+        assert_eq!(walk(&[IPOPT_RR]), Err((ICMP_PARAMPROB, 20)));
+        assert_eq!(walk(&[IPOPT_NOP, 200, 1, 0]), Err((ICMP_PARAMPROB, 22)));
+        assert_eq!(walk(&[200, 5, 0, 0]), Err((ICMP_PARAMPROB, 21)));
+        assert_eq!(
+            walk(&[IPOPT_RR, 7, 3, 0, 0, 0, 0, 0]),
+            Err((ICMP_PARAMPROB, 22))
+        );
+    }
+
+    #[test]
+    fn a_full_record_stays_as_it_is() {
+        let full = [IPOPT_RR, 7, 8, 1, 2, 3, 4, IPOPT_EOL];
+        assert_eq!(walk(&full), Ok(full.to_vec()));
+    }
+
+    #[test]
+    fn time_stamps_are_entered_or_their_want_of_room_counted() {
+        let stamped = walk(&[IPOPT_TS, 8, 5, 0, 0, 0, 0, 0]).unwrap();
+        assert_eq!(stamped, [IPOPT_TS, 8, 9, 0, 0x81, 2, 3, 4]);
+        let with_address = walk(&[IPOPT_TS, 12, 5, 1, 0, 0, 0, 0, 0, 0, 0, 0]).unwrap();
+        assert_eq!(
+            with_address,
+            [IPOPT_TS, 12, 13, 1, 10, 0, 0, 1, 0x81, 2, 3, 4]
+        );
+        let full = walk(&[IPOPT_TS, 8, 9, 0x20, 1, 1, 1, 1]).unwrap();
+        assert_eq!(full[3], 0x30);
+        assert_eq!(
+            walk(&[IPOPT_TS, 8, 9, 0xf0, 1, 1, 1, 1]),
+            Err((ICMP_PARAMPROB, 23))
+        );
+    }
+}

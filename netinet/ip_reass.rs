@@ -6,6 +6,7 @@
 use crate::ip::{
     IP_DF, IP_MAXPACKET, IP_MF, IP_OFFMASK, IPTOS_ECN_CE, IPTOS_ECN_MASK, IPTOS_ECN_NOTECT, Ip,
 };
+use crate::ip_input::IpTunables;
 use crate::vnet::{InetVnet, NetCx};
 use alloc::boxed::Box;
 use alloc::sync::Arc;
@@ -16,13 +17,25 @@ use sys::kern::kern_timeout::{Callout, CalloutTarget};
 use sys::kern::lock_order::IpReass as IpReassClass;
 use sys::machine;
 use sys::machine::atomic::{AtomicBool, AtomicU32, Ordering};
-use sys::mbuf::{CsumFlags, How, MAX_LINKHDR, Mbuf};
+use sys::mbuf::{CsumFlags, How, MAX_LINKHDR, Mbuf, MbufStat};
 use sys::time::{Sbintime, Ticks};
 
 /// Chains of the table (`net.inet.ip.reass_hashsize`).
 const IPREASS_NHASH: usize = 1024;
 /// How often expired datagrams are sought.
 const SWEEP: Sbintime = Sbintime::from_ms(500);
+
+/// Sizes the limits by the clusters there are, as FreeBSD does, before the command line has its say.
+pub(crate) fn size_limits(limits: &IpTunables) {
+    let nmbclusters = MbufStat::snapshot().cluster.max.min(1 << 24) as u32;
+    let maxfrags = (nmbclusters / 32).max(64);
+    let maxfragpackets = maxfrags.min(50 * IPREASS_NHASH as u32);
+    limits.maxfrags.set(maxfrags);
+    limits.maxfragpackets.set(maxfragpackets);
+    limits
+        .maxfragbucketsize
+        .set((maxfragpackets / (IPREASS_NHASH as u32 / 2)).max(1));
+}
 
 /// What belongs together: the fragments of one datagram (RFC 791).
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -119,6 +132,11 @@ impl IpReass {
     /// Datagrams held now (`net.inet.ip.fragpackets`).
     pub fn packets(&self) -> u32 {
         self.nqueues.load(Ordering::Relaxed)
+    }
+
+    /// Chains of the table.
+    pub fn chains(&self) -> usize {
+        self.buckets.len()
     }
 
     /// Takes a fragment for this host; `m` begins with its header of `hlen` bytes and is as long as `ip_len` says.

@@ -15,6 +15,7 @@ use crate::raw_ip::{RawIp, RawPcb, RawTunables};
 use crate::tcp_subr::TcpVnet;
 use crate::udp::UdpStat;
 use crate::udp_usrreq::{Udp, UdpTunables, Udpcb};
+use alloc::string::ToString;
 use alloc::sync::{Arc, Weak};
 use core::any::Any;
 use core::ops::Deref;
@@ -31,6 +32,7 @@ use sys::socket::{
     AF_INET, IPPROTO_ICMP as SO_ICMP, IPPROTO_TCP as SO_TCP, IPPROTO_UDP as SO_UDP, SockType,
 };
 use sys::socketvar::Socket;
+use sys::sysctl::ReadOnly;
 use sys::time::Ticks;
 
 /// Which instance, the proof of being in the network epoch, and the time; made at exactly three kinds of entry: a
@@ -153,6 +155,7 @@ impl InetVnet {
 /// their variables with sysctl, and hears of interfaces from now on.
 pub fn inet_attach(vnet: &Arc<Vnet>) -> Result<Arc<InetVnet>, Errno> {
     let ip = Arc::new(IpTunables::new());
+    crate::ip_reass::size_limits(&ip);
     let icmp = Arc::new(IcmpTunables::new());
     let udp = Arc::new(UdpTunables::new());
     let raw = Arc::new(RawTunables::new());
@@ -191,6 +194,7 @@ pub fn inet_attach(vnet: &Arc<Vnet>) -> Result<Arc<InetVnet>, Errno> {
             sockets: AtomicU32::new(0),
         },
     });
+    register_figures(&inet);
     vnet.netisr_register(
         NetisrInfo {
             name: "ip",
@@ -213,6 +217,41 @@ pub fn inet_attach(vnet: &Arc<Vnet>) -> Result<Arc<InetVnet>, Errno> {
     vnet.set_inet(inet.clone() as Arc<dyn Any + Send + Sync>);
     vnet.if_event_register(Arc::new(InetIfEvents(Arc::downgrade(&inet))));
     Ok(inet)
+}
+
+/// Puts the figures that can only be read into the instance's tree.
+fn register_figures(inet: &Arc<InetVnet>) {
+    let tree = &inet.vnet.sysctl;
+    let figure = |name: &str, description: &'static str, read: fn(&InetVnet) -> usize| {
+        let inet = Arc::downgrade(inet);
+        let read = move || inet.upgrade().map_or(0, |inet| read(&inet)).to_string();
+        tree.register(name, Arc::new(ReadOnly::new(description, read)));
+    };
+    figure(
+        "net.inet.ip.curfrags",
+        "Current number of IPv4 fragments across all reassembly queues",
+        |inet| inet.reass.fragments() as usize,
+    );
+    figure(
+        "net.inet.ip.fragpackets",
+        "Current number of IPv4 fragment reassembly queue entries",
+        |inet| inet.reass.packets() as usize,
+    );
+    figure(
+        "net.inet.ip.reass_hashsize",
+        "Size of IP fragment reassembly hashtable",
+        |inet| inet.reass.chains(),
+    );
+    figure(
+        "net.inet.udp.pcbcount",
+        "Number of UDP control blocks",
+        |inet| inet.udbinfo.count(),
+    );
+    figure(
+        "net.inet.raw.pcbcount",
+        "Number of raw control blocks",
+        |inet| inet.ripcbinfo.count(),
+    );
 }
 
 /// The Internet protocols of `vnet`, if they were attached.
