@@ -142,7 +142,11 @@ impl IcmpStat {
             &self.icps_noroute,
             &self.icps_limited,
         ];
-        for counter in single.into_iter().chain(&self.icps_outhist).chain(&self.icps_inhist) {
+        for counter in single
+            .into_iter()
+            .chain(&self.icps_outhist)
+            .chain(&self.icps_inhist)
+        {
             counter.zero();
         }
     }

@@ -64,6 +64,12 @@ pub fn connected(world: &World) -> (SocketHandle, SocketHandle) {
     (a, b)
 }
 
+/// Lets both hosts find each other, and leaves nothing behind.
+pub fn settle(world: &World) {
+    let refused = tcp(&world.a).connect(&SockAddr::v4(ADDR_B, 1));
+    assert_eq!(refused, Err(Errno::ECONNREFUSED));
+}
+
 /// Bytes that differ from place to place, and from seed to seed.
 pub fn pattern(seed: u64, len: usize) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
@@ -247,6 +253,11 @@ impl Tap {
             .filter(|seen| seen.dir == dir)
             .cloned()
             .collect()
+    }
+
+    /// Everything seen.
+    pub fn all(&self) -> Vec<Seen> {
+        self.0.lock().unwrap().clone()
     }
 
     /// Forgets what was seen.
