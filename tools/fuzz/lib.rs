@@ -5,5 +5,5 @@
 //! makes falls into their windows. `hosted` sends them to a stack in this process.
 
 pub mod generate;
-#[cfg(feature = "world")]
+#[cfg(feature = "stack")]
 pub mod hosted;

@@ -11,5 +11,5 @@ pub mod impair;
 pub mod offload;
 #[cfg(feature = "stack")]
 pub mod wire;
-#[cfg(feature = "world")]
+#[cfg(feature = "stack")]
 pub mod world;
