@@ -144,12 +144,12 @@ impl Ip {
 
     /// Source address.
     pub fn src(&self) -> Ipv4Addr {
-        Ipv4Addr::from_octets(self.ip_src)
+        Ipv4Addr::from(self.ip_src)
     }
 
     /// Destination address.
     pub fn dst(&self) -> Ipv4Addr {
-        Ipv4Addr::from_octets(self.ip_dst)
+        Ipv4Addr::from(self.ip_dst)
     }
 
     /// Sets the source address.

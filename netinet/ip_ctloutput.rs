@@ -98,7 +98,8 @@ fn set_option<P: Send + Sync + 'static>(
                 _ => return Err(Errno::EINVAL),
             };
             let mut guard = inp.write();
-            guard.inp_flags = guard.inp_flags - (InpFlags::HIGHPORT | InpFlags::LOWPORT) | range;
+            guard.inp_flags -= InpFlags::HIGHPORT | InpFlags::LOWPORT;
+            guard.inp_flags |= range;
         }
         IP_MULTICAST_TTL => {
             // A byte or an int, as programs have it.

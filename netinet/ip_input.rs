@@ -375,22 +375,16 @@ fn walk_options(
         }
         let body = header.get_mut(at..at + optlen).ok_or(param(at + 1))?;
         match opt {
-            IPOPT_LSRR | IPOPT_SSRR => {
-                // A source route that ends here is only a record of the way; anything else would be forwarded.
-                if !accept_sourceroute || !ours {
-                    return Err(BadOption {
-                        kind: ICMP_UNREACH,
-                        code: ip_icmp::ICMP_UNREACH_SRCFAIL,
-                    });
-                }
+            // A source route that ends here is only a record of the way; anything else would be forwarded.
+            IPOPT_LSRR | IPOPT_SSRR if !accept_sourceroute || !ours => {
+                return Err(BadOption {
+                    kind: ICMP_UNREACH,
+                    code: ip_icmp::ICMP_UNREACH_SRCFAIL,
+                });
             }
             IPOPT_RR => changed |= record_route(body, own).map_err(|off| param(at + off))?,
             IPOPT_TS => changed |= record_time(body, own, now).map_err(|off| param(at + off))?,
-            IPOPT_RA => {
-                if optlen != 4 {
-                    return Err(param(at + 1));
-                }
-            }
+            IPOPT_RA if optlen != 4 => return Err(param(at + 1)),
             _ => {}
         }
         at += optlen;

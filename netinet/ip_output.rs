@@ -410,7 +410,7 @@ fn send_along(cx: &NetCx<'_>, m: Mbuf, way: &Way<'_>, args: &IpOutArgs<'_>) -> R
     let hdr = m.pkthdr_mut();
     hdr.l3hlen = hlen as u8;
     hdr.csum_flags |= CsumFlags::IP;
-    if (hdr.csum_flags & CsumFlags::DELAY_DATA - hwassist).intersects(CsumFlags::DELAY_DATA) {
+    if hdr.csum_flags.intersects(CsumFlags::DELAY_DATA - hwassist) {
         in_delayed_cksum(cx, &mut m);
     }
     let csum_flags = m.pkthdr().csum_flags;

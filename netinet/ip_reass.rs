@@ -92,7 +92,7 @@ pub enum Reassembly {
     Incomplete,
 }
 
-type Bucket = Mutex<Vec<Box<Ipq>>, IpReassClass>;
+type Bucket = Mutex<Vec<Ipq>, IpReassClass>;
 
 /// All datagrams in pieces of one stack instance.
 pub struct IpReass {
@@ -201,14 +201,14 @@ impl IpReass {
             Some(at) => at,
             None => {
                 self.make_room(cx, &mut bucket)?;
-                bucket.push(Box::new(Ipq {
+                bucket.push(Ipq {
                     key,
                     header: Vec::new(),
                     fragments: Vec::new(),
                     total: None,
                     ecn,
                     expires: cx.now + limits.fragttl.get() * 1000,
-                }));
+                });
                 self.nqueues.fetch_add(1, Ordering::Relaxed);
                 self.arm(cx.vnet);
                 bucket.len() - 1
@@ -245,7 +245,7 @@ impl IpReass {
 
     /// Makes room for one more datagram: the oldest of a full chain goes; if all is full, the oldest of this chain, or
     /// else nothing comes in.
-    fn make_room(&self, cx: &NetCx<'_>, bucket: &mut Vec<Box<Ipq>>) -> Result<(), BadFragment> {
+    fn make_room(&self, cx: &NetCx<'_>, bucket: &mut Vec<Ipq>) -> Result<(), BadFragment> {
         let limits = &cx.vnet.ip;
         let chain_full = bucket.len() >= limits.maxfragbucketsize.get().max(1) as usize;
         let all_full = self.packets() >= limits.maxfragpackets.get();
@@ -414,14 +414,14 @@ impl Ipq {
     }
 
     /// Joins the pieces behind the first one's header.
-    fn join(self: Box<Self>) -> Option<Mbuf> {
+    fn join(self) -> Option<Mbuf> {
         let Ipq {
             header,
             fragments,
             total,
             ecn,
             ..
-        } = *self;
+        } = self;
         let len = u16::try_from(header.len() + total?).ok()?;
         let mut whole = Mbuf::gethdr(How::NoWait)?;
         whole.reserve_front(MAX_LINKHDR);

@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::*;
+use common::{ADDR_B, pattern};
 use netinet::in_control::{AddrArgs, in_aifaddr, len_mask};
 use netinet::vnet::{InetVnet, inet_attach};
 use std::sync::{Arc, Mutex, OnceLock, Weak};

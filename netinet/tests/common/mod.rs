@@ -1,11 +1,11 @@
 //! What the tests of IPv4 share: sockets by one line, frames by hand, a wire that is watched.
 
-#![allow(dead_code, reason = "each test file uses a part of it")]
+#![allow(dead_code, unused_imports, reason = "each test file uses a part of it")]
 
 use core::net::Ipv4Addr;
 use netinet::ip::{IPPROTO_UDP, Ip};
 use netinet::udp::Udphdr;
-use netsim::wire::Dir;
+use netsim::wire::{Dir, Verdict};
 use netsim::world::{Host, World};
 use std::sync::{Arc, Mutex};
 use std::vec::Vec;
@@ -18,7 +18,7 @@ use sys::socket::{AF_INET, MsgFlags, SockAddr, SockType};
 use sys::time::Sbintime;
 use zerocopy::IntoBytes;
 
-pub use netsim::wire::{Verdict, WireConfig};
+pub use netsim::wire::WireConfig;
 pub use netsim::world::{ADDR_A, ADDR_B};
 
 /// How long a test waits for what should come.
@@ -141,9 +141,12 @@ pub fn udp_bytes(src: Ipv4Addr, dst: Ipv4Addr, sport: u16, dport: u16, data: &[u
     bytes
 }
 
+/// A frame and which way it went.
+type Crossed = (Dir, Vec<u8>);
+
 /// Everything that crosses the wire.
 #[derive(Clone, Default)]
-pub struct Tap(Arc<Mutex<Vec<(Dir, Vec<u8>)>>>);
+pub struct Tap(Arc<Mutex<Vec<Crossed>>>);
 
 impl Tap {
     /// Watches from now on.
