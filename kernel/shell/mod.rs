@@ -17,3 +17,6 @@ mod route;
 mod sysctl;
 mod system;
 mod vmstat;
+
+#[cfg(test)]
+mod tests;

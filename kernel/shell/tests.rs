@@ -1,0 +1,234 @@
+//! Commands on two stacks: what is typed, and what stands on the screen then.
+
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::sync::Arc;
+use alloc::vec;
+use alloc::vec::Vec;
+
+use netsim::wire::WireConfig;
+use netsim::world::World;
+use sys::kern::kern_mutex::Mutex;
+use sys::kern::lock_order::Leaf;
+
+use super::sh::{Shell, Vnets};
+use crate::apps::Output;
+
+/// A screen that remembers.
+struct Screen(Mutex<String, Leaf>);
+
+impl Output for Screen {
+    fn write(&self, text: &str) {
+        self.0.lock().push_str(text);
+    }
+}
+
+/// A shell in front of two stacks.
+struct Desk {
+    shell: Shell,
+    screen: Arc<Screen>,
+}
+
+impl Desk {
+    /// Types a line; returns the status and what was printed.
+    fn run(&mut self, line: &str) -> (i32, String) {
+        let status = self.shell.run_line(line);
+        (status, core::mem::take(&mut *self.screen.0.lock()))
+    }
+
+    /// Types a line that must succeed.
+    fn ok(&mut self, line: &str) -> String {
+        let (status, text) = self.run(line);
+        assert_eq!(status, 0, "{line}: {text}");
+        text
+    }
+
+    /// Types a line that must fail.
+    fn fails(&mut self, line: &str) -> String {
+        let (status, text) = self.run(line);
+        assert_ne!(status, 0, "{line}: {text}");
+        text
+    }
+}
+
+fn with_shell(test: impl FnOnce(&mut Desk, &World)) {
+    World::run(WireConfig::default(), |world| {
+        let vnets = vec![world.a.vnet.clone(), world.b.vnet.clone()];
+        let screen = Arc::new(Screen(Mutex::new(String::new())));
+        let shell = Shell::new(screen.clone(), Arc::new(Vnets::new(vnets)));
+        let mut desk = Desk { shell, screen };
+        test(&mut desk, world);
+    });
+}
+
+#[test]
+fn the_loopback_looks_as_in_freebsd() {
+    with_shell(|desk, _| {
+        let expected = "\
+lo0: flags=1008049<UP,LOOPBACK,RUNNING,MULTICAST,LOWER_UP> metric 0 mtu 16384
+\toptions=680003<RXCSUM,TXCSUM,LINKSTATE,RXCSUM_IPV6,TXCSUM_IPV6>
+\tinet 127.0.0.1 netmask 0xff000000
+\tgroups: lo
+";
+        assert_eq!(desk.ok("ifconfig lo0"), expected);
+        assert_eq!(desk.ok("ifconfig -f inet:cidr lo0").lines().nth(2), Some("\tinet 127.0.0.1/8"));
+    });
+}
+
+#[test]
+fn ifconfig_changes_an_interface() {
+    with_shell(|desk, world| {
+        let name = world.a.ifp.if_xname.clone();
+        let show = |desk: &mut Desk| desk.ok(&format!("ifconfig {name}"));
+        assert!(show(desk).contains("\tinet 10.0.0.1 netmask 0xffffff00 broadcast 10.0.0.255\n"));
+        desk.ok(&format!("ifconfig {name} inet 10.1.0.1/16 alias"));
+        assert!(show(desk).contains("\tinet 10.1.0.1 netmask 0xffff0000 broadcast 10.1.255.255\n"));
+        desk.ok(&format!("ifconfig {name} 10.1.0.1 -alias"));
+        assert!(!show(desk).contains("10.1.0.1"));
+        desk.ok(&format!("ifconfig {name} 192.168.7.1 netmask 255.255.255.128"));
+        assert!(show(desk).contains("\tinet 192.168.7.1 netmask 0xffffff80 broadcast 192.168.7.127\n"));
+        assert!(!show(desk).contains("10.0.0.1"));
+        desk.ok(&format!("ifconfig {name} mtu 1400 down"));
+        let text = show(desk);
+        assert!(text.contains("mtu 1400") && !text.contains("<UP"), "{text}");
+        desk.ok(&format!("ifconfig {name} up"));
+        assert!(show(desk).contains("<UP,"));
+        assert!(desk.fails("ifconfig em7").contains("interface em7 does not exist"));
+        assert!(desk.fails(&format!("ifconfig {name} 10.0.0.300")).contains("bad value"));
+        assert!(desk.fails(&format!("ifconfig {name} mtu")).contains("requires argument"));
+        assert!(desk.fails("ifconfig -Z").contains("illegal option -- Z\nusage: ifconfig"));
+    });
+}
+
+#[test]
+fn ping_reports_as_in_freebsd() {
+    with_shell(|desk, _| {
+        let text = desk.ok("ping -c 2 10.0.0.2");
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines[0], "PING 10.0.0.2 (10.0.0.2): 56 data bytes");
+        for (line, seq) in lines[1..3].iter().zip(0..) {
+            let start = format!("64 bytes from 10.0.0.2: icmp_seq={seq} ttl=64 time=");
+            assert!(line.starts_with(&start) && line.ends_with(" ms"), "{line}");
+        }
+        assert_eq!(lines[3], "");
+        assert_eq!(lines[4], "--- 10.0.0.2 ping statistics ---");
+        assert_eq!(lines[5], "2 packets transmitted, 2 packets received, 0.0% packet loss");
+        assert!(lines[6].starts_with("round-trip min/avg/max/stddev = "));
+        // Large ones travel in fragments, unless they may not.
+        let text = desk.ok("ping -c 1 -s 8000 10.0.0.2");
+        assert!(text.contains("8008 bytes from 10.0.0.2"));
+        let text = desk.fails("ping -c 1 -D -s 8000 10.0.0.2");
+        assert!(text.contains("ping: sendto: Message too long"), "{text}");
+        assert!(text.contains("1 packets transmitted, 0 packets received, 100.0% packet loss"));
+        // The neighbour is known now.
+        let arp = desk.ok("arp -an");
+        assert!(arp.contains("? (10.0.0.2) at "), "{arp}");
+        assert!(arp.contains("? (10.0.0.1) at ") && arp.contains(" permanent [ethernet]"));
+        desk.ok("arp -d 10.0.0.2");
+        assert!(desk.fails("arp 10.0.0.2").contains("10.0.0.2 (10.0.0.2) -- no entry"));
+        // Nobody there.
+        let (status, text) = desk.run("ping -c 1 -W 500 10.0.0.9");
+        assert_eq!(status, 2, "{text}");
+    });
+}
+
+#[test]
+fn routes_are_added_shown_and_deleted() {
+    with_shell(|desk, world| {
+        let name = &world.a.ifp.if_xname;
+        assert_eq!(
+            desk.ok("route add default 10.0.0.2"),
+            "add net default: gateway 10.0.0.2\n"
+        );
+        assert_eq!(
+            desk.ok("route add -net 172.16.0.0/12 10.0.0.2"),
+            "add net 172.16.0.0/12: gateway 10.0.0.2\n"
+        );
+        let table = desk.ok("netstat -rn");
+        let row = |dst: &str, gw: &str, flags: &str| {
+            table.lines().any(|line| line.split_whitespace().collect::<Vec<_>>()[..].starts_with(&[dst, gw, flags]))
+        };
+        assert!(row("default", "10.0.0.2", "UGS"), "{table}");
+        assert!(row("172.16.0.0/12", "10.0.0.2", "UGS"), "{table}");
+        assert!(row("10.0.0.0/24", &format!("link#{}", world.a.ifp.if_index.0), "U"), "{table}");
+        assert!(table.starts_with("Routing tables\n\nInternet:\nDestination        Gateway            Flags         Netif Expire\n"));
+        let text = desk.ok("route -n get 172.16.1.1");
+        assert!(text.contains("    gateway: 10.0.0.2\n"), "{text}");
+        assert!(text.contains(&format!("  interface: {name}\n")), "{text}");
+        assert!(text.contains("      flags: <UP,GATEWAY,DONE,STATIC>\n"), "{text}");
+        assert!(desk.fails("route add default 10.0.0.2").contains("route already in table"));
+        assert_eq!(desk.ok("route delete 172.16.0.0/12"), "delete net 172.16.0.0/12\n");
+        assert!(desk.fails("route delete 172.16.0.0/12").contains("not in table"));
+        assert!(desk.fails("route add 1.2.3.4 99.9.9.9").is_empty() == false);
+        assert!(desk.fails("route frob").contains("usage: route"));
+    });
+}
+
+#[test]
+fn sysctl_reads_and_writes() {
+    with_shell(|desk, _| {
+        assert_eq!(desk.ok("sysctl net.inet.ip.ttl"), "net.inet.ip.ttl: 64\n");
+        assert_eq!(desk.ok("sysctl net.inet.ip.ttl=63"), "net.inet.ip.ttl: 64 -> 63\n");
+        assert_eq!(desk.ok("sysctl -n net.inet.ip.ttl"), "63\n");
+        // The other instance has its own.
+        assert_eq!(desk.ok("vnet b sysctl -n net.inet.ip.ttl"), "64\n");
+        assert!(desk.ok("sysctl net.inet.ip").contains("net.inet.ip.forwarding: 0\n"));
+        assert_eq!(desk.fails("sysctl net.frob"), "sysctl: unknown oid 'net.frob'\n");
+        assert!(desk.fails("sysctl net.inet.ip.ttl=900").contains("Invalid argument"));
+        assert!(desk.fails("sysctl").contains("usage: sysctl"));
+        let all = desk.ok("sysctl -a");
+        let mut names: Vec<&str> = all.lines().filter_map(|line| line.split(':').next()).collect();
+        let unsorted = names.clone();
+        names.sort();
+        names.dedup();
+        assert_eq!(names, unsorted);
+    });
+}
+
+#[test]
+fn commands_that_do_not_exist_or_are_misspelt_say_so() {
+    with_shell(|desk, _| {
+        assert_eq!(desk.run("frobnicate -x"), (127, "frobnicate: not found\n".to_string()));
+        assert_eq!(desk.run("ping 'x"), (2, "sh: Syntax error: unterminated quoted string\n".to_string()));
+        assert!(desk.fails("netstat -p frob").contains("frob: unknown or uninstrumented protocol"));
+        assert!(desk.fails("vmstat").contains("usage: vmstat"));
+        assert!(desk.fails("vnet nowhere ping x").contains("no such instance"));
+        assert_eq!(desk.run("ping; echo -s").1.lines().last(), Some("64"));
+        let help = desk.ok("help");
+        for word in ["ifconfig", "iperf3", "poweroff", "jobs"] {
+            assert!(help.contains(word), "{help}");
+        }
+    });
+}
+
+#[test]
+fn netstat_shows_what_it_is_asked() {
+    with_shell(|desk, _| {
+        desk.ok("ping -c 1 10.0.0.2");
+        let text = desk.ok("netstat -s");
+        for heading in ["tcp:\n", "udp:\n", "ip:\n", "icmp:\n", "arp:\n"] {
+            assert!(text.contains(heading), "{text}");
+        }
+        assert!(text.contains("\tInput histogram:\n\t\techo reply: 1\n"), "{text}");
+        assert!(text.contains("\t0 connections in TIME_WAIT state\n"), "{text}");
+        assert!(desk.ok("netstat -m").contains(" mbufs in use (current/cache/total)\n"));
+        assert!(desk.ok("netstat -Q").contains("Workstreams:\n"));
+        assert!(desk.ok("netstat -in").starts_with("Name    Mtu Network        Address"));
+        assert!(desk.ok("netstat -s -p icmp").starts_with("icmp:\n"));
+        assert!(desk.ok("vmstat -z").contains("\nmbuf:"));
+        desk.ok("vmstat -ia");
+        desk.ok("netstat -w 1 -q 2");
+    });
+}
+
+#[test]
+fn jobs_run_in_the_background_and_are_killed() {
+    with_shell(|desk, _| {
+        let text = desk.ok("sleep 1000 &");
+        assert!(text.starts_with("[1] "), "{text}");
+        assert_eq!(desk.ok("jobs"), "[1] Running                 sleep 1000\n");
+        desk.ok("kill %1; wait %1");
+        assert_eq!(desk.ok("jobs"), "");
+        assert!(desk.fails("kill %1").contains("No such job"));
+    });
+}
