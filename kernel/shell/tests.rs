@@ -52,7 +52,10 @@ impl Desk {
 }
 
 fn with_shell(test: impl FnOnce(&mut Desk, &World)) {
-    World::run(WireConfig::default(), |world| {
+    let mut config = WireConfig::default();
+    // As much as virtual time can carry without getting long.
+    config.link.rate = Some(50_000_000);
+    World::run(config, |world| {
         let vnets = vec![world.a.vnet.clone(), world.b.vnet.clone()];
         let screen = Arc::new(Screen(Mutex::new(String::new())));
         let shell = Shell::new(screen.clone(), Arc::new(Vnets::new(vnets)));
@@ -227,8 +230,68 @@ fn jobs_run_in_the_background_and_are_killed() {
         let text = desk.ok("sleep 1000 &");
         assert!(text.starts_with("[1] "), "{text}");
         assert_eq!(desk.ok("jobs"), "[1] Running                 sleep 1000\n");
-        desk.ok("kill %1; wait %1");
+        // The status of a job that was ended.
+        assert_eq!(desk.run("kill %1; wait %1").0, 130);
         assert_eq!(desk.ok("jobs"), "");
         assert!(desk.fails("kill %1").contains("No such job"));
+    });
+}
+
+#[test]
+fn bytes_arrive_as_they_were_sent() {
+    with_shell(|desk, _| {
+        desk.ok("vnet b digest recv 5000 &");
+        let text = desk.ok("sleep 0.1; digest send -c 10.0.0.2 5000 3M 42; wait");
+        let word = |what: &str| {
+            let line = text.lines().find(|line| line.contains(what));
+            line.unwrap_or_else(|| panic!("{text}"))
+                .split(' ')
+                .next_back()
+                .map(String::from)
+        };
+        assert!(text.contains("listening on 5000\n"));
+        assert!(text.contains("digest: received 3145728 sha256 "), "{text}");
+        assert_eq!(word("received"), word("sent"));
+        desk.ok("vnet b digest send 5001 100000 &");
+        let text = desk.ok("sleep 0.1; digest recv -c 10.0.0.2 5001; wait");
+        assert!(text.contains("digest: received 100000 sha256 "), "{text}");
+        assert!(desk.fails("digest recv -c 10.0.0.2 5001").contains("connect: Connection refused"));
+    });
+}
+
+#[test]
+fn requests_are_answered_and_counted() {
+    with_shell(|desk, _| {
+        desk.ok("vnet b rr -s -1 &");
+        let text = desk.ok("sleep 0.1; rr -c 10.0.0.2 -t 2; wait");
+        let line = text.lines().find(|line| line.contains("transactions in")).unwrap();
+        assert!(line.starts_with("rr: ") && line.contains(" transactions in 2.0"), "{line}");
+        assert!(line.ends_with(" per second"));
+    });
+}
+
+#[test]
+fn iperf3_measures_both_ways_over_tcp_and_udp() {
+    with_shell(|desk, _| {
+        for options in ["-t 1", "-t 1 -R", "-n 4M -P 3", "-u -b 10M -t 1", "-u -b 10M -t 1 -R -P 2", "-u -b 20M -l 8000 -t 1"] {
+            desk.ok("vnet b iperf3 -s -1 &");
+            let text = desk.ok(&format!("sleep 0.1; iperf3 -c 10.0.0.2 {options}"));
+            assert!(text.contains("iperf Done.\n"), "{options}: {text}");
+            let server = desk.ok("wait");
+            assert!(server.contains("receiver") || text.contains("receiver"), "{options}: {server}");
+        }
+        assert!(desk.fails("iperf3 -c 10.0.0.2 -t 1").contains("unable to connect to server"));
+        assert!(desk.fails("iperf3 -Z").contains("parameter error"));
+    });
+}
+
+#[test]
+fn small_services_answer() {
+    with_shell(|desk, _| {
+        desk.ok("vnet b inetd echo chargen:1900 &");
+        let text = desk.ok("sleep 0.1; rr -c 10.0.0.2 -p 7 -n 100");
+        assert!(text.contains("rr: 100 transactions in "), "{text}");
+        desk.ok("netblast -r 1000 10.0.0.2 9 100 0.5");
+        desk.run("kill %1; wait");
     });
 }

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use sys::errno::Errno;
 use sys::kern::uipc_syscalls::SocketHandle;
 use sys::machine;
-use sys::socket::MsgFlags;
+use sys::socket::{IPPROTO_TCP, MsgFlags, TCP_NODELAY};
 use sys::time::Sbintime;
 
 use crate::apps::Env;
@@ -129,6 +129,9 @@ impl<'a> Control<'a> {
     pub(super) fn new(env: &'a Env, so: SocketHandle) -> Result<Control<'a>, Failure> {
         so.set_rcvtimeo(Some(POLL))
             .map_err(doing("set a timeout"))?;
+        // States are single bytes that follow each other.
+        so.setsockopt_int(IPPROTO_TCP, TCP_NODELAY, 1)
+            .map_err(doing("set TCP no delay"))?;
         Ok(Control { env, so })
     }
 
