@@ -6,7 +6,6 @@ extern crate alloc;
 
 pub mod cmdline;
 pub mod ksyms;
-pub mod console;
 pub mod init_main;
 pub mod apps;
 pub mod shell;

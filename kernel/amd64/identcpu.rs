@@ -3,6 +3,7 @@
 //! FreeBSD: sys/x86/x86/identcpu.c, sys/amd64/amd64/machdep.c (cpu_startup), sys/x86/x86/mp_x86.c (cpu_mp_announce)
 
 use super::acpi::Platform;
+use alloc::string::String;
 use sys::kprintf;
 use sys::machine::amd64::clock::tsc_hz;
 use sys::machine::amd64::cpufunc::{Cpuid, cpuid};
@@ -10,15 +11,20 @@ use sys::machine::amd64::io_apic::ioapic_pins;
 use sys::machine::amd64::local_apic::{is_x2apic, lapic_timer_hz, uses_tsc_deadline};
 use sys::machine::{ncpus, phys_avail};
 
-/// Prints the CPU's name, its clock and identity.
-#[doc(alias = "printcpuinfo")]
-pub fn announce_cpu() {
+/// The CPU's name.
+pub fn model() -> String {
     let mut brand = [0u8; 48];
     for (i, chunk) in brand.chunks_exact_mut(16).enumerate() {
         chunk.copy_from_slice(&registers(&cpuid(0x8000_0002 + i as u32, 0)));
     }
-    let brand = text(&brand);
+    text(&brand).into()
+}
+
+/// Prints the CPU's name, its clock and identity.
+#[doc(alias = "printcpuinfo")]
+pub fn announce_cpu() {
     let hz = tsc_hz();
+    let brand = model();
     kprintf!("CPU: {brand} ({}.{:02}-MHz K8-class CPU)\n", hz / 1_000_000, hz / 10_000 % 100);
 
     let leaf0 = cpuid(0, 0);

@@ -12,7 +12,9 @@ use sys::kern::kern_thread;
 use sys::machine::PhysRange;
 use sys::machine::amd64::cpufunc::outb;
 use sys::machine::amd64::pmap::{KERNBASE, KernelImage, PAGE_SIZE, Segment, phys_to_virt, pmap_bootstrap};
-use sys::machine::amd64::{clock, local_apic, pcpu_machdep, random, set_phys_avail, uart};
+use sys::machine::amd64::{clock, local_apic, pcpu_machdep, pmap, random, set_phys_avail, uart};
+use sys::machine::virt_to_phys;
+use sys::vm::vm_page::alloc_contig;
 
 /// Kept for page tables, interrupt stacks and the first threads' stacks.
 const BOOT_PAGES: u64 = 2 << 20;
@@ -76,19 +78,23 @@ extern "C" fn hammer_time(start_info: u32) -> ! {
 
     // The heap works since memory does; with a current thread so do locks and messages.
     kern_thread::init0();
+    pmap::set_page_source(|| alloc_contig(1, 1).map(|page| virt_to_phys(page.as_ptr())));
     cmdline::set(Box::leak(Box::from(info.cmdline())));
-    let real_memory = info.memory().iter().filter(|range| range.kind == MemoryKind::Ram);
-    let real_memory = real_memory.map(|range| range.segment.end - range.segment.start).sum();
+    let ram = info.memory().iter().filter(|range| range.kind == MemoryKind::Ram);
+    let physmem = ram.map(|range| range.segment.end - range.segment.start).sum();
     drop(info);
     init_main::announce();
     identcpu::announce_cpu();
-    identcpu::announce_machine(&platform, real_memory);
+    identcpu::announce_machine(&platform, physmem);
 
     local_apic::lapic_timer_start();
     sys::machine::amd64::cpufunc::enable_intr();
     init_main::mi_startup(&Machdep {
         start_all_aps: mp_machdep::start_all_aps,
-        attach_console: uart_cons::uart_cons_attach,
+        write: uart::uart_write_raw,
+        attach_tty: uart_cons::uart_cons_attach,
+        model: identcpu::model,
+        physmem,
         crash: panic::crash,
     })
 }

@@ -3,12 +3,13 @@
 //! FreeBSD: sys/dev/uart/uart_core.c, sys/dev/uart/uart_tty.c
 
 use alloc::boxed::Box;
+use alloc::sync::Arc;
 use core::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
-use kernel::console::cn_input;
+use kernel::shell::tty::Tty;
 use spin::Once;
 use sys::errno::Errno;
 use sys::kern::kern_intr::{FilterStatus, IntrCookie, bus_setup_intr};
-use sys::machine::IrqSource;
+use sys::machine::{IrqSource, intr_disable, intr_restore};
 use sys::machine::amd64::io_apic::isa_irq;
 use sys::machine::amd64::uart::{COM1_IRQ, uart_enable_input, uart_read};
 
@@ -20,19 +21,23 @@ static HEAD: AtomicUsize = AtomicUsize::new(0);
 static TAIL: AtomicUsize = AtomicUsize::new(0);
 static COOKIE: Once<IntrCookie> = Once::new();
 
-/// Lets what is typed on the serial line come to the console.
-pub fn uart_cons_attach() -> Result<(), Errno> {
+/// Lets what is typed on the serial line come to `tty`.
+pub fn uart_cons_attach(tty: Arc<Tty>) -> Result<(), Errno> {
     let (gsi, signal) = isa_irq(COM1_IRQ);
     let source = IrqSource::IoApic {
         gsi,
         level: signal.level,
         active_low: signal.active_low,
     };
-    let cookie = bus_setup_intr(source, "uart0", 0, Box::new(filter), Box::new(|| cn_input(core::iter::from_fn(take))))?;
+    let ithread = move || core::iter::from_fn(take).for_each(|byte| tty.rint(byte));
+    let cookie = bus_setup_intr(source, "uart0", 0, Box::new(filter), Box::new(ithread))?;
     COOKIE.call_once(|| cookie);
     uart_enable_input();
     // A byte that came before raised no edge that anyone saw.
-    if let (FilterStatus::ScheduleThread, Some(cookie)) = (filter(), COOKIE.get()) {
+    let state = intr_disable();
+    let status = filter();
+    intr_restore(state);
+    if let (FilterStatus::ScheduleThread, Some(cookie)) = (status, COOKIE.get()) {
         cookie.schedule();
     }
     Ok(())

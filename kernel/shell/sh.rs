@@ -94,6 +94,11 @@ impl Shell {
         shell
     }
 
+    /// The stack instances it can reach.
+    pub fn vnets(&self) -> &Vnets {
+        &self.vnets
+    }
+
     /// Reads and runs lines for ever.
     pub fn interact(&mut self) -> ! {
         let mut editor = LineEditor::new(PROMPT, self.command_names());

@@ -63,14 +63,12 @@ pub fn uart_init() {
 
 /// Writes `bytes`, a newline as carriage return and newline.
 pub fn uart_write(bytes: &[u8]) {
-    let state = intr_disable();
-    if PANICKING.load(Ordering::Relaxed) {
-        put(bytes);
-    } else {
-        let _output = OUTPUT.lock();
-        put(bytes);
-    }
-    intr_restore(state);
+    put(bytes, true);
+}
+
+/// Writes `bytes` as they are.
+pub fn uart_write_raw(bytes: &[u8]) {
+    put(bytes, false);
 }
 
 /// From now on output asks for no lock.
@@ -78,7 +76,16 @@ pub fn uart_panic() {
     PANICKING.store(true, Ordering::Relaxed);
 }
 
-fn put(bytes: &[u8]) {
+fn put(bytes: &[u8], newlines: bool) {
+    let state = intr_disable();
+    let panicking = PANICKING.load(Ordering::Relaxed);
+    let output = (!panicking).then(|| OUTPUT.lock());
+    send(bytes, newlines);
+    drop(output);
+    intr_restore(state);
+}
+
+fn send(bytes: &[u8], newlines: bool) {
     let mut room = 0;
     let mut put_byte = |byte| {
         if room == 0 {
@@ -96,7 +103,7 @@ fn put(bytes: &[u8]) {
         room -= 1;
     };
     for &byte in bytes {
-        if byte == b'\n' {
+        if newlines && byte == b'\n' {
             put_byte(b'\r');
         }
         put_byte(byte);
