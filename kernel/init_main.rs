@@ -69,8 +69,30 @@ pub enum Crash {
 /// The first lines of the boot messages.
 #[doc(alias = "copyright")]
 pub fn announce() {
-    kprintf!("---<<BOOT>>---\n");
+    // What the libraries underneath have to say comes with the kernel's messages.
+    let logger: Result<(), log::SetLoggerError> = log::set_logger(&Klog);
+    if logger.is_ok() {
+        log::set_max_level(log::LevelFilter::Warn);
+    }
+    // The firmware has left its last line open.
+    kprintf!("\n---<<BOOT>>---\n");
     kprintf!("{} {} amd64\n", sys::param::OSTYPE, env!("CARGO_PKG_VERSION"));
+}
+
+struct Klog;
+
+impl log::Log for Klog {
+    fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
+        metadata.level() <= log::max_level()
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        if self.enabled(record.metadata()) {
+            kprintf!("{}: {}\n", record.target(), record.args());
+        }
+    }
+
+    fn flush(&self) {}
 }
 
 /// Starts all services, the network and the shell. Called on the first thread with interrupts on.

@@ -3,13 +3,17 @@
 //! FreeBSD: sys/x86/x86/identcpu.c, sys/amd64/amd64/machdep.c (cpu_startup), sys/x86/x86/mp_x86.c (cpu_mp_announce)
 
 use super::acpi::Platform;
-use alloc::string::String;
+use super::kern_malloc::heap_usage;
+use alloc::string::{String, ToString};
+use alloc::sync::Arc;
 use sys::kprintf;
 use sys::machine::amd64::clock::tsc_hz;
 use sys::machine::amd64::cpufunc::{Cpuid, cpuid};
+use sys::machine::amd64::intr_machdep::stray_interrupts;
 use sys::machine::amd64::io_apic::ioapic_pins;
 use sys::machine::amd64::local_apic::{is_x2apic, lapic_timer_hz, uses_tsc_deadline};
 use sys::machine::{ncpus, phys_avail};
+use sys::sysctl::{self, ReadOnly, SysctlNode};
 
 /// The CPU's name.
 pub fn model() -> String {
@@ -70,6 +74,20 @@ pub fn announce_machine(platform: &Platform, real_memory: u64) {
     } else {
         kprintf!("Event timer \"LAPIC\" frequency {} Hz quality 600 ({mode})\n", lapic_timer_hz());
     }
+}
+
+/// Shows the clocks and the heap to `sysctl`.
+pub fn register_sysctls() {
+    let read = |name: &str, description: &'static str, value: fn() -> String| {
+        sysctl::root().register(name, Arc::new(ReadOnly::new(description, value)) as Arc<dyn SysctlNode>);
+    };
+    read("machdep.tsc_freq", "Time Stamp Counter frequency", || tsc_hz().to_string());
+    read("machdep.idle", "currently selected idle function", || "hlt".into());
+    read("kern.timecounter.hardware", "Timecounter hardware selected", || "TSC".into());
+    read("kern.eventtimer.timer", "Chosen event timer", || "LAPIC".into());
+    read("vm.kmem_map_size", "Current kmem allocation size", || heap_usage().0.to_string());
+    read("vm.kmem_size", "Size of kernel memory", || heap_usage().1.to_string());
+    read("hw.intr_stray", "Interrupts nobody asked for", || stray_interrupts().to_string());
 }
 
 fn registers(leaf: &Cpuid) -> [u8; 16] {

@@ -68,6 +68,10 @@ extern "C" fn hammer_time(start_info: u32) -> ! {
         ksyms::ksyms_set(unsafe { core::slice::from_raw_parts(phys_to_virt(info.symbols.start), len) });
     }
 
+    // The heap works since memory does; with a current thread so do locks and messages.
+    kern_thread::init0();
+    pmap::set_page_source(|| alloc_contig(1, 1).map(|page| virt_to_phys(page.as_ptr())));
+    init_main::announce();
     mask_8259();
     // SAFETY: the address is the boot loader's.
     let platform = unsafe { acpi::acpi_init(info.rsdp) };
@@ -76,17 +80,14 @@ extern "C" fn hammer_time(start_info: u32) -> ! {
     random::random_init();
     mp_machdep::number_cpus(&platform.apic_ids[..platform.cpus]);
 
-    // The heap works since memory does; with a current thread so do locks and messages.
-    kern_thread::init0();
-    pmap::set_page_source(|| alloc_contig(1, 1).map(|page| virt_to_phys(page.as_ptr())));
     cmdline::set(Box::leak(Box::from(info.cmdline())));
     let ram = info.memory().iter().filter(|range| range.kind == MemoryKind::Ram);
     let physmem = ram.map(|range| range.segment.end - range.segment.start).sum();
     drop(info);
-    init_main::announce();
     identcpu::announce_cpu();
     identcpu::announce_machine(&platform, physmem);
 
+    identcpu::register_sysctls();
     local_apic::lapic_timer_start();
     sys::machine::amd64::cpufunc::enable_intr();
     init_main::mi_startup(&Machdep {

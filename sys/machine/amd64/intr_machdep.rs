@@ -3,7 +3,7 @@
 //! FreeBSD: sys/x86/x86/intr_machdep.c, sys/x86/x86/mp_x86.c, sys/x86/x86/msi.c
 
 use super::io_apic::{Signal, ioapic_pins, ioapic_program, ioapic_set_masked};
-use super::local_apic::{TIMER_VECTOR, event_timer_fired, ipi_cpu, ipi_nmi, lapic_eoi};
+use super::local_apic::{SPURIOUS_VECTOR, TIMER_VECTOR, event_timer_fired, ipi_cpu, ipi_nmi, lapic_eoi};
 use super::pcpu_machdep::{apic_id_of, curcpu, intr_disable, intr_enter, intr_exit, intr_restore, ncpus};
 use crate::errno::Errno;
 use crate::machine::{Ipi, IrqSource, MAXCPU, Vector, upcall};
@@ -58,6 +58,8 @@ pub fn intr_execute(vector: u8) {
             lapic_eoi();
             upcall::ipi_interrupt(Ipi::Rendezvous);
         }
+        // Nothing is in service, so nothing may be ended.
+        SPURIOUS_VECTOR => {}
         _ => {
             device(vector);
             lapic_eoi();

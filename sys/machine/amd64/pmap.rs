@@ -102,6 +102,8 @@ static KERNEL_PML4: AtomicU64 = AtomicU64::new(0);
 static TABLE_OFFSET: AtomicU64 = AtomicU64::new(KERNBASE);
 /// End of what the direct map shows.
 static DMAP_END: AtomicU64 = AtomicU64::new(0);
+/// The unmapped page below the first thread's stack.
+static BOOT_GUARD: AtomicU64 = AtomicU64::new(0);
 static WINDOW: SpinMutex<Window> = SpinMutex::new(Window {
     next_stack: STACK_BASE,
     next_device: DEVICE_BASE,
@@ -158,6 +160,7 @@ pub fn kernel_pml4() -> u64 {
 pub unsafe fn pmap_bootstrap(memory: &[Segment], image: &KernelImage, boot_pages: Segment) {
     let mut window = WINDOW.lock();
     window.boot_pages = boot_pages;
+    BOOT_GUARD.store(KERNBASE + image.guard, Ordering::Relaxed);
     let pml4 = window.page();
     KERNEL_PML4.store(pml4, Ordering::Relaxed);
 
@@ -314,7 +317,8 @@ impl Drop for KStack {
 
 /// Whether `va` lies on the unmapped page below a kernel stack.
 pub fn is_stack_guard(va: u64) -> bool {
-    (STACK_BASE..DEVICE_BASE).contains(&va)
+    va & !(PAGE_SIZE - 1) == BOOT_GUARD.load(Ordering::Relaxed)
+        || (STACK_BASE..DEVICE_BASE).contains(&va)
         && (va - STACK_BASE) % (KSTACK_SIZE as u64 + PAGE_SIZE) < PAGE_SIZE
 }
 
