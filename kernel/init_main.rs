@@ -23,7 +23,7 @@ use alloc::sync::Arc;
 use alloc::vec;
 use alloc::vec::Vec;
 
-use drivers::e1000::if_em::{em_attach, em_functions};
+use drivers::e1000::{em_attach, em_functions};
 use netinet::vnet::inet_attach;
 use sys::errno::Errno;
 use sys::kern;

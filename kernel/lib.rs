@@ -4,7 +4,9 @@
 
 extern crate alloc;
 
+pub mod apps;
 pub mod cmdline;
+pub mod shell;
 pub mod ksyms;
 pub mod init_main;
 pub mod apps;

@@ -10,4 +10,4 @@ pub mod e1000_regs;
 mod em_txrx;
 mod if_em;
 
-pub use if_em::em_probe_attach;
+pub use if_em::{em_attach, em_functions, em_probe_attach};
