@@ -27,7 +27,7 @@ use drivers::e1000::{em_attach, em_functions};
 use netinet::vnet::inet_attach;
 use sys::errno::Errno;
 use sys::kern;
-use sys::kern::kern_mbuf;
+use sys::kern::kern_thread::{Pri, kthread_add};
 use sys::kprintf;
 use sys::machine::{self, sbinuptime};
 use sys::net::if_loop::loop_attach;
@@ -35,18 +35,15 @@ use sys::net::vnet::Vnet;
 use sys::sysctl::{self, Procedure, ReadOnly, SysctlNode, kenv};
 
 use crate::cmdline;
-use crate::shell::sh::{Shell, Vnets};
-use crate::shell::tty::Tty;
+use crate::shell::sh::{ConsoleOutput, Shell, Vnets};
 
 /// What the start needs of the machine.
 #[derive(Clone, Copy, Debug)]
 pub struct Machdep {
     /// Starts the other CPUs; each goes to the scheduler.
     pub start_all_aps: fn(),
-    /// Writes bytes to the terminal as they are.
-    pub write: fn(&[u8]),
-    /// Lets what is typed come to the terminal.
-    pub attach_tty: fn(Arc<Tty>) -> Result<(), Errno>,
+    /// Lets what is typed come to the console.
+    pub attach_console: fn() -> Result<(), Errno>,
     /// The CPU's name.
     pub model: fn() -> String,
     /// Bytes of memory that there are.
@@ -102,17 +99,28 @@ pub fn mi_startup(md: &Machdep) -> ! {
     }
     kern::start_bsp();
     (md.start_all_aps)();
-    kern_mbuf::mbinit();
     register_sysctls(md);
 
-    let tty = Arc::new(Tty::new(md.write));
-    if let Err(errno) = (md.attach_tty)(tty.clone()) {
+    if let Err(errno) = (md.attach_console)() {
         kprintf!("uart0: no interrupt, nothing can be typed: {errno}\n");
     }
-    let mut shell = Shell::on_tty(tty, Arc::new(Vnets::new(Vec::new())));
-    let interfaces = start_network(shell.vnets());
+    let vnets = Arc::new(Vnets::new(Vec::new()));
+    let interfaces = start_network(&vnets);
+    let mut shell = Shell::on_console(vnets.clone());
     for line in rc_lines(&interfaces, cmdline::get) {
-        shell.run_line(&line);
+        match line.strip_suffix(" &") {
+            None => {
+                shell.run_line(&line);
+            }
+            // Not a job of the shell's: nobody is told when it is done.
+            Some(line) => {
+                let mut background = Shell::new(Arc::new(ConsoleOutput), vnets.clone());
+                let line = line.to_string();
+                kthread_add("rc", Pri::PUSER, None, move || {
+                    background.run_line(&line);
+                });
+            }
+        }
     }
     kprintf!("boot complete: {} ms\n", sbinuptime().as_ms());
     if let Some(line) = cmdline::get("init") {
@@ -177,7 +185,7 @@ fn rc_lines<'a>(interfaces: &[Interface], get: impl Fn(&str) -> Option<&'a str>)
             Some(said) => said,
         };
         lines.push(match said.to_ascii_lowercase().as_str() {
-            "dhcp" => format!("{prefix}dhclient -b {name}"),
+            "dhcp" => format!("{prefix}dhclient -b {name} &"),
             "syncdhcp" => format!("{prefix}dhclient {name}"),
             // An address by itself, with or without a prefix length.
             _ if said.starts_with(|c: char| c.is_ascii_digit()) => format!("{prefix}ifconfig {name} inet {said} up"),
@@ -241,7 +249,7 @@ mod tests {
 
     #[test]
     fn the_first_interface_leases_an_address_if_nothing_is_said() {
-        assert_eq!(lines(&[("em0", None), ("em1", None)], &[]), ["dhclient -b em0"]);
+        assert_eq!(lines(&[("em0", None), ("em1", None)], &[]), ["dhclient -b em0 &"]);
         assert_eq!(lines(&[], &[]), [""; 0]);
     }
 

@@ -6,8 +6,7 @@ extern crate alloc;
 
 pub mod apps;
 pub mod cmdline;
-pub mod shell;
-pub mod ksyms;
+pub mod console;
 pub mod init_main;
-pub mod apps;
+pub mod ksyms;
 pub mod shell;

@@ -92,8 +92,7 @@ extern "C" fn hammer_time(start_info: u32) -> ! {
     sys::machine::amd64::cpufunc::enable_intr();
     init_main::mi_startup(&Machdep {
         start_all_aps: mp_machdep::start_all_aps,
-        write: uart::uart_write_raw,
-        attach_tty: uart_cons::uart_cons_attach,
+        attach_console: uart_cons::uart_cons_attach,
         model: identcpu::model,
         physmem,
         crash: panic::crash,

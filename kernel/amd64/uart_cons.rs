@@ -3,9 +3,8 @@
 //! FreeBSD: sys/dev/uart/uart_core.c, sys/dev/uart/uart_tty.c
 
 use alloc::boxed::Box;
-use alloc::sync::Arc;
 use core::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
-use kernel::shell::tty::Tty;
+use kernel::console::cn_input;
 use spin::Once;
 use sys::errno::Errno;
 use sys::kern::kern_intr::{FilterStatus, IntrCookie, bus_setup_intr};
@@ -21,15 +20,15 @@ static HEAD: AtomicUsize = AtomicUsize::new(0);
 static TAIL: AtomicUsize = AtomicUsize::new(0);
 static COOKIE: Once<IntrCookie> = Once::new();
 
-/// Lets what is typed on the serial line come to `tty`.
-pub fn uart_cons_attach(tty: Arc<Tty>) -> Result<(), Errno> {
+/// Lets what is typed on the serial line come to the console.
+pub fn uart_cons_attach() -> Result<(), Errno> {
     let (gsi, signal) = isa_irq(COM1_IRQ);
     let source = IrqSource::IoApic {
         gsi,
         level: signal.level,
         active_low: signal.active_low,
     };
-    let ithread = move || core::iter::from_fn(take).for_each(|byte| tty.rint(byte));
+    let ithread = || cn_input(core::iter::from_fn(take));
     let cookie = bus_setup_intr(source, "uart0", 0, Box::new(filter), Box::new(ithread))?;
     COOKIE.call_once(|| cookie);
     uart_enable_input();

@@ -61,31 +61,22 @@ pub fn uart_init() {
     write(REG_MCR, MCR_ON);
 }
 
-/// Writes `bytes`, a newline as carriage return and newline.
-pub fn uart_write(bytes: &[u8]) {
-    put(bytes, true);
-}
-
-/// Writes `bytes` as they are.
-pub fn uart_write_raw(bytes: &[u8]) {
-    put(bytes, false);
-}
-
 /// From now on output asks for no lock.
 pub fn uart_panic() {
     PANICKING.store(true, Ordering::Relaxed);
 }
 
-fn put(bytes: &[u8], newlines: bool) {
+/// Writes `bytes`, a newline as carriage return and newline.
+pub fn uart_write(bytes: &[u8]) {
     let state = intr_disable();
     let panicking = PANICKING.load(Ordering::Relaxed);
     let output = (!panicking).then(|| OUTPUT.lock());
-    send(bytes, newlines);
+    send(bytes);
     drop(output);
     intr_restore(state);
 }
 
-fn send(bytes: &[u8], newlines: bool) {
+fn send(bytes: &[u8]) {
     let mut room = 0;
     let mut put_byte = |byte| {
         if room == 0 {
@@ -103,7 +94,7 @@ fn send(bytes: &[u8], newlines: bool) {
         room -= 1;
     };
     for &byte in bytes {
-        if newlines && byte == b'\n' {
+        if byte == b'\n' {
             put_byte(b'\r');
         }
         put_byte(byte);
