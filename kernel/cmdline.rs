@@ -26,7 +26,10 @@ pub fn iter() -> impl Iterator<Item = (&'static str, &'static str)> {
 /// The value of the last word called `name`.
 #[doc(alias = "kern_getenv")]
 pub fn get(name: &str) -> Option<&'static str> {
-    iter().filter(|(n, _)| *n == name).last().map(|(_, value)| value)
+    iter()
+        .filter(|(n, _)| *n == name)
+        .last()
+        .map(|(_, value)| value)
 }
 
 fn words(line: &str) -> impl Iterator<Item = (&str, &str)> {
@@ -71,7 +74,8 @@ mod tests {
 
     #[test]
     fn quotes_keep_spaces_around_a_value_or_a_whole_word() {
-        let line = r#" a=1  ifconfig_em0="inet 10.0.2.15/24" 'init=ifconfig; ping -c 1 x' verbose b='"'"#;
+        let line =
+            r#" a=1  ifconfig_em0="inet 10.0.2.15/24" 'init=ifconfig; ping -c 1 x' verbose b='"'"#;
         let found: Vec<_> = words(line).collect();
         assert_eq!(
             found,

@@ -73,7 +73,11 @@ pub fn announce() {
     }
     // The firmware has left its last line open.
     kprintf!("\n---<<BOOT>>---\n");
-    kprintf!("{} {} amd64\n", sys::param::OSTYPE, env!("CARGO_PKG_VERSION"));
+    kprintf!(
+        "{} {} amd64\n",
+        sys::param::OSTYPE,
+        env!("CARGO_PKG_VERSION")
+    );
 }
 
 struct Klog;
@@ -144,7 +148,9 @@ fn start_network(vnets: &Vnets) -> Vec<Interface> {
         let vnet_name = cmdline::get(&format!("vnet_{name}"));
         let vnet = match vnet_name {
             None => first.clone(),
-            Some(wanted) => vnets.find(wanted).unwrap_or_else(|| new_vnet(vnets, wanted)),
+            Some(wanted) => vnets
+                .find(wanted)
+                .unwrap_or_else(|| new_vnet(vnets, wanted)),
         };
         match em_attach(&vnet, &function, id, unit as u32) {
             Ok(_) => interfaces.push(Interface {
@@ -170,15 +176,25 @@ fn new_vnet(vnets: &Vnets, name: &str) -> Arc<Vnet> {
 /// The commands that the command line's words stand for.
 fn rc_lines<'a>(interfaces: &[Interface], get: impl Fn(&str) -> Option<&'a str>) -> Vec<String> {
     let mut lines = vec!["ifconfig lo0 inet 127.0.0.1/8 up".to_string()];
-    let mut instances: Vec<&str> = interfaces.iter().filter_map(|i| i.vnet.as_deref()).collect();
+    let mut instances: Vec<&str> = interfaces
+        .iter()
+        .filter_map(|i| i.vnet.as_deref())
+        .collect();
     instances.dedup();
-    lines.extend(instances.iter().map(|name| format!("vnet {name} ifconfig lo0 inet 127.0.0.1/8 up")));
+    lines.extend(
+        instances
+            .iter()
+            .map(|name| format!("vnet {name} ifconfig lo0 inet 127.0.0.1/8 up")),
+    );
 
     let value = |name: &str| get(&format!("ifconfig_{name}")).or_else(|| get(name));
     let any_said = interfaces.iter().any(|i| value(&i.name).is_some());
     for (number, interface) in interfaces.iter().enumerate() {
         let name = &interface.name;
-        let prefix = interface.vnet.as_ref().map_or(String::new(), |vnet| format!("vnet {vnet} "));
+        let prefix = interface
+            .vnet
+            .as_ref()
+            .map_or(String::new(), |vnet| format!("vnet {vnet} "));
         let said = match value(name) {
             None if number == 0 && !any_said => "DHCP",
             None | Some("none") => continue,
@@ -188,7 +204,9 @@ fn rc_lines<'a>(interfaces: &[Interface], get: impl Fn(&str) -> Option<&'a str>)
             "dhcp" => format!("{prefix}dhclient -b {name} &"),
             "syncdhcp" => format!("{prefix}dhclient {name}"),
             // An address by itself, with or without a prefix length.
-            _ if said.starts_with(|c: char| c.is_ascii_digit()) => format!("{prefix}ifconfig {name} inet {said} up"),
+            _ if said.starts_with(|c: char| c.is_ascii_digit()) => {
+                format!("{prefix}ifconfig {name} inet {said} up")
+            }
             _ => format!("{prefix}ifconfig {name} {said} up"),
         });
     }
@@ -201,20 +219,51 @@ fn rc_lines<'a>(interfaces: &[Interface], get: impl Fn(&str) -> Option<&'a str>)
 fn register_sysctls(md: &Machdep) {
     let root = sysctl::root();
     let read = |name: &str, description: &'static str, value: String| {
-        root.register(name, Arc::new(ReadOnly::new(description, move || value.clone())) as Arc<dyn SysctlNode>);
+        root.register(
+            name,
+            Arc::new(ReadOnly::new(description, move || value.clone())) as Arc<dyn SysctlNode>,
+        );
     };
-    read("kern.ostype", "Operating system type", sys::param::OSTYPE.to_string());
-    read("kern.osrelease", "Operating system release", env!("CARGO_PKG_VERSION").to_string());
+    read(
+        "kern.ostype",
+        "Operating system type",
+        sys::param::OSTYPE.to_string(),
+    );
+    read(
+        "kern.osrelease",
+        "Operating system release",
+        env!("CARGO_PKG_VERSION").to_string(),
+    );
     read("hw.machine", "Machine class", "amd64".to_string());
     read("hw.model", "Machine model", (md.model)());
-    read("hw.ncpu", "Number of active CPUs", machine::ncpus().to_string());
-    read("hw.physmem", "Amount of physical memory (in bytes)", md.physmem.to_string());
+    read(
+        "hw.ncpu",
+        "Number of active CPUs",
+        machine::ncpus().to_string(),
+    );
+    read(
+        "hw.physmem",
+        "Amount of physical memory (in bytes)",
+        md.physmem.to_string(),
+    );
 
     let mut crashes: Vec<(&str, &'static str, Option<Crash>)> = vec![
         ("debug.kdb.panic", "set to panic the kernel", None),
-        ("debug.kdb.trap", "set to cause a page fault via data access", Some(Crash::Trap)),
-        ("debug.kdb.trap_code", "set to cause a write to read-only code", Some(Crash::WriteText)),
-        ("debug.kdb.stack_overflow", "set to cause a stack overflow", Some(Crash::StackOverflow)),
+        (
+            "debug.kdb.trap",
+            "set to cause a page fault via data access",
+            Some(Crash::Trap),
+        ),
+        (
+            "debug.kdb.trap_code",
+            "set to cause a write to read-only code",
+            Some(Crash::WriteText),
+        ),
+        (
+            "debug.kdb.stack_overflow",
+            "set to cause a stack overflow",
+            Some(Crash::StackOverflow),
+        ),
     ];
     for (name, description, how) in crashes.drain(..) {
         let crash = md.crash;
@@ -227,7 +276,10 @@ fn register_sysctls(md: &Machdep) {
             }
             _ => Err(Errno::EINVAL),
         };
-        root.register(name, Arc::new(Procedure::new(description, || "0".to_string(), write)) as Arc<dyn SysctlNode>);
+        root.register(
+            name,
+            Arc::new(Procedure::new(description, || "0".to_string(), write)) as Arc<dyn SysctlNode>,
+        );
     }
 }
 
@@ -243,25 +295,42 @@ mod tests {
                 vnet: vnet.map(str::to_string),
             })
             .collect();
-        let get = |name: &str| words.iter().find(|(n, _)| *n == name).map(|(_, value)| *value);
+        let get = |name: &str| {
+            words
+                .iter()
+                .find(|(n, _)| *n == name)
+                .map(|(_, value)| *value)
+        };
         rc_lines(&interfaces, get).split_off(1)
     }
 
     #[test]
     fn the_first_interface_leases_an_address_if_nothing_is_said() {
-        assert_eq!(lines(&[("em0", None), ("em1", None)], &[]), ["dhclient -b em0 &"]);
+        assert_eq!(
+            lines(&[("em0", None), ("em1", None)], &[]),
+            ["dhclient -b em0 &"]
+        );
         assert_eq!(lines(&[], &[]), [""; 0]);
     }
 
     #[test]
     fn an_interface_is_configured_as_its_word_says_and_the_others_left_alone() {
-        let words = [("ifconfig_em1", "inet 10.0.0.2/24 -tso"), ("defaultrouter", "10.0.0.1")];
+        let words = [
+            ("ifconfig_em1", "inet 10.0.0.2/24 -tso"),
+            ("defaultrouter", "10.0.0.1"),
+        ];
         assert_eq!(
             lines(&[("em0", None), ("em1", None)], &words),
-            ["ifconfig em1 inet 10.0.0.2/24 -tso up", "route add default 10.0.0.1"]
+            [
+                "ifconfig em1 inet 10.0.0.2/24 -tso up",
+                "route add default 10.0.0.1"
+            ]
         );
         assert_eq!(lines(&[("em0", None)], &[("em0", "none")]), [""; 0]);
-        assert_eq!(lines(&[("em0", None)], &[("em0", "SYNCDHCP")]), ["dhclient em0"]);
+        assert_eq!(
+            lines(&[("em0", None)], &[("em0", "SYNCDHCP")]),
+            ["dhclient em0"]
+        );
     }
 
     #[test]

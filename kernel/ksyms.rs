@@ -48,18 +48,31 @@ fn lookup(table: &[u8], address: u64) -> Option<(&str, u64)> {
 
 /// Start of the line that byte `at` is in.
 fn line_start(table: &[u8], at: usize) -> usize {
-    table[..at].iter().rposition(|&b| b == b'\n').map_or(0, |i| i + 1)
+    table[..at]
+        .iter()
+        .rposition(|&b| b == b'\n')
+        .map_or(0, |i| i + 1)
 }
 
 /// Start of the line after the one that starts at `start`.
 fn line_end(table: &[u8], start: usize) -> usize {
     let rest = &table[start..];
-    start + rest.iter().position(|&b| b == b'\n').map_or(rest.len(), |i| i + 1)
+    start
+        + rest
+            .iter()
+            .position(|&b| b == b'\n')
+            .map_or(rest.len(), |i| i + 1)
 }
 
 fn parse(line: &[u8]) -> Option<(u64, &str)> {
-    let (address, name) = core::str::from_utf8(line).ok()?.trim_end().split_once(' ')?;
-    Some((u64::from_str_radix(address.trim_start_matches("0x"), 16).ok()?, name))
+    let (address, name) = core::str::from_utf8(line)
+        .ok()?
+        .trim_end()
+        .split_once(' ')?;
+    Some((
+        u64::from_str_radix(address.trim_start_matches("0x"), 16).ok()?,
+        name,
+    ))
 }
 
 #[cfg(test)]
@@ -81,7 +94,9 @@ mod tests {
     #[test]
     fn every_line_of_a_long_table_is_found() {
         use alloc::format;
-        let table = (0..1000u64).map(|i| format!("{:x} f{i}\n", 0x4000 + i * 7)).collect::<alloc::string::String>();
+        let table = (0..1000u64)
+            .map(|i| format!("{:x} f{i}\n", 0x4000 + i * 7))
+            .collect::<alloc::string::String>();
         for address in 0x4000..0x4000 + 7000 {
             let (name, offset) = lookup(table.as_bytes(), address).unwrap();
             assert_eq!(name, format!("f{}", (address - 0x4000) / 7));

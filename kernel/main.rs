@@ -6,7 +6,10 @@
 extern crate alloc;
 
 #[cfg(target_os = "none")]
-#[allow(unsafe_code, reason = "the machine itself: entry, descriptor tables, page tables, boot data")]
+#[allow(
+    unsafe_code,
+    reason = "the machine itself: entry, descriptor tables, page tables, boot data"
+)]
 mod amd64;
 
 #[cfg(not(target_os = "none"))]

@@ -111,7 +111,10 @@ fn parse_madt(madt: &PhysicalMapping<Handler, Madt>, platform: &mut Platform) {
             MadtEntry::LocalApic(entry) => cpu(u32::from(entry.apic_id), entry.flags),
             MadtEntry::LocalX2Apic(entry) => cpu(entry.x2apic_id, entry.flags),
             MadtEntry::IoApic(entry) => {
-                ioapic_create(u64::from(entry.io_apic_address), entry.global_system_interrupt_base);
+                ioapic_create(
+                    u64::from(entry.io_apic_address),
+                    entry.global_system_interrupt_base,
+                );
             }
             MadtEntry::InterruptSourceOverride(entry) => {
                 // MPS INTI flags: 0 as the bus, 1 high or edge, 3 low or level.

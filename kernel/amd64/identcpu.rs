@@ -29,18 +29,35 @@ pub fn model() -> String {
 pub fn announce_cpu() {
     let hz = tsc_hz();
     let brand = model();
-    kprintf!("CPU: {brand} ({}.{:02}-MHz K8-class CPU)\n", hz / 1_000_000, hz / 10_000 % 100);
+    kprintf!(
+        "CPU: {brand} ({}.{:02}-MHz K8-class CPU)\n",
+        hz / 1_000_000,
+        hz / 10_000 % 100
+    );
 
     let leaf0 = cpuid(0, 0);
     let mut origin = [0u8; 12];
-    for (chunk, register) in origin.chunks_exact_mut(4).zip([leaf0.ebx, leaf0.edx, leaf0.ecx]) {
+    for (chunk, register) in origin
+        .chunks_exact_mut(4)
+        .zip([leaf0.ebx, leaf0.edx, leaf0.ecx])
+    {
         chunk.copy_from_slice(&register.to_le_bytes());
     }
-    let Cpuid { eax: id, ecx, edx, .. } = cpuid(1, 0);
+    let Cpuid {
+        eax: id, ecx, edx, ..
+    } = cpuid(1, 0);
     // The extended parts count only for the families that ran out of numbers.
     let (family, model) = (id >> 8 & 15, id >> 4 & 15);
-    let family = if family == 15 { family + (id >> 20 & 0xff) } else { family };
-    let model = if family == 6 || family >= 15 { model | id >> 12 & 0xf0 } else { model };
+    let family = if family == 15 {
+        family + (id >> 20 & 0xff)
+    } else {
+        family
+    };
+    let model = if family == 6 || family >= 15 {
+        model | id >> 12 & 0xf0
+    } else {
+        model
+    };
     kprintf!(
         "  Origin=\"{}\"  Id={id:#x}  Family={family:#x}  Model={model:#x}  Stepping={}\n",
         text(&origin),
@@ -52,7 +69,10 @@ pub fn announce_cpu() {
 /// Prints the memory, the interrupt controllers and the CPUs.
 #[doc(alias = "cpu_mp_announce")]
 pub fn announce_machine(platform: &Platform, real_memory: u64) {
-    let avail: u64 = phys_avail().iter().map(|range| range.end - range.start).sum();
+    let avail: u64 = phys_avail()
+        .iter()
+        .map(|range| range.end - range.start)
+        .sum();
     kprintf!("real memory  = {real_memory} ({} MB)\n", real_memory >> 20);
     kprintf!("avail memory = {avail} ({} MB)\n", avail >> 20);
     let cpus = ncpus();
@@ -61,38 +81,70 @@ pub fn announce_machine(platform: &Platform, real_memory: u64) {
         kprintf!("FreeBSD/SMP: 1 package(s) x {cpus} core(s)\n");
     }
     if platform.cpus_ignored > 0 {
-        kprintf!("WARNING: {} CPUs are more than MAXCPU and are not used\n", platform.cpus_ignored);
+        kprintf!(
+            "WARNING: {} CPUs are more than MAXCPU and are not used\n",
+            platform.cpus_ignored
+        );
     }
     if let Some(error) = platform.error {
         kprintf!("WARNING: {error}\n");
     }
     kprintf!("ioapic0: irqs 0-{}\n", ioapic_pins().saturating_sub(1));
-    kprintf!("Timecounter \"TSC\" frequency {} Hz quality 1000 (calibrated by {})\n", tsc_hz(), platform.reference.name());
+    kprintf!(
+        "Timecounter \"TSC\" frequency {} Hz quality 1000 (calibrated by {})\n",
+        tsc_hz(),
+        platform.reference.name()
+    );
     let mode = if is_x2apic() { "x2APIC" } else { "xAPIC" };
     if uses_tsc_deadline() {
         kprintf!("Event timer \"LAPIC\" quality 600 ({mode}, TSC deadline)\n");
     } else {
-        kprintf!("Event timer \"LAPIC\" frequency {} Hz quality 600 ({mode})\n", lapic_timer_hz());
+        kprintf!(
+            "Event timer \"LAPIC\" frequency {} Hz quality 600 ({mode})\n",
+            lapic_timer_hz()
+        );
     }
 }
 
 /// Shows the clocks and the heap to `sysctl`.
 pub fn register_sysctls() {
     let read = |name: &str, description: &'static str, value: fn() -> String| {
-        sysctl::root().register(name, Arc::new(ReadOnly::new(description, value)) as Arc<dyn SysctlNode>);
+        sysctl::root().register(
+            name,
+            Arc::new(ReadOnly::new(description, value)) as Arc<dyn SysctlNode>,
+        );
     };
-    read("machdep.tsc_freq", "Time Stamp Counter frequency", || tsc_hz().to_string());
-    read("machdep.idle", "currently selected idle function", || "hlt".into());
-    read("kern.timecounter.hardware", "Timecounter hardware selected", || "TSC".into());
-    read("kern.eventtimer.timer", "Chosen event timer", || "LAPIC".into());
-    read("vm.kmem_map_size", "Current kmem allocation size", || heap_usage().0.to_string());
-    read("vm.kmem_size", "Size of kernel memory", || heap_usage().1.to_string());
-    read("hw.intr_stray", "Interrupts nobody asked for", || stray_interrupts().to_string());
+    read("machdep.tsc_freq", "Time Stamp Counter frequency", || {
+        tsc_hz().to_string()
+    });
+    read("machdep.idle", "currently selected idle function", || {
+        "hlt".into()
+    });
+    read(
+        "kern.timecounter.hardware",
+        "Timecounter hardware selected",
+        || "TSC".into(),
+    );
+    read("kern.eventtimer.timer", "Chosen event timer", || {
+        "LAPIC".into()
+    });
+    read("vm.kmem_map_size", "Current kmem allocation size", || {
+        heap_usage().0.to_string()
+    });
+    read("vm.kmem_size", "Size of kernel memory", || {
+        heap_usage().1.to_string()
+    });
+    read("hw.intr_stray", "Interrupts nobody asked for", || {
+        stray_interrupts().to_string()
+    });
 }
 
 fn registers(leaf: &Cpuid) -> [u8; 16] {
     let mut bytes = [0; 16];
-    for (chunk, register) in bytes.chunks_exact_mut(4).zip([leaf.eax, leaf.ebx, leaf.ecx, leaf.edx]) {
+    for (chunk, register) in bytes
+        .chunks_exact_mut(4)
+        .zip([leaf.eax, leaf.ebx, leaf.ecx, leaf.edx])
+    {
         chunk.copy_from_slice(&register.to_le_bytes());
     }
     bytes

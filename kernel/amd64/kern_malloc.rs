@@ -30,7 +30,9 @@ impl KernelHeap {
 
 /// Maps more memory at the end of the heap, enough for `layout`.
 fn grow(heap: &mut Heap, layout: Layout) -> bool {
-    let wanted = (layout.size() + layout.align() + 64).max(GROWTH).next_multiple_of(GROWTH);
+    let wanted = (layout.size() + layout.align() + 64)
+        .max(GROWTH)
+        .next_multiple_of(GROWTH);
     let top = HEAP_BASE as usize + heap.size();
     if heap.size() + wanted > HEAP_MAX as usize || !kmem_back(top as u64, wanted as u64) {
         return false;
@@ -50,12 +52,14 @@ fn grow(heap: &mut Heap, layout: Layout) -> bool {
 // cannot come in between) makes it one at a time.
 unsafe impl GlobalAlloc for KernelHeap {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        self.with(|heap| loop {
-            if let Ok(piece) = heap.allocate_first_fit(layout) {
-                return piece.as_ptr();
-            }
-            if !grow(heap, layout) {
-                return core::ptr::null_mut();
+        self.with(|heap| {
+            loop {
+                if let Ok(piece) = heap.allocate_first_fit(layout) {
+                    return piece.as_ptr();
+                }
+                if !grow(heap, layout) {
+                    return core::ptr::null_mut();
+                }
             }
         })
     }

@@ -11,7 +11,9 @@ use spin::mutex::SpinMutex;
 use sys::kern::kern_thread;
 use sys::machine::PhysRange;
 use sys::machine::amd64::cpufunc::outb;
-use sys::machine::amd64::pmap::{KERNBASE, KernelImage, PAGE_SIZE, Segment, phys_to_virt, pmap_bootstrap};
+use sys::machine::amd64::pmap::{
+    KERNBASE, KernelImage, PAGE_SIZE, Segment, phys_to_virt, pmap_bootstrap,
+};
 use sys::machine::amd64::{clock, local_apic, pcpu_machdep, pmap, random, set_phys_avail, uart};
 use sys::machine::virt_to_phys;
 use sys::vm::vm_page::alloc_contig;
@@ -39,8 +41,14 @@ fn image() -> KernelImage {
     let (erodata, end) = (pa(&raw const kernel_erodata), pa(&raw const kernel_end));
     KernelImage {
         text: Segment { start, end: etext },
-        rodata: Segment { start: etext, end: erodata },
-        data: Segment { start: erodata, end },
+        rodata: Segment {
+            start: etext,
+            end: erodata,
+        },
+        data: Segment {
+            start: erodata,
+            end,
+        },
         guard: pa(&raw const boot_stack_guard),
     }
 }
@@ -65,7 +73,9 @@ extern "C" fn hammer_time(start_info: u32) -> ! {
     if info.symbols.end > info.symbols.start {
         let len = (info.symbols.end - info.symbols.start) as usize;
         // SAFETY: the module is in the direct map, and `init_memory` gave its memory to nobody.
-        ksyms::ksyms_set(unsafe { core::slice::from_raw_parts(phys_to_virt(info.symbols.start), len) });
+        ksyms::ksyms_set(unsafe {
+            core::slice::from_raw_parts(phys_to_virt(info.symbols.start), len)
+        });
     }
 
     // The heap works since memory does; with a current thread so do locks and messages.
@@ -81,8 +91,13 @@ extern "C" fn hammer_time(start_info: u32) -> ! {
     mp_machdep::number_cpus(&platform.apic_ids[..platform.cpus]);
 
     cmdline::set(Box::leak(Box::from(info.cmdline())));
-    let ram = info.memory().iter().filter(|range| range.kind == MemoryKind::Ram);
-    let physmem = ram.map(|range| range.segment.end - range.segment.start).sum();
+    let ram = info
+        .memory()
+        .iter()
+        .filter(|range| range.kind == MemoryKind::Ram);
+    let physmem = ram
+        .map(|range| range.segment.end - range.segment.start)
+        .sum();
     drop(info);
     identcpu::announce_cpu();
     identcpu::announce_machine(&platform, physmem);
@@ -110,7 +125,10 @@ fn init_memory(info: &BootInfo, image: &KernelImage) {
         end: s.end & !(PAGE_SIZE - 1),
     };
     let taken = [
-        Segment { start: 0, end: LOW_MEMORY },
+        Segment {
+            start: 0,
+            end: LOW_MEMORY,
+        },
         whole_image,
         Segment {
             start: info.symbols.start & !(PAGE_SIZE - 1),
@@ -137,7 +155,9 @@ fn init_memory(info: &BootInfo, image: &KernelImage) {
     let mut shown = [Segment::default(); MEMMAP_MAX];
     let mut count = 0;
     for range in info.memory() {
-        let after_ram = shown[..count].last().is_some_and(|ram: &Segment| ram.end == range.segment.start);
+        let after_ram = shown[..count]
+            .last()
+            .is_some_and(|ram: &Segment| ram.end == range.segment.start);
         if range.kind != MemoryKind::Reserved || after_ram {
             shown[count] = range.segment;
             count += 1;

@@ -12,7 +12,7 @@ use sys::machine::amd64::local_apic::{
     ipi_init, ipi_startup, lapic_id, lapic_init_cpu, lapic_timer_start,
 };
 use sys::machine::amd64::pcpu_machdep::{apic_id_of, pcpu_init, set_apic_id, set_ncpus};
-use sys::machine::amd64::pmap::{KStack, KSTACK_SIZE, kernel_pml4, phys_to_virt};
+use sys::machine::amd64::pmap::{KSTACK_SIZE, KStack, kernel_pml4, phys_to_virt};
 use sys::machine::{ncpus, sbinuptime};
 use sys::time::Sbintime;
 
@@ -39,7 +39,11 @@ pub fn number_cpus(apic_ids: &[u32]) -> usize {
     let boot_id = lapic_id();
     set_apic_id(0, boot_id);
     let mut cpus = 1;
-    for &apic_id in apic_ids.iter().filter(|&&id| id != boot_id).take(MAXCPU - 1) {
+    for &apic_id in apic_ids
+        .iter()
+        .filter(|&&id| id != boot_id)
+        .take(MAXCPU - 1)
+    {
         set_apic_id(cpus, apic_id);
         trap::ist_alloc(cpus);
         cpus += 1;
@@ -70,9 +74,15 @@ fn start_ap(cpu: usize) {
     let stack = KStack::alloc(KSTACK_SIZE).expect("a stack for each CPU");
     // SAFETY: all lie in the copy, and the CPU that reads them has not been started.
     unsafe {
-        field(&raw const mptramp_stack).cast::<u64>().write_volatile(stack.top() as u64);
-        field(&raw const mptramp_pml4).cast::<u64>().write_volatile(kernel_pml4());
-        field(&raw const mptramp_cpu).cast::<u32>().write_volatile(cpu as u32);
+        field(&raw const mptramp_stack)
+            .cast::<u64>()
+            .write_volatile(stack.top() as u64);
+        field(&raw const mptramp_pml4)
+            .cast::<u64>()
+            .write_volatile(kernel_pml4());
+        field(&raw const mptramp_cpu)
+            .cast::<u32>()
+            .write_volatile(cpu as u32);
     }
     // It becomes the stack of that CPU's idle thread.
     core::mem::forget(stack);

@@ -36,7 +36,11 @@ fn rust_panic(info: &core::panic::PanicInfo<'_>) -> ! {
     begin();
     let message = info.message();
     match info.location() {
-        Some(at) => vpanic(&format_args!("panic: {message}\n  at {at}"), frame_pointer(), None),
+        Some(at) => vpanic(
+            &format_args!("panic: {message}\n  at {at}"),
+            frame_pointer(),
+            None,
+        ),
         None => vpanic(&format_args!("panic: {message}"), frame_pointer(), None),
     }
 }
@@ -107,7 +111,11 @@ pub fn crash(how: Crash) {
 fn overflow(depth: usize) -> usize {
     let mut frame = [depth; 64];
     core::hint::black_box(&mut frame);
-    if depth == 0 { 0 } else { overflow(depth + 1) + frame[depth % 64] }
+    if depth == 0 {
+        0
+    } else {
+        overflow(depth + 1) + frame[depth % 64]
+    }
 }
 
 fn print_backtrace(out: &mut Console, frame: u64, rip: Option<u64>) {
@@ -139,7 +147,9 @@ fn print_backtrace(out: &mut Console, frame: u64, rip: Option<u64>) {
 /// Prints where `address` is. A return address is looked up `back` bytes before, in its call.
 fn print_frame(out: &mut Console, number: usize, address: u64, back: u64) {
     let _ = match ksyms_lookup(address - back) {
-        Some((name, offset)) => writeln!(out, "#{number} {address:#x} at {name}+{:#x}", offset + back),
+        Some((name, offset)) => {
+            writeln!(out, "#{number} {address:#x} at {name}+{:#x}", offset + back)
+        }
         None => writeln!(out, "#{number} {address:#x}"),
     };
 }
@@ -147,12 +157,18 @@ fn print_frame(out: &mut Console, number: usize, address: u64, back: u64) {
 /// Calls `f` with each return address from `frame` on up, until it says no.
 fn backtrace(mut frame: u64, mut f: impl FnMut(u64) -> bool) {
     for _ in 0..MAX_FRAMES {
-        let readable = |va: u64| va % 8 == 0 && va >= pmap::DMAP_BASE && pmap_kextract(va).is_some();
+        let readable =
+            |va: u64| va % 8 == 0 && va >= pmap::DMAP_BASE && pmap_kextract(va).is_some();
         if !readable(frame) || !readable(frame + 8) {
             return;
         }
         // SAFETY: both words are mapped.
-        let (next, return_address) = unsafe { ((frame as *const u64).read(), ((frame + 8) as *const u64).read()) };
+        let (next, return_address) = unsafe {
+            (
+                (frame as *const u64).read(),
+                ((frame + 8) as *const u64).read(),
+            )
+        };
         if return_address < pmap::KERNBASE {
             return;
         }

@@ -101,7 +101,8 @@ impl BootInfo {
         self.rsdp = info.rsdp_paddr;
         if info.cmdline_paddr != 0 {
             for (i, slot) in self.cmdline.iter_mut().enumerate() {
-                let byte: u8 = read(info.cmdline_paddr + i as u64).ok_or("command line beyond 1 GiB")?;
+                let byte: u8 =
+                    read(info.cmdline_paddr + i as u64).ok_or("command line beyond 1 GiB")?;
                 if byte == 0 {
                     break;
                 }
@@ -110,7 +111,8 @@ impl BootInfo {
             }
         }
         if info.nr_modules > 0 {
-            let module: ModlistEntry = read(info.modlist_paddr).ok_or("module list beyond 1 GiB")?;
+            let module: ModlistEntry =
+                read(info.modlist_paddr).ok_or("module list beyond 1 GiB")?;
             self.symbols = Segment {
                 start: module.paddr,
                 end: module.paddr + module.size,

@@ -113,7 +113,9 @@ pub fn idt_init() {
         base: idt.as_ptr() as u64,
     };
     // SAFETY: the table is static, its gates lead to the stubs.
-    unsafe { asm!("lidt [{}]", in(reg) &raw const pointer, options(readonly, nostack, preserves_flags)) };
+    unsafe {
+        asm!("lidt [{}]", in(reg) &raw const pointer, options(readonly, nostack, preserves_flags))
+    };
 }
 
 /// Reserves the interrupt stacks of `cpu`. Runs on the first CPU while boot pages last.
@@ -161,7 +163,14 @@ extern "C" fn trap_entry(frame: &TrapFrame) {
         nmi_stop();
     }
     let fault_address = rcr2();
-    panic::fatal_trap(frame.rbp, frame.rip, &FatalTrap { frame, fault_address });
+    panic::fatal_trap(
+        frame.rbp,
+        frame.rip,
+        &FatalTrap {
+            frame,
+            fault_address,
+        },
+    );
 }
 
 /// The report of a fatal exception.
@@ -207,7 +216,11 @@ impl fmt::Display for FatalTrap<'_> {
         let frame = self.frame;
         let cpu = curcpu();
         let name = self.name();
-        writeln!(f, "\nFatal trap {}: {name} while in kernel mode", frame.vector)?;
+        writeln!(
+            f,
+            "\nFatal trap {}: {name} while in kernel mode",
+            frame.vector
+        )?;
         writeln!(f, "cpuid = {cpu}; apic id = {:02x}", apic_id_of(cpu))?;
         if frame.vector == TRAP_PAGE_FAULT || frame.vector == TRAP_DOUBLE_FAULT {
             writeln!(f, "fault virtual address\t= {:#x}", self.fault_address)?;
@@ -218,21 +231,43 @@ impl fmt::Display for FatalTrap<'_> {
                 e if e & 1 << 1 != 0 => "write data",
                 _ => "read data",
             };
-            let why = if frame.error & 1 == 0 { "page not present" } else { "protection violation" };
+            let why = if frame.error & 1 == 0 {
+                "page not present"
+            } else {
+                "protection violation"
+            };
             writeln!(f, "fault code\t\t= supervisor {what}, {why}")?;
         } else {
             writeln!(f, "error code\t\t= {:#x}", frame.error)?;
         }
         writeln!(f, "instruction pointer\t= {:#x}:{:#x}", frame.cs, frame.rip)?;
-        writeln!(f, "stack pointer\t        = {:#x}:{:#x}", frame.ss, frame.rsp)?;
-        writeln!(f, "frame pointer\t        = {:#x}:{:#x}", frame.ss, frame.rbp)?;
+        writeln!(
+            f,
+            "stack pointer\t        = {:#x}:{:#x}",
+            frame.ss, frame.rsp
+        )?;
+        writeln!(
+            f,
+            "frame pointer\t        = {:#x}:{:#x}",
+            frame.ss, frame.rbp
+        )?;
         writeln!(f, "processor eflags\t= {:#x}", frame.rflags)?;
         let registers = [
-            ("rdi", frame.rdi), ("rsi", frame.rsi), ("rdx", frame.rdx),
-            ("rcx", frame.rcx), ("r8", frame.r8), ("r9", frame.r9),
-            ("rax", frame.rax), ("rbx", frame.rbx), ("rbp", frame.rbp),
-            ("r10", frame.r10), ("r11", frame.r11), ("r12", frame.r12),
-            ("r13", frame.r13), ("r14", frame.r14), ("r15", frame.r15),
+            ("rdi", frame.rdi),
+            ("rsi", frame.rsi),
+            ("rdx", frame.rdx),
+            ("rcx", frame.rcx),
+            ("r8", frame.r8),
+            ("r9", frame.r9),
+            ("rax", frame.rax),
+            ("rbx", frame.rbx),
+            ("rbp", frame.rbp),
+            ("r10", frame.r10),
+            ("r11", frame.r11),
+            ("r12", frame.r12),
+            ("r13", frame.r13),
+            ("r14", frame.r14),
+            ("r15", frame.r15),
         ];
         for row in registers.chunks(3) {
             for (register, value) in row {

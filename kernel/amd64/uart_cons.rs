@@ -8,9 +8,9 @@ use kernel::console::cn_input;
 use spin::Once;
 use sys::errno::Errno;
 use sys::kern::kern_intr::{FilterStatus, IntrCookie, bus_setup_intr};
-use sys::machine::{IrqSource, intr_disable, intr_restore};
 use sys::machine::amd64::io_apic::isa_irq;
 use sys::machine::amd64::uart::{COM1_IRQ, uart_enable_input, uart_read};
+use sys::machine::{IrqSource, intr_disable, intr_restore};
 
 const RING: usize = 1024;
 

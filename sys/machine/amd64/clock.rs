@@ -77,7 +77,9 @@ impl Reference {
 
     fn to_ns(self, counts: u64) -> u64 {
         match self {
-            Self::Hpet { period_fs, .. } => (u128::from(counts) * u128::from(period_fs) / 1_000_000) as u64,
+            Self::Hpet { period_fs, .. } => {
+                (u128::from(counts) * u128::from(period_fs) / 1_000_000) as u64
+            }
             Self::AcpiPm { .. } => counts * 1_000_000_000 / ACPI_PM_HZ,
             Self::Pit => counts * 1_000_000_000 / PIT_HZ,
         }
@@ -104,7 +106,9 @@ impl Reference {
             let to = with_tsc(|| self.count());
             let passed = self.to_ns(self.elapsed(from.0, to.0));
             if passed >= ns {
-                let rate = |counts: u64, per: u64, of: u64| (u128::from(counts) * u128::from(of) / u128::from(per)) as u64;
+                let rate = |counts: u64, per: u64, of: u64| {
+                    (u128::from(counts) * u128::from(of) / u128::from(per)) as u64
+                };
                 let tsc_hz = rate(to.1 - from.1, passed, 1_000_000_000);
                 let other_to = with_tsc(&other);
                 let counted = u64::from(other_from.0.wrapping_sub(other_to.0));
@@ -165,7 +169,9 @@ pub fn sbinuptime() -> Sbintime {
 /// The TSC's value at the time `sbt`.
 pub(super) fn tsc_at(sbt: Sbintime) -> u64 {
     let counts = u128::from(sbt.0.max(0) as u64) * u128::from(tsc_hz()) >> 32;
-    TSC_BOOT.load(Ordering::Relaxed).saturating_add(counts as u64)
+    TSC_BOOT
+        .load(Ordering::Relaxed)
+        .saturating_add(counts as u64)
 }
 
 /// Waits by looking at the clock.
@@ -205,7 +211,11 @@ fn rtc_read() -> Rtc {
     let binary = cmos(0x0b) & 0x04 != 0;
     Rtc([9, 8, 7, 4, 2, 0].map(|reg| {
         let value = cmos(reg);
-        if binary { value } else { (value >> 4) * 10 + (value & 15) }
+        if binary {
+            value
+        } else {
+            (value >> 4) * 10 + (value & 15)
+        }
     }))
 }
 
@@ -213,7 +223,11 @@ impl Rtc {
     /// Days are counted from 1 March of year 0, so that the leap day is the last of a year.
     fn seconds(self) -> u64 {
         let [year, month, day, hour, minute, second] = self.0.map(u64::from);
-        let (year, month) = if month > 2 { (2000 + year, month - 3) } else { (1999 + year, month + 9) };
+        let (year, month) = if month > 2 {
+            (2000 + year, month - 3)
+        } else {
+            (1999 + year, month + 9)
+        };
         let days = year * 365 + year / 4 - year / 100 + year / 400 + (month * 153 + 2) / 5 + day;
         const DAYS_TO_1970: u64 = 719_469;
         (days.saturating_sub(DAYS_TO_1970) * 24 + hour) * 3600 + minute * 60 + second

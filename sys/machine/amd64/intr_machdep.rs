@@ -3,8 +3,12 @@
 //! FreeBSD: sys/x86/x86/intr_machdep.c, sys/x86/x86/mp_x86.c, sys/x86/x86/msi.c
 
 use super::io_apic::{Signal, ioapic_pins, ioapic_program, ioapic_set_masked};
-use super::local_apic::{SPURIOUS_VECTOR, TIMER_VECTOR, event_timer_fired, ipi_cpu, ipi_nmi, lapic_eoi};
-use super::pcpu_machdep::{apic_id_of, curcpu, intr_disable, intr_enter, intr_exit, intr_restore, ncpus};
+use super::local_apic::{
+    SPURIOUS_VECTOR, TIMER_VECTOR, event_timer_fired, ipi_cpu, ipi_nmi, lapic_eoi,
+};
+use super::pcpu_machdep::{
+    apic_id_of, curcpu, intr_disable, intr_enter, intr_exit, intr_restore, ncpus,
+};
 use crate::errno::Errno;
 use crate::machine::{Ipi, IrqSource, MAXCPU, Vector, upcall};
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
@@ -85,7 +89,12 @@ fn device(vector: u8) {
 /// Lets `source` call `handler(arg)` on `cpu`, with interrupts off.
 ///
 /// `EBUSY` if the line has a handler: sharing is the caller's. A line is unmasked at once.
-pub fn intr_alloc(source: IrqSource, cpu: usize, handler: fn(usize), arg: usize) -> Result<Vector, Errno> {
+pub fn intr_alloc(
+    source: IrqSource,
+    cpu: usize,
+    handler: fn(usize),
+    arg: usize,
+) -> Result<Vector, Errno> {
     let pins = ioapic_pins();
     let line = match source {
         IrqSource::IoApic { gsi, .. } if gsi >= pins => return Err(Errno::ENXIO),
@@ -123,7 +132,10 @@ fn vector_alloc(line: u32, handler: fn(usize), arg: usize) -> Result<u8, Errno> 
     let guard = ALLOCATION.lock();
     let all = &HANDLERS[usize::from(FIRST_DEVICE_VECTOR)..usize::from(END_DEVICE_VECTOR)];
     let taken = |h: &Handler| h.function.load(Ordering::Relaxed) != 0;
-    let in_use = line != 0 && all.iter().any(|h| taken(h) && h.line.load(Ordering::Relaxed) == line);
+    let in_use = line != 0
+        && all
+            .iter()
+            .any(|h| taken(h) && h.line.load(Ordering::Relaxed) == line);
     let free = all.iter().position(|h| !taken(h));
     let result = match free {
         _ if in_use => Err(Errno::EBUSY),
@@ -131,7 +143,9 @@ fn vector_alloc(line: u32, handler: fn(usize), arg: usize) -> Result<u8, Errno> 
         Some(index) => {
             all[index].arg.store(arg, Ordering::Relaxed);
             all[index].line.store(line, Ordering::Relaxed);
-            all[index].function.store(handler as usize, Ordering::Release);
+            all[index]
+                .function
+                .store(handler as usize, Ordering::Release);
             Ok(FIRST_DEVICE_VECTOR + index as u8)
         }
     };
@@ -152,7 +166,9 @@ pub fn intr_free(vector: Vector) {
 
 /// Masks or unmasks the line behind `vector`; a message is masked at its device.
 pub fn intr_set_masked(vector: &Vector, masked: bool) {
-    let line = HANDLERS[usize::from(vector.vector)].line.load(Ordering::Relaxed);
+    let line = HANDLERS[usize::from(vector.vector)]
+        .line
+        .load(Ordering::Relaxed);
     if line != 0 {
         ioapic_set_masked(line - 1, masked);
     }

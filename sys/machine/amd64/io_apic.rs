@@ -2,8 +2,8 @@
 //!
 //! FreeBSD: sys/x86/x86/io_apic.c, sys/dev/acpica/madt.c (interrupt source overrides)
 
-use super::pmap::pmap_mapdev;
 use super::pcpu_machdep::{apic_id_of, intr_disable, intr_restore};
+use super::pmap::pmap_mapdev;
 use spin::mutex::SpinMutex;
 
 const IOAPIC_VER: u32 = 1;
@@ -76,7 +76,9 @@ impl IoApic {
 impl IoApics {
     fn pin(&self, gsi: u32) -> Option<(IoApic, u32)> {
         let unit = self.units.iter().flatten();
-        let unit = unit.copied().find(|u| (u.first..u.first + u.pins).contains(&gsi))?;
+        let unit = unit
+            .copied()
+            .find(|u| (u.first..u.first + u.pins).contains(&gsi))?;
         Some((unit, IOAPIC_REDTBL + 2 * (gsi - unit.first)))
     }
 }
@@ -145,7 +147,15 @@ pub fn pci_irq(line: u8) -> (u32, Signal) {
 
 /// The number after the last line of any I/O APIC.
 pub fn ioapic_pins() -> u32 {
-    locked(|ioapics| ioapics.units.iter().flatten().map(|unit| unit.first + unit.pins).max().unwrap_or(0))
+    locked(|ioapics| {
+        ioapics
+            .units
+            .iter()
+            .flatten()
+            .map(|unit| unit.first + unit.pins)
+            .max()
+            .unwrap_or(0)
+    })
 }
 
 /// Sends line `gsi` as `vector` to `cpu`, unmasked.
@@ -172,7 +182,14 @@ pub fn ioapic_set_masked(gsi: u32, masked: bool) {
     locked(|ioapics| {
         if let Some((unit, reg)) = ioapics.pin(gsi) {
             let low = unit.read(reg);
-            unit.write(reg, if masked { low | RTE_MASKED } else { low & !RTE_MASKED });
+            unit.write(
+                reg,
+                if masked {
+                    low | RTE_MASKED
+                } else {
+                    low & !RTE_MASKED
+                },
+            );
         }
     });
 }

@@ -104,7 +104,11 @@ pub fn lapic_init() {
 
 /// Turns this CPU's local APIC on, all its own sources off.
 pub fn lapic_init_cpu() {
-    let mode = if X2APIC.load(Ordering::Relaxed) { APICBASE_X2APIC } else { 0 };
+    let mode = if X2APIC.load(Ordering::Relaxed) {
+        APICBASE_X2APIC
+    } else {
+        0
+    };
     // SAFETY: enabling (and changing to x2APIC mode, which the CPU has) is always allowed.
     unsafe { wrmsr(MSR_APICBASE, rdmsr(MSR_APICBASE) | APICBASE_ENABLED | mode) };
     write(LAPIC_TPR, 0);
@@ -142,7 +146,12 @@ pub fn lapic_eoi() {
 fn command(apic_id: u32, command: u32) {
     if is_x2apic() {
         // SAFETY: the command goes to a CPU we know.
-        unsafe { wrmsr(MSR_X2APIC_ICR, u64::from(apic_id) << 32 | u64::from(command)) };
+        unsafe {
+            wrmsr(
+                MSR_X2APIC_ICR,
+                u64::from(apic_id) << 32 | u64::from(command),
+            )
+        };
         return;
     }
     let state = super::pcpu_machdep::intr_disable();
@@ -192,7 +201,11 @@ pub fn lapic_timer_hz() -> u64 {
 /// Lets this CPU's timer interrupt from now on.
 pub fn lapic_timer_start() {
     write(LAPIC_TIMER_DIVIDE, DIVIDE_BY_1);
-    let mode = if uses_tsc_deadline() { LVT_TSC_DEADLINE } else { 0 };
+    let mode = if uses_tsc_deadline() {
+        LVT_TSC_DEADLINE
+    } else {
+        0
+    };
     write(LAPIC_LVT_TIMER, mode | u32::from(TIMER_VECTOR));
 }
 

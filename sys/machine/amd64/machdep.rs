@@ -33,7 +33,9 @@ pub fn set_phys_avail(ranges: impl Iterator<Item = PhysRange>) {
 
 /// Memory that nothing uses: for the page allocator.
 pub fn phys_avail() -> &'static [PhysRange] {
-    PHYS_AVAIL.get().map_or(&[], |avail| &avail.ranges[..avail.count])
+    PHYS_AVAIL
+        .get()
+        .map_or(&[], |avail| &avail.ranges[..avail.count])
 }
 
 /// Waits for an interrupt. Entered with interrupts off and nothing to run; returns with interrupts on.

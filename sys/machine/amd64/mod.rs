@@ -17,15 +17,15 @@ pub mod switch;
 pub mod uart;
 
 pub use clock::sbinuptime;
-pub use switch::{Pcb, cpu_switch};
 pub use intr_machdep::{intr_alloc, intr_free, ipi_send};
 pub use local_apic::set_event_timer;
 pub use machdep::{cpu_idle, cpu_spinwait, phys_avail, set_phys_avail};
 pub use pcpu_machdep::{
-    IntrState, counter_u64_add, critical_enter, critical_exit, curcpu, curthread_raw, intr_disable, intr_enabled,
-    intr_restore, ncpus, pcpu, pcpu_find,
+    IntrState, counter_u64_add, critical_enter, critical_exit, curcpu, curthread_raw, intr_disable,
+    intr_enabled, intr_restore, ncpus, pcpu, pcpu_find,
 };
 pub use pmap::{KStack, phys_to_virt, pmap_mapdev, virt_to_phys};
 pub use random::random_u64;
 pub use reset::{poweroff, reboot};
+pub use switch::{Pcb, cpu_switch};
 pub use uart::uart_write as console_write;

@@ -45,7 +45,8 @@ static NCPUS: AtomicUsize = AtomicUsize::new(1);
 /// Makes area `cpu` that of the CPU that executes this, before anything else of it in Rust.
 pub fn pcpu_init(cpu: usize) {
     let pcpu = &AREAS[cpu].pcpu;
-    pcpu.pc_self.store(core::ptr::from_ref(pcpu).cast_mut(), Ordering::Relaxed);
+    pcpu.pc_self
+        .store(core::ptr::from_ref(pcpu).cast_mut(), Ordering::Relaxed);
     // SAFETY: the area is static; nothing else uses GS.
     unsafe { wrmsr(MSR_GSBASE, core::ptr::from_ref(pcpu) as u64) };
 }

@@ -126,7 +126,10 @@ struct Window {
 /// Where the direct map shows `pa`.
 #[inline]
 pub fn phys_to_virt(pa: u64) -> *mut u8 {
-    debug_assert!(pa < DMAP_END.load(Ordering::Relaxed), "physical address beyond memory");
+    debug_assert!(
+        pa < DMAP_END.load(Ordering::Relaxed),
+        "physical address beyond memory"
+    );
     (DMAP_BASE + pa) as *mut u8
 }
 
@@ -143,7 +146,8 @@ pub fn virt_to_phys(ptr: *const u8) -> u64 {
 
 /// Whether the direct map shows all of `len` bytes at `pa`.
 pub fn dmap_covers(pa: u64, len: u64) -> bool {
-    pa.checked_add(len).is_some_and(|end| end <= DMAP_END.load(Ordering::Relaxed))
+    pa.checked_add(len)
+        .is_some_and(|end| end <= DMAP_END.load(Ordering::Relaxed))
 }
 
 /// Root of the page tables, for the CPUs that come later.
@@ -195,7 +199,11 @@ pub unsafe fn pmap_bootstrap(memory: &[Segment], image: &KernelImage, boot_pages
             }
             for pa in (chunk.start..chunk.end).step_by(PAGE_SIZE as usize) {
                 let shared = (read_only.start..read_only.end).contains(&pa);
-                let protection = if shared { Protection::Read } else { Protection::ReadWrite };
+                let protection = if shared {
+                    Protection::Read
+                } else {
+                    Protection::ReadWrite
+                };
                 window.enter(DMAP_BASE + pa, pa, protection);
             }
         }
@@ -257,9 +265,14 @@ pub fn pmap_mapdev(pa: u64, len: usize) -> NonNull<u8> {
 /// Maps `len` bytes (whole pages) of fresh zeroed memory at `va` in the heap's part of the window. False if memory is
 /// out; pages entered until then stay, and are used by the next try.
 pub fn kmem_back(va: u64, len: u64) -> bool {
-    assert!(va >= HEAP_BASE && va + len <= HEAP_BASE + HEAP_MAX, "heap window");
+    assert!(
+        va >= HEAP_BASE && va + len <= HEAP_BASE + HEAP_MAX,
+        "heap window"
+    );
     with_window(|window| {
-        (va..va + len).step_by(PAGE_SIZE as usize).all(|va| window.back(va).is_some())
+        (va..va + len)
+            .step_by(PAGE_SIZE as usize)
+            .all(|va| window.back(va).is_some())
     })
 }
 
@@ -290,7 +303,9 @@ impl KStack {
                 window.back(base + offset)?;
             }
             window.next_stack = base + KSTACK_SIZE as u64;
-            Some(Self { base: base as usize })
+            Some(Self {
+                base: base as usize,
+            })
         })
     }
 
@@ -319,7 +334,7 @@ impl Drop for KStack {
 pub fn is_stack_guard(va: u64) -> bool {
     va & !(PAGE_SIZE - 1) == BOOT_GUARD.load(Ordering::Relaxed)
         || (STACK_BASE..DEVICE_BASE).contains(&va)
-        && (va - STACK_BASE) % (KSTACK_SIZE as u64 + PAGE_SIZE) < PAGE_SIZE
+            && (va - STACK_BASE) % (KSTACK_SIZE as u64 + PAGE_SIZE) < PAGE_SIZE
 }
 
 fn with_window<R>(f: impl FnOnce(&mut Window) -> R) -> R {

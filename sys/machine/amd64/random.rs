@@ -7,9 +7,9 @@
 
 use super::cpufunc::{cpuid, rdtsc};
 use core::arch::asm;
+use core::hash::Hasher;
 use core::sync::atomic::{AtomicU64, Ordering};
 use siphasher::sip::SipHasher24;
-use core::hash::Hasher;
 
 static KEY: [AtomicU64; 2] = [AtomicU64::new(0), AtomicU64::new(0)];
 static COUNT: AtomicU64 = AtomicU64::new(0);
@@ -19,7 +19,9 @@ fn rdrand() -> Option<u64> {
     for _ in 0..10 {
         let (value, good): (u64, u8);
         // SAFETY: called only where CPUID shows the instruction.
-        unsafe { asm!("rdrand {}", "setc {}", out(reg) value, out(reg_byte) good, options(nomem, nostack)) };
+        unsafe {
+            asm!("rdrand {}", "setc {}", out(reg) value, out(reg_byte) good, options(nomem, nostack))
+        };
         if good != 0 {
             return Some(value);
         }

@@ -18,7 +18,10 @@ const SLP_EN: u16 = 1 << 13;
 
 /// Tells how ACPI turns the machine off.
 pub fn set_s5(pm1a_control: u16, sleep_type: u16) {
-    S5.store(u32::from(pm1a_control) | u32::from(sleep_type) << 16, Ordering::Relaxed);
+    S5.store(
+        u32::from(pm1a_control) | u32::from(sleep_type) << 16,
+        Ordering::Relaxed,
+    );
 }
 
 /// Turns the machine off. A `code` other than 0 becomes QEMU's exit status (2 code + 1), where QEMU has the device
