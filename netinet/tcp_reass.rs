@@ -8,6 +8,7 @@ use alloc::vec::Vec;
 
 use sys::mbuf::{Mbuf, MbufQueue};
 
+use crate::tcp::SackBlk;
 use crate::tcp_seq::TcpSeq;
 
 /// A contiguous range of bytes received, above `rcv_nxt`.
@@ -41,9 +42,14 @@ pub enum Queued {
         end: TcpSeq,
         /// Bytes it repeated.
         dup: u32,
+        /// The first range it repeated, empty if none.
+        repeated: SackBlk,
     },
     /// All of it had been received before.
-    Duplicate,
+    Duplicate {
+        /// The range that holds it.
+        within: SackBlk,
+    },
     /// The queue is full.
     Full,
 }
@@ -106,13 +112,22 @@ impl ReassQueue {
             return Queued::Full;
         }
         let mut dup = 0;
+        let mut repeated = SackBlk::default();
         if let Some(before) = self.ranges.get(at) {
             if before.start.leq(seq) {
                 let overlap = before.end.since(seq);
                 if overlap >= len {
-                    return Queued::Duplicate;
+                    let within = SackBlk {
+                        start: before.start,
+                        end: before.end,
+                    };
+                    return Queued::Duplicate { within };
                 }
                 if overlap > 0 {
+                    repeated = SackBlk {
+                        start: seq,
+                        end: before.end,
+                    };
                     m.trim_front(overlap as usize);
                     seq += overlap;
                     dup += overlap;
@@ -132,6 +147,12 @@ impl ReassQueue {
                 break;
             }
             let overlap = end.min(range.end).since(range.start);
+            if dup == 0 && overlap > 0 {
+                repeated = SackBlk {
+                    start: range.start,
+                    end: range.start + overlap,
+                };
+            }
             dup += overlap;
             if range.end.gt(end) {
                 cut = range.start;
@@ -181,6 +202,7 @@ impl ReassQueue {
             start: range.start,
             end: range.end,
             dup,
+            repeated,
         }
     }
 

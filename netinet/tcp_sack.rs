@@ -87,6 +87,11 @@ impl SackState {
         }
     }
 
+    /// Whether a range that came twice waits to be reported.
+    pub fn has_dsack(&self) -> bool {
+        self.dsack.is_some()
+    }
+
     /// Forgets the duplicate range: it has been reported.
     #[doc(alias = "tcp_clean_dsack_blocks")]
     pub fn clean_dsack(&mut self) {

@@ -14,6 +14,7 @@ use core::sync::atomic::{AtomicU32, Ordering};
 use siphasher::sip::SipHasher24;
 use sys::counter::Counter;
 use sys::errno::Errno;
+use sys::kern::subr_epoch::NetEpoch;
 use sys::machine;
 use sys::machine::in_cksum::in_pseudo;
 use sys::mbuf::{CsumFlags, How, MAX_LINKHDR, MFlags, Mbuf};
@@ -113,11 +114,16 @@ impl TcpVnet {
         }
     }
 
-    /// Ends what runs by itself, so that the instance can be freed; connections must be closed before.
+    /// Ends all connections without a word to their peers, so that the instance can be freed.
     pub fn destroy(&self) {
         self.syncache.destroy();
         for inp in self.tcbinfo.snapshot() {
-            inp.write().ppcb.t_timers.shut();
+            let epoch = NetEpoch::enter();
+            let cx = NetCx::new(&inp.inp_vnet, &epoch);
+            let mut locked = Locked::new(&cx, &inp);
+            if let Some((c, tp)) = locked.split() {
+                tcp_close(&c, tp);
+            }
         }
     }
 

@@ -8,7 +8,7 @@ use sys::kern::kern_ipc::sb_limits;
 use sys::sockbuf::SbState;
 use sys::socketvar::RcvGuard;
 
-use crate::tcp::TcpFlags;
+use crate::tcp::{SackBlk, TcpFlags};
 use crate::tcp_fsm::TcpState;
 use crate::tcp_input::Segment;
 use crate::tcp_input::exits::{Exit, Step};
@@ -134,10 +134,12 @@ fn reassemble(c: &Conn<'_>, tp: &mut Tcpcb, seg: &mut Segment) -> bool {
                 start: from,
                 end: to,
                 dup,
+                repeated,
             } => {
                 if dup > 0 {
                     stat.tcps_rcvpartduppack.inc();
                     stat.tcps_rcvpartdupbyte.add(u64::from(dup));
+                    report_repeated(tp, repeated);
                 }
                 if start != next {
                     tp.t_rcvoopack = tp.t_rcvoopack.wrapping_add(1);
@@ -146,12 +148,12 @@ fn reassemble(c: &Conn<'_>, tp: &mut Tcpcb, seg: &mut Segment) -> bool {
                     report(tp, from, to);
                 }
             }
-            Queued::Duplicate => {
+            Queued::Duplicate { within } => {
                 stat.tcps_rcvduppack.inc();
                 stat.tcps_rcvdupbyte.add(u64::from(len));
-                if tp.t_flags.contains(Tf::SACK_PERMIT) && tp.t_state.have_established() {
-                    tp.sack_mut().update_dsack(start, start + len);
-                }
+                report(tp, within.start, within.end);
+                let end = start + len;
+                report_repeated(tp, SackBlk { start, end });
             }
             Queued::Full => {
                 full = true;
@@ -164,6 +166,17 @@ fn reassemble(c: &Conn<'_>, tp: &mut Tcpcb, seg: &mut Segment) -> bool {
     }
     tp.t_segq = Some(queue);
     pass_queued(c, tp)
+}
+
+/// Remembers to report what came twice: of several ranges the lowest (RFC 2883 §4.1), which may have been cut off
+/// before as older than the window.
+fn report_repeated(tp: &mut Tcpcb, repeated: SackBlk) {
+    if tp.t_flags.contains(Tf::SACK_PERMIT)
+        && tp.t_state.have_established()
+        && !tp.sack_mut().has_dsack()
+    {
+        tp.sack_mut().update_dsack(repeated.start, repeated.end);
+    }
 }
 
 /// Remembers to report `from..to`.

@@ -84,6 +84,7 @@ pub(super) fn tcp_do_segment(c: &Conn<'_>, tp: &mut Tcpcb, seg: &mut Segment) {
 fn steps(c: &Conn<'_>, tp: &mut Tcpcb, seg: &mut Segment) -> Step<Exit> {
     tp.t_rcvtime = c.net.now;
     seg.tiwin = u32::from(seg.th.th_win) << tp.snd_scale;
+    sequence::syn_sent_ack(tp, seg)?;
     options::check(c, tp, seg)?;
     if let Some(exit) = predict::header_prediction(c, tp, seg) {
         return Ok(exit);

@@ -34,12 +34,21 @@ pub(super) fn syn_received(tp: &Tcpcb, seg: &Segment) -> Step {
     Ok(())
 }
 
+/// RFC 9293 §3.10.7.3, first: in SYN_SENT an ACK must be for our SYN, before anything else of the segment counts.
+#[inline]
+pub(super) fn syn_sent_ack(tp: &Tcpcb, seg: &Segment) -> Step {
+    if tp.t_state == TcpState::SynSent
+        && seg.has(TcpFlags::ACK)
+        && (seg.th.th_ack.leq(tp.iss) || seg.th.th_ack.gt(tp.snd_max))
+    {
+        return Err(Exit::DropWithReset(None));
+    }
+    Ok(())
+}
+
 /// RFC 9293 §3.10.7.3: waits for a SYN, and for an ACK of ours.
 pub(super) fn syn_sent(c: &Conn<'_>, tp: &mut Tcpcb, seg: &mut Segment) -> Step<Resume> {
     let ack = seg.has(TcpFlags::ACK);
-    if ack && (seg.th.th_ack.leq(tp.iss) || seg.th.th_ack.gt(tp.snd_max)) {
-        return Err(Exit::DropWithReset(None));
-    }
     if seg.has(TcpFlags::RST) {
         if ack {
             tcp_drop(c, tp, Some(Errno::ECONNREFUSED));

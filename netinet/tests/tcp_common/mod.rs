@@ -183,6 +183,8 @@ pub struct Seen {
     pub to: TcpOpt,
     /// Payload.
     pub data: Vec<u8>,
+    /// Options as they stand.
+    pub raw_opts: Vec<u8>,
     /// Whether the checksum was right.
     pub good: bool,
 }
@@ -210,6 +212,7 @@ pub fn parse(dir: Dir, frame: &[u8]) -> Option<Seen> {
         dir,
         to: TcpOpt::parse(&segment[TCP_HLEN..off], th.th_flags.contains(TcpFlags::SYN)),
         data: segment[off..].to_vec(),
+        raw_opts: segment[TCP_HLEN..off].to_vec(),
         good: in_cksum_partial(segment, false).add_u16(pseudo).finish() == 0,
         th,
     })
