@@ -114,8 +114,8 @@ fn chan() -> WChan {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use sys::kern::kern_thread::kthread_add;
     use sys::kern::kern_synch::pause_sbt;
+    use sys::kern::kern_thread::kthread_add;
     use sys::machine::hosted::Machine;
 
     #[test]

@@ -7,8 +7,8 @@ use sha2::{Digest, Sha256};
 use sys::kern::uipc_syscalls::SocketHandle;
 use sys::socket::Shutdown;
 
-use crate::apps::io::{self, Failure, call};
 use crate::apps::Env;
+use crate::apps::io::{self, Failure, call};
 use crate::outln;
 use crate::shell::getopt::Getopt;
 
@@ -83,7 +83,11 @@ fn receive(env: &Env, so: &SocketHandle) -> Result<(), Failure> {
         hash.update(&block[..n]);
         total += n as u64;
     }
-    outln!(env, "digest: received {total} sha256 {}", hex(&hash.finalize()));
+    outln!(
+        env,
+        "digest: received {total} sha256 {}",
+        hex(&hash.finalize())
+    );
     Ok(())
 }
 

@@ -12,8 +12,8 @@ use sys::kern::kern_thread::{Pri, ThreadHandle, kthread_add};
 use sys::kern::uipc_syscalls::SocketHandle;
 use sys::socket::{MsgFlags, SockType};
 
-use crate::apps::io::{self, Failure, call};
 use crate::apps::Env;
+use crate::apps::io::{self, Failure, call};
 use crate::outln;
 
 const USAGE: &str = "usage: inetd [echo[:port]] [discard[:port]] [chargen[:port]]\n";

@@ -11,8 +11,8 @@ use sys::machine;
 use sys::socket::{AF_INET, MsgFlags, SockAddr, SockType};
 use sys::time::Sbintime;
 
-use crate::apps::io::{self, Failure, call};
 use crate::apps::Env;
+use crate::apps::io::{self, Failure, call};
 use crate::outln;
 use crate::shell::getopt::Getopt;
 
@@ -41,7 +41,8 @@ fn run(env: &Env) -> Result<(), Failure> {
     let to = SockAddr::v4(io::host(ip)?, io::number("port", port, 1, 65535)? as u16);
     let payload = vec![0xa5; io::number("payload size", size, 0, 65507)? as usize];
     let duration = io::seconds("duration", duration)?;
-    let so = SocketHandle::socket(&env.vnet, AF_INET, SockType::Dgram, 0).map_err(call("socket"))?;
+    let so =
+        SocketHandle::socket(&env.vnet, AF_INET, SockType::Dgram, 0).map_err(call("socket"))?;
     so.connect(&to).map_err(call("connect"))?;
 
     let start = machine::sbinuptime();
@@ -53,7 +54,9 @@ fn run(env: &Env) -> Result<(), Failure> {
             calls += 1;
             match so.send(&payload, MsgFlags::empty()) {
                 Ok(_) => {}
-                Err(Errno::ENOBUFS | Errno::ECONNREFUSED | Errno::EHOSTUNREACH | Errno::EHOSTDOWN) => errors += 1,
+                Err(
+                    Errno::ENOBUFS | Errno::ECONNREFUSED | Errno::EHOSTUNREACH | Errno::EHOSTDOWN,
+                ) => errors += 1,
                 Err(errno) => return Err(call("send")(errno)),
             }
         }
@@ -70,7 +73,12 @@ fn run(env: &Env) -> Result<(), Failure> {
     let elapsed = (now - start).as_us().max(1) as u64;
     let per_second = |n: u64| (u128::from(n) * 1_000_000 / u128::from(elapsed)) as u64;
     let print_time = |name: &str, at: Sbintime| {
-        outln!(env, "{name:<19}{}.{:09}", at.as_s(), at.as_ns() % 1_000_000_000);
+        outln!(
+            env,
+            "{name:<19}{}.{:09}",
+            at.as_s(),
+            at.as_ns() % 1_000_000_000
+        );
     };
     outln!(env);
     print_time("start:", start);
@@ -78,7 +86,19 @@ fn run(env: &Env) -> Result<(), Failure> {
     outln!(env, "send calls:        {calls}");
     outln!(env, "send errors:       {errors}");
     outln!(env, "approx send rate:  {} pps", per_second(calls - errors));
-    outln!(env, "approx error rate: {}", if calls > errors { errors / (calls - errors) } else { 0 });
-    outln!(env, "approx throughput: {} bit/s", per_second((calls - errors) * payload.len() as u64) * 8);
+    outln!(
+        env,
+        "approx error rate: {}",
+        if calls > errors {
+            errors / (calls - errors)
+        } else {
+            0
+        }
+    );
+    outln!(
+        env,
+        "approx throughput: {} bit/s",
+        per_second((calls - errors) * payload.len() as u64) * 8
+    );
     Ok(())
 }

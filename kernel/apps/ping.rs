@@ -18,8 +18,8 @@ use sys::socket::{
 };
 use sys::time::Sbintime;
 
-use crate::apps::io::{self, Failure, call};
 use crate::apps::Env;
+use crate::apps::io::{self, Failure, call};
 use crate::outln;
 use crate::shell::getopt::Getopt;
 
@@ -107,7 +107,12 @@ fn parse(env: &Env) -> Result<Options, Failure> {
             ('q', _) => options.quiet = true,
             ('v', _) => options.verbose = true,
             ('c', word) => {
-                options.count = Some(io::number("count of packets to transmit", word, 1, 1 << 62)?);
+                options.count = Some(io::number(
+                    "count of packets to transmit",
+                    word,
+                    1,
+                    1 << 62,
+                )?);
             }
             ('i', word) => options.interval = io::seconds("timing interval", word)?,
             ('m', word) => options.ttl = Some(io::number("TTL", word, 0, 255)? as u8),
@@ -142,7 +147,11 @@ struct Times {
 
 impl Times {
     fn add(&mut self, ns: u64) {
-        self.min = if self.count == 0 { ns } else { self.min.min(ns) };
+        self.min = if self.count == 0 {
+            ns
+        } else {
+            self.min.min(ns)
+        };
         self.max = self.max.max(ns);
         self.count += 1;
         self.sum += u128::from(ns);
@@ -241,7 +250,10 @@ impl<'a> Ping<'a> {
             if deadline.is_some_and(|deadline| now >= deadline) {
                 return Ok(());
             }
-            let all_sent = self.options.count.is_some_and(|count| self.transmitted >= count);
+            let all_sent = self
+                .options
+                .count
+                .is_some_and(|count| self.transmitted >= count);
             if !all_sent && now >= next_send {
                 self.transmit(now)?;
                 next_send = if self.options.flood {
@@ -270,7 +282,10 @@ impl<'a> Ping<'a> {
             if let Some(deadline) = deadline {
                 until = until.min(deadline - now);
             }
-            match self.so.poll(PollEvents::IN, Some(until.max(Sbintime::from_us(1)))) {
+            match self
+                .so
+                .poll(PollEvents::IN, Some(until.max(Sbintime::from_us(1))))
+            {
                 Ok(events) if events.is_empty() => continue,
                 Ok(_) => {}
                 Err(Errno::EINTR) => continue,
@@ -414,7 +429,11 @@ impl<'a> Ping<'a> {
             line += " (DUP!)";
         }
         // What came back must be what was sent.
-        let from_byte = if timed { ICMP_MINLEN + TIMEVAL_LEN } else { ICMP_MINLEN };
+        let from_byte = if timed {
+            ICMP_MINLEN + TIMEVAL_LEN
+        } else {
+            ICMP_MINLEN
+        };
         let sent = self.packet.get(from_byte..).unwrap_or(&[]);
         let back = icmp.get(from_byte..).unwrap_or(&[]);
         let wrong = sent.iter().zip(back).position(|(a, b)| a != b);
@@ -442,7 +461,11 @@ impl<'a> Ping<'a> {
             "--- {} ping statistics ---",
             self.options.host_word
         );
-        outln!(self.env, "{}", counts(self.transmitted, self.received, self.repeats));
+        outln!(
+            self.env,
+            "{}",
+            counts(self.transmitted, self.received, self.repeats)
+        );
         if self.times.count > 0 {
             outln!(self.env, "{}", self.times.line());
         }

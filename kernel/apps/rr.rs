@@ -8,8 +8,8 @@ use sys::machine;
 use sys::socket::{IPPROTO_TCP, TCP_NODELAY};
 use sys::time::Sbintime;
 
-use crate::apps::io::{self, Failure, call};
 use crate::apps::Env;
+use crate::apps::io::{self, Failure, call};
 use crate::outln;
 use crate::shell::getopt::Getopt;
 

@@ -55,7 +55,11 @@ pub(super) fn mask_len(mask: Ipv4Addr) -> Option<u8> {
 
 /// The mask of a length up to 32.
 pub(super) fn len_mask(len: u8) -> Ipv4Addr {
-    Ipv4Addr::from_bits(u32::MAX.checked_shl(32 - u32::from(len.min(32))).unwrap_or(0))
+    Ipv4Addr::from_bits(
+        u32::MAX
+            .checked_shl(32 - u32::from(len.min(32)))
+            .unwrap_or(0),
+    )
 }
 
 /// Reads `a.b.c.d` or `a.b.c.d/len`; the length is `None` if there is none.
@@ -101,8 +105,17 @@ mod tests {
 
     #[test]
     fn ethernet_addresses_are_read_strictly() {
-        assert_eq!(parse_ether("52:54:0:12:34:56"), Some([0x52, 0x54, 0, 0x12, 0x34, 0x56]));
-        for word in ["", "52:54:00:12:34", "52:54:00:12:34:56:78", "52:54:00:12:34:5g", "1:2:3:4:5:666"] {
+        assert_eq!(
+            parse_ether("52:54:0:12:34:56"),
+            Some([0x52, 0x54, 0, 0x12, 0x34, 0x56])
+        );
+        for word in [
+            "",
+            "52:54:00:12:34",
+            "52:54:00:12:34:56:78",
+            "52:54:00:12:34:5g",
+            "1:2:3:4:5:666",
+        ] {
             assert_eq!(parse_ether(word), None, "{word}");
         }
     }

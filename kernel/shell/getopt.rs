@@ -115,7 +115,10 @@ mod tests {
     fn unknown_letters_and_missing_values_are_told() {
         let unknown = words("ls -q");
         let mut options = Getopt::new(&unknown, "a");
-        assert_eq!(options.next().unwrap().unwrap_err(), "ls: illegal option -- q");
+        assert_eq!(
+            options.next().unwrap().unwrap_err(),
+            "ls: illegal option -- q"
+        );
         let missing = words("ls -a");
         let mut options = Getopt::new(&missing, "a:");
         assert_eq!(

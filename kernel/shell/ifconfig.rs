@@ -402,7 +402,8 @@ impl Request {
     }
 
     fn apply(&self, env: &Env, ifp: &Arc<Ifnet>) -> Result<(), Failure> {
-        let failed = |what: &'static str| move |errno: Errno| Failure::Other(format!("{what}: {errno}"));
+        let failed =
+            |what: &'static str| move |errno: Errno| Failure::Other(format!("{what}: {errno}"));
         if let Some(lladdr) = self.lladdr {
             if ifp.if_type != IFT_ETHER || lladdr[0] & 1 != 0 {
                 return Err(failed("ioctl (SIOCSIFLLADDR)")(Errno::EINVAL));
@@ -417,7 +418,8 @@ impl Request {
                 return Err(failed("ioctl (SIOCSIFCAP)")(Errno::EINVAL));
             }
             let enable = (ifp.capenable() | wanted) - self.disable;
-            ifp.set_capenable(enable).map_err(failed("ioctl (SIOCSIFCAP)"))?;
+            ifp.set_capenable(enable)
+                .map_err(failed("ioctl (SIOCSIFCAP)"))?;
         }
         if let Some(mtu) = self.mtu {
             ifp.set_mtu(mtu).map_err(failed("ioctl (set mtu)"))?;
@@ -431,7 +433,8 @@ impl Request {
     }
 
     fn apply_address(&self, env: &Env, ifp: &Arc<Ifnet>) -> Result<(), Failure> {
-        let failed = |what: &'static str| move |errno: Errno| Failure::Other(format!("{what}: {errno}"));
+        let failed =
+            |what: &'static str| move |errno: Errno| Failure::Other(format!("{what}: {errno}"));
         let Some(inet) = inet_of(&env.vnet) else {
             return Err(failed("socket")(Errno::EAFNOSUPPORT));
         };
@@ -470,10 +473,14 @@ impl Request {
         }
         let first = {
             let epoch = NetEpoch::enter();
-            ifp.addrs(&epoch).first().map(|ia| (ia.ia_addr, ia.ia_netmask))
+            ifp.addrs(&epoch)
+                .first()
+                .map(|ia| (ia.ia_addr, ia.ia_netmask))
         };
         let Some((addr, mask)) = first else {
-            return Err(Failure::Other("ioctl (SIOCAIFADDR): Destination address required".into()));
+            return Err(Failure::Other(
+                "ioctl (SIOCAIFADDR): Destination address required".into(),
+            ));
         };
         let args = AddrArgs {
             netmask: self.args.netmask.or(Some(mask)),

@@ -369,7 +369,11 @@ mod tests {
     }
 
     fn editor() -> (LineEditor, Screen) {
-        let words = vec!["netstat".to_string(), "netblast".to_string(), "ping".to_string()];
+        let words = vec![
+            "netstat".to_string(),
+            "netblast".to_string(),
+            "ping".to_string(),
+        ];
         let mut editor = LineEditor::new("# ", words);
         let mut screen = Screen {
             cells: Vec::new(),

@@ -76,7 +76,9 @@ fn run(env: &Env) -> Result<(), Failure> {
             let target = Target::parse(words)?;
             match command.as_str() {
                 "get" => get(env, &target),
-                "add" => change(env, &target, quiet, "add net", "add host", |spec| env.vnet.rib.add(spec)),
+                "add" => change(env, &target, quiet, "add net", "add host", |spec| {
+                    env.vnet.rib.add(spec)
+                }),
                 "change" => change(env, &target, quiet, "change net", "change host", |spec| {
                     env.vnet.rib.change(spec)
                 }),
@@ -194,7 +196,8 @@ impl Target {
                 let gw: Ipv4Addr = gateway
                     .parse()
                     .map_err(|_| Failure::Other(format!("bad address: {gateway}")))?;
-                let ifp = interface_to(env, gw).ok_or_else(|| self.failed("Network is unreachable"))?;
+                let ifp =
+                    interface_to(env, gw).ok_or_else(|| self.failed("Network is unreachable"))?;
                 if self.on_link {
                     (None, ifp)
                 } else {
@@ -261,7 +264,8 @@ fn change(
     match work(spec) {
         Ok(()) => {
             if !quiet {
-                env.out.write(&format!("{what} {}: gateway {gateway}\n", target.name));
+                env.out
+                    .write(&format!("{what} {}: gateway {gateway}\n", target.name));
             }
             Ok(())
         }
@@ -277,7 +281,11 @@ fn change(
 }
 
 fn delete(env: &Env, target: &Target, quiet: bool) -> Result<(), Failure> {
-    let what = if target.is_host() { "delete host" } else { "delete net" };
+    let what = if target.is_host() {
+        "delete host"
+    } else {
+        "delete net"
+    };
     let pinned = env
         .vnet
         .rib
@@ -300,7 +308,11 @@ fn delete(env: &Env, target: &Target, quiet: bool) -> Result<(), Failure> {
             Ok(())
         }
         Err(errno) => {
-            env.out.write(&format!("{what} {} fib 0: {}\n", target.name, reason(errno)));
+            env.out.write(&format!(
+                "{what} {} fib 0: {}\n",
+                target.name,
+                reason(errno)
+            ));
             Err(target.failed(errno.text()))
         }
     }
@@ -312,7 +324,10 @@ fn flush(env: &Env, quiet: bool) -> Result<(), Failure> {
         let Some(gw) = route.nhop.gw else { continue };
         if env.vnet.rib.delete(route.dst, route.prefix_len).is_ok() && !quiet {
             let dst = format::network(route.dst, route.prefix_len);
-            env.out.write(&format!("{dst:<20} {gw:<20} fib 0  done\n", gw = format!("{gw}")));
+            env.out.write(&format!(
+                "{dst:<20} {gw:<20} fib 0  done\n",
+                gw = format!("{gw}")
+            ));
         }
     }
     Ok(())

@@ -172,7 +172,8 @@ impl Shell {
                 return self.list_vnets();
             }
             let Some(found) = self.vnets.find(&words[1]) else {
-                self.out.write(&format!("vnet: {}: no such instance\n", words[1]));
+                self.out
+                    .write(&format!("vnet: {}: no such instance\n", words[1]));
                 return 1;
             };
             vnet = Some(found);
@@ -239,7 +240,8 @@ impl Shell {
             let status = (program.main)(&env);
             result.store(status, Ordering::Release);
         });
-        self.out.write(&format!("[{number}] {}\n", thread.thread().tid()));
+        self.out
+            .write(&format!("[{number}] {}\n", thread.thread().tid()));
         self.jobs.push(Job {
             number,
             line,
@@ -339,7 +341,11 @@ impl Shell {
         self.jobs = kept;
         for job in chosen {
             found = true;
-            let Job { thread, status: result, .. } = job;
+            let Job {
+                thread,
+                status: result,
+                ..
+            } = job;
             thread.join();
             status = result.load(Ordering::Acquire);
         }
@@ -347,12 +353,20 @@ impl Shell {
     }
 
     fn help(&mut self, env: &Env) -> i32 {
-        let width = self.command_names().iter().map(String::len).max().unwrap_or(0);
+        let width = self
+            .command_names()
+            .iter()
+            .map(String::len)
+            .max()
+            .unwrap_or(0);
         for program in commands::PROGRAMS {
             outln!(env, "{:<width$}  {}", program.name, program.summary);
         }
         for (name, summary) in [
-            ("vnet", "run a command in another stack instance, or list the instances"),
+            (
+                "vnet",
+                "run a command in another stack instance, or list the instances",
+            ),
             ("jobs", "list what runs in the background (started with &)"),
             ("kill", "end a job"),
             ("wait", "wait for jobs"),
@@ -363,7 +377,10 @@ impl Shell {
             outln!(env, "{name:<width$}  {summary}");
         }
         outln!(env);
-        outln!(env, "Ctrl-C ends the running command. `command &` runs it in the background.");
+        outln!(
+            env,
+            "Ctrl-C ends the running command. `command &` runs it in the background."
+        );
         0
     }
 

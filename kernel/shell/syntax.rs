@@ -117,7 +117,10 @@ mod tests {
     #[test]
     fn commands_end_at_semicolon_ampersand_and_newline() {
         let commands = split("ifconfig em0 up; iperf3 -s & netstat -m\nping  a # comment ; x");
-        let words: Vec<&str> = commands.iter().map(|(words, _)| words[0].as_str()).collect();
+        let words: Vec<&str> = commands
+            .iter()
+            .map(|(words, _)| words[0].as_str())
+            .collect();
         assert_eq!(words, ["ifconfig", "iperf3", "netstat", "ping"]);
         let background: Vec<bool> = commands.iter().map(|(_, background)| *background).collect();
         assert_eq!(background, [false, true, false, false]);

@@ -148,7 +148,8 @@ fn one(env: &Env, options: &Options, word: &str) -> bool {
             true
         }
         Err(Errno::ENOENT) if !walk(env, name).is_empty() => {
-            env.out.write(&format!("sysctl: oid '{name}' isn't a leaf node\n"));
+            env.out
+                .write(&format!("sysctl: oid '{name}' isn't a leaf node\n"));
             false
         }
         Err(Errno::ENOENT) => {
@@ -159,7 +160,8 @@ fn one(env: &Env, options: &Options, word: &str) -> bool {
             false
         }
         Err(Errno::EPERM) => {
-            env.out.write(&format!("sysctl: oid '{name}' is read only\n"));
+            env.out
+                .write(&format!("sysctl: oid '{name}' is read only\n"));
             false
         }
         Err(errno) => {

@@ -120,7 +120,11 @@ pub(super) fn kenv(env: &Env) -> i32 {
                 1
             }
         },
-        _ => io::finish(env, "usage: kenv [variable]\n", Err(Failure::Usage(String::new()))),
+        _ => io::finish(
+            env,
+            "usage: kenv [variable]\n",
+            Err(Failure::Usage(String::new())),
+        ),
     }
 }
 

@@ -74,7 +74,10 @@ lo0: flags=1008049<UP,LOOPBACK,RUNNING,MULTICAST,LOWER_UP> metric 0 mtu 16384
 \tgroups: lo
 ";
         assert_eq!(desk.ok("ifconfig lo0"), expected);
-        assert_eq!(desk.ok("ifconfig -f inet:cidr lo0").lines().nth(2), Some("\tinet 127.0.0.1/8"));
+        assert_eq!(
+            desk.ok("ifconfig -f inet:cidr lo0").lines().nth(2),
+            Some("\tinet 127.0.0.1/8")
+        );
     });
 }
 
@@ -88,18 +91,34 @@ fn ifconfig_changes_an_interface() {
         assert!(show(desk).contains("\tinet 10.1.0.1 netmask 0xffff0000 broadcast 10.1.255.255\n"));
         desk.ok(&format!("ifconfig {name} 10.1.0.1 -alias"));
         assert!(!show(desk).contains("10.1.0.1"));
-        desk.ok(&format!("ifconfig {name} 192.168.7.1 netmask 255.255.255.128"));
-        assert!(show(desk).contains("\tinet 192.168.7.1 netmask 0xffffff80 broadcast 192.168.7.127\n"));
+        desk.ok(&format!(
+            "ifconfig {name} 192.168.7.1 netmask 255.255.255.128"
+        ));
+        assert!(
+            show(desk).contains("\tinet 192.168.7.1 netmask 0xffffff80 broadcast 192.168.7.127\n")
+        );
         assert!(!show(desk).contains("10.0.0.1"));
         desk.ok(&format!("ifconfig {name} mtu 1400 down"));
         let text = show(desk);
         assert!(text.contains("mtu 1400") && !text.contains("<UP"), "{text}");
         desk.ok(&format!("ifconfig {name} up"));
         assert!(show(desk).contains("<UP,"));
-        assert!(desk.fails("ifconfig em7").contains("interface em7 does not exist"));
-        assert!(desk.fails(&format!("ifconfig {name} 10.0.0.300")).contains("bad value"));
-        assert!(desk.fails(&format!("ifconfig {name} mtu")).contains("requires argument"));
-        assert!(desk.fails("ifconfig -Z").contains("illegal option -- Z\nusage: ifconfig"));
+        assert!(
+            desk.fails("ifconfig em7")
+                .contains("interface em7 does not exist")
+        );
+        assert!(
+            desk.fails(&format!("ifconfig {name} 10.0.0.300"))
+                .contains("bad value")
+        );
+        assert!(
+            desk.fails(&format!("ifconfig {name} mtu"))
+                .contains("requires argument")
+        );
+        assert!(
+            desk.fails("ifconfig -Z")
+                .contains("illegal option -- Z\nusage: ifconfig")
+        );
     });
 }
 
@@ -115,7 +134,10 @@ fn ping_reports_as_in_freebsd() {
         }
         assert_eq!(lines[3], "");
         assert_eq!(lines[4], "--- 10.0.0.2 ping statistics ---");
-        assert_eq!(lines[5], "2 packets transmitted, 2 packets received, 0.0% packet loss");
+        assert_eq!(
+            lines[5],
+            "2 packets transmitted, 2 packets received, 0.0% packet loss"
+        );
         assert!(lines[6].starts_with("round-trip min/avg/max/stddev = "));
         // Large ones travel in fragments, unless they may not.
         let text = desk.ok("ping -c 1 -s 8000 10.0.0.2");
@@ -128,7 +150,10 @@ fn ping_reports_as_in_freebsd() {
         assert!(arp.contains("? (10.0.0.2) at "), "{arp}");
         assert!(arp.contains("? (10.0.0.1) at ") && arp.contains(" permanent [ethernet]"));
         desk.ok("arp -d 10.0.0.2");
-        assert!(desk.fails("arp 10.0.0.2").contains("10.0.0.2 (10.0.0.2) -- no entry"));
+        assert!(
+            desk.fails("arp 10.0.0.2")
+                .contains("10.0.0.2 (10.0.0.2) -- no entry")
+        );
         // Nobody there.
         let (status, text) = desk.run("ping -c 1 -W 500 10.0.0.9");
         assert_eq!(status, 2, "{text}");
@@ -149,19 +174,40 @@ fn routes_are_added_shown_and_deleted() {
         );
         let table = desk.ok("netstat -rn");
         let row = |dst: &str, gw: &str, flags: &str| {
-            table.lines().any(|line| line.split_whitespace().collect::<Vec<_>>()[..].starts_with(&[dst, gw, flags]))
+            table.lines().any(|line| {
+                line.split_whitespace().collect::<Vec<_>>()[..].starts_with(&[dst, gw, flags])
+            })
         };
         assert!(row("default", "10.0.0.2", "UGS"), "{table}");
         assert!(row("172.16.0.0/12", "10.0.0.2", "UGS"), "{table}");
-        assert!(row("10.0.0.0/24", &format!("link#{}", world.a.ifp.if_index.0), "U"), "{table}");
+        assert!(
+            row(
+                "10.0.0.0/24",
+                &format!("link#{}", world.a.ifp.if_index.0),
+                "U"
+            ),
+            "{table}"
+        );
         assert!(table.starts_with("Routing tables\n\nInternet:\nDestination        Gateway            Flags         Netif Expire\n"));
         let text = desk.ok("route -n get 172.16.1.1");
         assert!(text.contains("    gateway: 10.0.0.2\n"), "{text}");
         assert!(text.contains(&format!("  interface: {name}\n")), "{text}");
-        assert!(text.contains("      flags: <UP,GATEWAY,DONE,STATIC>\n"), "{text}");
-        assert!(desk.fails("route add default 10.0.0.2").contains("route already in table"));
-        assert_eq!(desk.ok("route delete 172.16.0.0/12"), "delete net 172.16.0.0/12\n");
-        assert!(desk.fails("route delete 172.16.0.0/12").contains("not in table"));
+        assert!(
+            text.contains("      flags: <UP,GATEWAY,DONE,STATIC>\n"),
+            "{text}"
+        );
+        assert!(
+            desk.fails("route add default 10.0.0.2")
+                .contains("route already in table")
+        );
+        assert_eq!(
+            desk.ok("route delete 172.16.0.0/12"),
+            "delete net 172.16.0.0/12\n"
+        );
+        assert!(
+            desk.fails("route delete 172.16.0.0/12")
+                .contains("not in table")
+        );
         assert!(desk.fails("route add 1.2.3.4 99.9.9.9").is_empty() == false);
         assert!(desk.fails("route frob").contains("usage: route"));
     });
@@ -171,16 +217,31 @@ fn routes_are_added_shown_and_deleted() {
 fn sysctl_reads_and_writes() {
     with_shell(|desk, _| {
         assert_eq!(desk.ok("sysctl net.inet.ip.ttl"), "net.inet.ip.ttl: 64\n");
-        assert_eq!(desk.ok("sysctl net.inet.ip.ttl=63"), "net.inet.ip.ttl: 64 -> 63\n");
+        assert_eq!(
+            desk.ok("sysctl net.inet.ip.ttl=63"),
+            "net.inet.ip.ttl: 64 -> 63\n"
+        );
         assert_eq!(desk.ok("sysctl -n net.inet.ip.ttl"), "63\n");
         // The other instance has its own.
         assert_eq!(desk.ok("vnet b sysctl -n net.inet.ip.ttl"), "64\n");
-        assert!(desk.ok("sysctl net.inet.ip").contains("net.inet.ip.forwarding: 0\n"));
-        assert_eq!(desk.fails("sysctl net.frob"), "sysctl: unknown oid 'net.frob'\n");
-        assert!(desk.fails("sysctl net.inet.ip.ttl=900").contains("Invalid argument"));
+        assert!(
+            desk.ok("sysctl net.inet.ip")
+                .contains("net.inet.ip.forwarding: 0\n")
+        );
+        assert_eq!(
+            desk.fails("sysctl net.frob"),
+            "sysctl: unknown oid 'net.frob'\n"
+        );
+        assert!(
+            desk.fails("sysctl net.inet.ip.ttl=900")
+                .contains("Invalid argument")
+        );
         assert!(desk.fails("sysctl").contains("usage: sysctl"));
         let all = desk.ok("sysctl -a");
-        let mut names: Vec<&str> = all.lines().filter_map(|line| line.split(':').next()).collect();
+        let mut names: Vec<&str> = all
+            .lines()
+            .filter_map(|line| line.split(':').next())
+            .collect();
         let unsorted = names.clone();
         names.sort();
         names.dedup();
@@ -191,11 +252,26 @@ fn sysctl_reads_and_writes() {
 #[test]
 fn commands_that_do_not_exist_or_are_misspelt_say_so() {
     with_shell(|desk, _| {
-        assert_eq!(desk.run("frobnicate -x"), (127, "frobnicate: not found\n".to_string()));
-        assert_eq!(desk.run("ping 'x"), (2, "sh: Syntax error: unterminated quoted string\n".to_string()));
-        assert!(desk.fails("netstat -p frob").contains("frob: unknown or uninstrumented protocol"));
+        assert_eq!(
+            desk.run("frobnicate -x"),
+            (127, "frobnicate: not found\n".to_string())
+        );
+        assert_eq!(
+            desk.run("ping 'x"),
+            (
+                2,
+                "sh: Syntax error: unterminated quoted string\n".to_string()
+            )
+        );
+        assert!(
+            desk.fails("netstat -p frob")
+                .contains("frob: unknown or uninstrumented protocol")
+        );
         assert!(desk.fails("vmstat").contains("usage: vmstat"));
-        assert!(desk.fails("vnet nowhere ping x").contains("no such instance"));
+        assert!(
+            desk.fails("vnet nowhere ping x")
+                .contains("no such instance")
+        );
         assert_eq!(desk.run("ping; echo -s").1.lines().last(), Some("64"));
         let help = desk.ok("help");
         for word in ["ifconfig", "iperf3", "poweroff", "jobs"] {
@@ -212,11 +288,23 @@ fn netstat_shows_what_it_is_asked() {
         for heading in ["tcp:\n", "udp:\n", "ip:\n", "icmp:\n", "arp:\n"] {
             assert!(text.contains(heading), "{text}");
         }
-        assert!(text.contains("\tInput histogram:\n\t\techo reply: 1\n"), "{text}");
-        assert!(text.contains("\t0 connections in TIME_WAIT state\n"), "{text}");
-        assert!(desk.ok("netstat -m").contains(" mbufs in use (current/cache/total)\n"));
+        assert!(
+            text.contains("\tInput histogram:\n\t\techo reply: 1\n"),
+            "{text}"
+        );
+        assert!(
+            text.contains("\t0 connections in TIME_WAIT state\n"),
+            "{text}"
+        );
+        assert!(
+            desk.ok("netstat -m")
+                .contains(" mbufs in use (current/cache/total)\n")
+        );
         assert!(desk.ok("netstat -Q").contains("Workstreams:\n"));
-        assert!(desk.ok("netstat -in").starts_with("Name    Mtu Network        Address"));
+        assert!(
+            desk.ok("netstat -in")
+                .starts_with("Name    Mtu Network        Address")
+        );
         assert!(desk.ok("netstat -s -p icmp").starts_with("icmp:\n"));
         assert!(desk.ok("vmstat -z").contains("\nmbuf:"));
         desk.ok("vmstat -ia");
@@ -255,7 +343,10 @@ fn bytes_arrive_as_they_were_sent() {
         desk.ok("vnet b digest send 5001 100000 &");
         let text = desk.ok("sleep 0.1; digest recv -c 10.0.0.2 5001; wait");
         assert!(text.contains("digest: received 100000 sha256 "), "{text}");
-        assert!(desk.fails("digest recv -c 10.0.0.2 5001").contains("connect: Connection refused"));
+        assert!(
+            desk.fails("digest recv -c 10.0.0.2 5001")
+                .contains("connect: Connection refused")
+        );
     });
 }
 
@@ -264,8 +355,14 @@ fn requests_are_answered_and_counted() {
     with_shell(|desk, _| {
         desk.ok("vnet b rr -s -1 &");
         let text = desk.ok("sleep 0.1; rr -c 10.0.0.2 -t 2; wait");
-        let line = text.lines().find(|line| line.contains("transactions in")).unwrap();
-        assert!(line.starts_with("rr: ") && line.contains(" transactions in 2.0"), "{line}");
+        let line = text
+            .lines()
+            .find(|line| line.contains("transactions in"))
+            .unwrap();
+        assert!(
+            line.starts_with("rr: ") && line.contains(" transactions in 2.0"),
+            "{line}"
+        );
         assert!(line.ends_with(" per second"));
     });
 }
@@ -273,14 +370,27 @@ fn requests_are_answered_and_counted() {
 #[test]
 fn iperf3_measures_both_ways_over_tcp_and_udp() {
     with_shell(|desk, _| {
-        for options in ["-t 1", "-t 1 -R", "-n 4M -P 3", "-u -b 10M -t 1", "-u -b 10M -t 1 -R -P 2", "-u -b 20M -l 8000 -t 1"] {
+        for options in [
+            "-t 1",
+            "-t 1 -R",
+            "-n 4M -P 3",
+            "-u -b 10M -t 1",
+            "-u -b 10M -t 1 -R -P 2",
+            "-u -b 20M -l 8000 -t 1",
+        ] {
             desk.ok("vnet b iperf3 -s -1 &");
             let text = desk.ok(&format!("sleep 0.1; iperf3 -c 10.0.0.2 {options}"));
             assert!(text.contains("iperf Done.\n"), "{options}: {text}");
             let server = desk.ok("wait");
-            assert!(server.contains("receiver") || text.contains("receiver"), "{options}: {server}");
+            assert!(
+                server.contains("receiver") || text.contains("receiver"),
+                "{options}: {server}"
+            );
         }
-        assert!(desk.fails("iperf3 -c 10.0.0.2 -t 1").contains("unable to connect to server"));
+        assert!(
+            desk.fails("iperf3 -c 10.0.0.2 -t 1")
+                .contains("unable to connect to server")
+        );
         assert!(desk.fails("iperf3 -Z").contains("parameter error"));
     });
 }

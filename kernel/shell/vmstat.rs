@@ -38,17 +38,32 @@ fn run(env: &Env) -> Result<(), Failure> {
     let text = if zones {
         render_zones(uma::zones().map(|zone| zone.stats()))
     } else {
-        render_interrupts(intr_counts(), machine::sbinuptime().as_s().max(1) as u64, all)
+        render_interrupts(
+            intr_counts(),
+            machine::sbinuptime().as_s().max(1) as u64,
+            all,
+        )
     };
     env.out.write(&text);
     Ok(())
 }
 
 fn render_zones(zones: impl IntoIterator<Item = ZoneStats>) -> String {
-    let mut text =
-        String::from("ITEM                   SIZE   LIMIT     USED     FREE      REQ FAIL SLEEP XDOM\n");
+    let mut text = String::from(
+        "ITEM                   SIZE   LIMIT     USED     FREE      REQ FAIL SLEEP XDOM\n",
+    );
     for zone in zones {
-        let ZoneStats { name, size, limit, used, free, requests, fails, sleeps, xdomain } = zone;
+        let ZoneStats {
+            name,
+            size,
+            limit,
+            used,
+            free,
+            requests,
+            fails,
+            sleeps,
+            xdomain,
+        } = zone;
         // Name and size share 27 columns.
         let name = format!("{name}:");
         let width = 27usize.saturating_sub(name.len() + 1);
@@ -113,8 +128,12 @@ tcp_inpcb:             1416,  64000,      12,      58,     311,   0,   0,   0
 
     #[test]
     fn interrupts_stand_in_freebsds_columns() {
-        let counts = [("irq24: em0:rxq0", 52133), ("cpu0:timer", 91230), ("stray", 0)]
-            .map(|(name, count)| (String::from(name), count));
+        let counts = [
+            ("irq24: em0:rxq0", 52133),
+            ("cpu0:timer", 91230),
+            ("stray", 0),
+        ]
+        .map(|(name, count)| (String::from(name), count));
         let expected = "\
 interrupt                      total       rate
 irq24: em0:rxq0                52133        104

@@ -13,6 +13,7 @@ Server or client:
   -p n           server port to listen on/connect to (5201)
   -i n           seconds between periodic reports, 0 for none (1)
   -J             output in JSON format
+  -V             more detailed output
 Server:
   -s             run in server mode
   -D             run the server in the background
@@ -23,6 +24,7 @@ Client:
   -b n[KMG]      target bitrate in bits/sec, 0 for unlimited (1 Mbit/s for UDP, unlimited for TCP)
   -t n           time in seconds to transmit for (10)
   -n n[KMG]      number of bytes to transmit (instead of -t)
+  -k n[KMG]      number of blocks (packets) to transmit (instead of -t or -n)
   -l n[KMG]      length of buffer to read or write (128 KB for TCP, 1448 for UDP)
   -P n           number of parallel client streams to run (1, at most 32)
   -R             run in reverse mode (server sends, client receives)
@@ -89,6 +91,7 @@ pub(super) struct Display {
     /// Time between reports.
     pub(super) interval: Option<Sbintime>,
     pub(super) json: bool,
+    pub(super) verbose: bool,
 }
 
 #[derive(Clone, PartialEq, Debug)]
@@ -135,7 +138,9 @@ pub(super) fn parse(words: &[String]) -> Result<Command, Stop> {
     let mut display = Display {
         interval: Some(Sbintime::from_s(1)),
         json: false,
+        verbose: false,
     };
+    let mut blocks = None;
     let mut udp = false;
     let mut time = None;
     let mut bytes = None;
@@ -157,7 +162,7 @@ pub(super) fn parse(words: &[String]) -> Result<Command, Stop> {
     for option in options(words) {
         let Opt { letter, value } = option?;
         let value = value.as_str();
-        if "ubtnlPRwMN".contains(letter) {
+        if "ubtnklPRwMN".contains(letter) {
             client_only = Some(letter);
         }
         match letter {
@@ -171,6 +176,8 @@ pub(super) fn parse(words: &[String]) -> Result<Command, Stop> {
                 display.interval = (seconds > Sbintime::ZERO).then_some(seconds);
             }
             'J' => display.json = true,
+            'V' => display.verbose = true,
+            'k' => blocks = Some(scaled(letter, value, 1024)?),
             'u' => udp = true,
             'b' => rate = Some(scaled(letter, value, 1000)?),
             't' => time = Some(number(letter, value, 1, 86_400)?),
@@ -183,6 +190,10 @@ pub(super) fn parse(words: &[String]) -> Result<Command, Stop> {
             'N' => test.no_delay = true,
             '4' => {}
             'h' => return Err(Stop::Help),
+            // What other iperf3 have.
+            '6' | 'A' | 'B' | 'C' | 'F' | 'I' | 'L' | 'O' | 'S' | 'T' | 'X' | 'Z' | 'd' | 'f' | 'v' => {
+                return Err(bad(format!("option '-{letter}' is not supported")));
+            }
             _ => return Err(bad(format!("unrecognized option '-{letter}'"))),
         }
     }
@@ -198,8 +209,14 @@ pub(super) fn parse(words: &[String]) -> Result<Command, Stop> {
         ),
     };
     check_block(&test)?;
+    if let Some(blocks) = blocks {
+        if bytes.is_some() {
+            return Err(bad("only one of -t, -n and -k may be given"));
+        }
+        bytes = Some(blocks.saturating_mul(test.block as u64));
+    }
     test.limit = match (time, bytes) {
-        (Some(_), Some(_)) => return Err(bad("only one of -t and -n may be given")),
+        (Some(_), Some(_)) => return Err(bad("only one of -t, -n and -k may be given")),
         (_, Some(0)) => return Err(bad("-n needs at least one byte")),
         (_, Some(bytes)) => Limit::Bytes(bytes),
         (time, None) => Limit::Time(Sbintime::from_s(time.unwrap_or(10) as i64)),
@@ -248,7 +265,7 @@ struct Opt {
 }
 
 /// The letters that take a value.
-const WITH_VALUE: &str = "cpibtnlPwM";
+const WITH_VALUE: &str = "cpibtnklPwM";
 
 /// Long names and their letters.
 const LONG: &[(&str, char)] = &[
@@ -264,6 +281,14 @@ const LONG: &[(&str, char)] = &[
     ("bandwidth", 'b'),
     ("time", 't'),
     ("bytes", 'n'),
+    ("blockcount", 'k'),
+    ("verbose", 'V'),
+    ("zerocopy", 'Z'),
+    ("omit", 'O'),
+    ("bind", 'B'),
+    ("version6", '6'),
+    ("tos", 'S'),
+    ("congestion", 'C'),
     ("length", 'l'),
     ("parallel", 'P'),
     ("reverse", 'R'),
@@ -431,6 +456,14 @@ mod tests {
         assert_eq!(options.test.window, 1 << 20);
         assert_eq!(options.test.limit, Limit::Bytes(3 << 29));
         assert_eq!(options.test.rate, 1500);
+    }
+
+    #[test]
+    fn blocks_count_as_bytes() {
+        assert_eq!(client("-c 10.0.0.1 -k 10 -l 2K").test.limit, Limit::Bytes(20480));
+        assert!(refused("-c 10.0.0.1 -k 10 -n 5").contains("only one of"));
+        assert!(refused("-c 10.0.0.1 -Z").contains("option '-Z' is not supported"));
+        assert!(refused("-c 10.0.0.1 -D").contains("-D is server only"));
     }
 
     #[test]

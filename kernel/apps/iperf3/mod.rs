@@ -30,6 +30,12 @@ pub fn main(env: &Env) -> i32 {
             return 1;
         }
     };
+    let (args::Command::Client(args::ClientOptions { display, .. })
+    | args::Command::Server(args::ServerOptions { display, .. })) = &command;
+    if display.verbose && !display.json {
+        outln!(env, "iperf 3.12");
+        outln!(env, "{} {} amd64", sys::param::OSTYPE, env!("CARGO_PKG_VERSION"));
+    }
     match command {
         args::Command::Client(options) => status(env, client::run(env, &options)),
         args::Command::Server(options) if options.daemon => {

@@ -371,9 +371,6 @@ impl Parameters {
         if self.bidirectional {
             return Err("bidirectional tests (--bidir) are not supported");
         }
-        if self.blockcount > 0 {
-            return Err("a number of blocks (-k) is not supported");
-        }
         let transport = match (self.tcp, self.udp) {
             (_, true) => Transport::Udp,
             (true, false) => Transport::Tcp,
@@ -391,6 +388,8 @@ impl Parameters {
         }
         let limit = if self.num > 0 {
             Limit::Bytes(self.num)
+        } else if self.blockcount > 0 {
+            Limit::Bytes(self.blockcount.saturating_mul(self.len as u64))
         } else {
             Limit::Time(Sbintime::from_s(i64::from(self.time)))
         };

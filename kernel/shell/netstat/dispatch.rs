@@ -38,7 +38,11 @@ fn render(config: &Config, protocols: &[ProtoRow], streams: &[WorkstreamRow]) ->
     };
     setting("Setting", "Current", "Limit");
     setting("Thread count", &config.threads, &config.max_threads);
-    setting("Default queue limit", &config.default_limit, &config.max_limit);
+    setting(
+        "Default queue limit",
+        &config.default_limit,
+        &config.max_limit,
+    );
     setting("Dispatch policy", &config.dispatch, "n/a");
     let bound = if config.bound { "enabled" } else { "disabled" };
     setting("Threads bound to CPUs", bound, "n/a");

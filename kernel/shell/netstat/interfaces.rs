@@ -80,7 +80,11 @@ struct Row {
 pub(super) fn table(env: &Env, options: &Options) -> String {
     let mut rows = Vec::new();
     for ifp in env.vnet.ifnets() {
-        if options.interface.as_ref().is_none_or(|name| ifp.if_xname == *name) {
+        if options
+            .interface
+            .as_ref()
+            .is_none_or(|name| ifp.if_xname == *name)
+        {
             rows_of(&ifp, &mut rows);
         }
     }
@@ -137,7 +141,18 @@ fn render(rows: &[Row], bytes: bool, drops: bool) -> String {
     let addr_width = width(17, |row| row.address.len());
     let mut text = String::new();
     let mut line = |name: &str, mtu: &str, net: &str, addr: &str, cells: [&str; 10]| {
-        let [ipackets, ierrors, idrops, ibytes, opackets, oerrors, obytes, coll, odrops, _] = cells;
+        let [
+            ipackets,
+            ierrors,
+            idrops,
+            ibytes,
+            opackets,
+            oerrors,
+            obytes,
+            coll,
+            odrops,
+            _,
+        ] = cells;
         text += &format!(
             "{name:<name_width$} {mtu:>5} {net:<net_width$} {addr:<addr_width$} \
              {ipackets:>8} {ierrors:>5} {idrops:>5}"
@@ -160,7 +175,9 @@ fn render(rows: &[Row], bytes: bool, drops: bool) -> String {
         "Mtu",
         "Network",
         "Address",
-        ["Ipkts", "Ierrs", "Idrop", "Ibytes", "Opkts", "Oerrs", "Obytes", "Coll", "Drop", ""],
+        [
+            "Ipkts", "Ierrs", "Idrop", "Ibytes", "Opkts", "Oerrs", "Obytes", "Coll", "Drop", "",
+        ],
     );
     for row in rows {
         let only_link = |value: fn(&Totals) -> u64| match &row.link {
@@ -196,7 +213,11 @@ pub(super) fn watch(env: &Env, options: &Options, interval: Sbintime) -> Result<
     let totals = || {
         let mut sum = Totals::default();
         for ifp in env.vnet.ifnets() {
-            if options.interface.as_ref().is_none_or(|name| ifp.if_xname == *name) {
+            if options
+                .interface
+                .as_ref()
+                .is_none_or(|name| ifp.if_xname == *name)
+            {
                 sum = sum.map(Totals::of(&ifp), |a, b| a + b);
             }
         }
@@ -215,7 +236,8 @@ pub(super) fn watch(env: &Env, options: &Options, interval: Sbintime) -> Result<
             return Err(Failure::Interrupted);
         }
         let now = totals();
-        env.out.write(&watch_line(now.map(last, u64::wrapping_sub), options.drops));
+        env.out
+            .write(&watch_line(now.map(last, u64::wrapping_sub), options.drops));
         last = now;
         lines += 1;
     }

@@ -14,7 +14,14 @@ pub(super) fn report() -> String {
 }
 
 fn render(stat: &MbufStat) -> String {
-    let MbufStat { mbuf, cluster, packet, jumbop, jumbo9, jumbo16 } = stat;
+    let MbufStat {
+        mbuf,
+        cluster,
+        packet,
+        jumbop,
+        jumbo9,
+        jumbo16,
+    } = stat;
     let current_cache_total_max = |zone: &MbZoneStat, what: &str| {
         format!(
             "{}/{}/{}/{} {what} in use (current/cache/total/max)\n",
@@ -46,7 +53,10 @@ fn render(stat: &MbufStat) -> String {
         (jumbo16, ClusterSize::K16.bytes()),
     ];
     let bytes = |count: fn(&MbZoneStat) -> u64| -> u64 {
-        zones.iter().map(|(zone, size)| count(zone) * *size as u64).sum()
+        zones
+            .iter()
+            .map(|(zone, size)| count(zone) * *size as u64)
+            .sum()
     };
     let (current, cache) = (bytes(|zone| zone.current), bytes(|zone| zone.cache));
     text += &format!(

@@ -83,9 +83,18 @@ fn render(rows: &[Row], wide: bool) -> String {
         text += "Destination        Gateway            Flags         Netif Expire\n";
     }
     for row in rows {
-        let Row { destination, gateway, flags, nhop, mtu, netif } = row;
+        let Row {
+            destination,
+            gateway,
+            flags,
+            nhop,
+            mtu,
+            netif,
+        } = row;
         let line = if wide {
-            format!("{destination:<18.18} {gateway:<18.18} {flags:<6} {nhop:>6} {mtu:>6} {netif:>10}")
+            format!(
+                "{destination:<18.18} {gateway:<18.18} {flags:<6} {nhop:>6} {mtu:>6} {netif:>10}"
+            )
         } else {
             format!("{destination:<18.18} {gateway:<18.18} {flags:<6} {netif:>12}")
         };
@@ -111,9 +120,19 @@ mod tests {
         };
         let up = RtFlags::UP;
         let rows = [
-            row("default", "10.0.2.2", up | RtFlags::GATEWAY | RtFlags::STATIC, "em0"),
+            row(
+                "default",
+                "10.0.2.2",
+                up | RtFlags::GATEWAY | RtFlags::STATIC,
+                "em0",
+            ),
             row("10.0.2.0/24", "link#1", up, "em0"),
-            row("10.0.2.15", "link#2", up | RtFlags::HOST | RtFlags::STATIC, "lo0"),
+            row(
+                "10.0.2.15",
+                "link#2",
+                up | RtFlags::HOST | RtFlags::STATIC,
+                "lo0",
+            ),
             row("127.0.0.1", "link#2", up | RtFlags::HOST, "lo0"),
         ];
         let expected = "\

@@ -91,7 +91,12 @@ pub(super) fn collect<P: Send + Sync + 'static>(
         // The socket's locks come after the block's: first look, then let go of the block.
         let (row, so) = {
             let locked = inp.read();
-            let row = row_of(&locked.hdr, proto, Arc::as_ptr(&inp) as *const u8 as u64, figures(&locked.ppcb));
+            let row = row_of(
+                &locked.hdr,
+                proto,
+                Arc::as_ptr(&inp) as *const u8 as u64,
+                figures(&locked.ppcb),
+            );
             (row, locked.hdr.inp_socket.clone())
         };
         rows.push(with_socket(row, so));
@@ -145,7 +150,11 @@ fn endpoint((addr, port): (Ipv4Addr, u16)) -> String {
 }
 
 fn render(mut rows: Vec<Row>, options: &Options) -> String {
-    let is_listening = |row: &Row| row.tcp.as_ref().is_some_and(|tcp| tcp.state == TcpState::Listen);
+    let is_listening = |row: &Row| {
+        row.tcp
+            .as_ref()
+            .is_some_and(|tcp| tcp.state == TcpState::Listen)
+    };
     if options.listen {
         rows.retain(|row| row.queue.is_some());
     } else if !options.all {
@@ -188,7 +197,11 @@ fn heading(options: &Options) -> String {
         text += &format!("{:<16.16} ", "Tcpcb");
     }
     if options.listen {
-        return text + &format!("{:<5.5} {:<32.32} {:<width$.width$}\n", "Proto", "Listen", "Local Address");
+        return text
+            + &format!(
+                "{:<5.5} {:<32.32} {:<width$.width$}\n",
+                "Proto", "Listen", "Local Address"
+            );
     }
     if options.tcp_info {
         return text
@@ -202,7 +215,9 @@ fn heading(options: &Options) -> String {
         "Proto", "Recv-Q", "Send-Q", "Local Address", "Foreign Address"
     );
     if options.buffers {
-        for name in ["R-HIWA", "S-HIWA", "R-LOWA", "S-LOWA", "R-BCNT", "S-BCNT", "R-BMAX", "S-BMAX"] {
+        for name in [
+            "R-HIWA", "S-HIWA", "R-LOWA", "S-LOWA", "R-BCNT", "S-BCNT", "R-BMAX", "S-BMAX",
+        ] {
             text += &format!(" {name:<6.6}");
         }
         for name in ["rexmt", "persist", "keep", "2msl", "delack", "rcvtime"] {
@@ -234,7 +249,11 @@ fn line(row: &Row, options: &Options) -> String {
     let proto = row.proto;
     if let (true, Some((qlen, incqlen, maxqlen))) = (options.listen, row.queue) {
         let queue = format!("{qlen}/{incqlen}/{maxqlen}");
-        return text + &format!("{proto:<5} {queue:<32} {:<width$.width$}\n", endpoint(row.local));
+        return text
+            + &format!(
+                "{proto:<5} {queue:<32} {:<width$.width$}\n",
+                endpoint(row.local)
+            );
     }
     if let (true, Some(tcp)) = (options.tcp_info, &row.tcp) {
         return text
@@ -256,7 +275,9 @@ fn line(row: &Row, options: &Options) -> String {
     );
     if options.buffers {
         let (r, s) = (&row.recv, &row.send);
-        for value in [r.hiwat, s.hiwat, r.lowat, s.lowat, r.mbcnt, s.mbcnt, r.mbmax, s.mbmax] {
+        for value in [
+            r.hiwat, s.hiwat, r.lowat, s.lowat, r.mbcnt, s.mbcnt, r.mbmax, s.mbmax,
+        ] {
             text += &format!(" {value:>6}");
         }
         let times = row.tcp.as_ref().map_or([0; 6], |tcp| tcp.times);
@@ -290,7 +311,12 @@ fn line(row: &Row, options: &Options) -> String {
 mod tests {
     use super::*;
 
-    fn row(proto: &'static str, local: (&str, u16), foreign: (&str, u16), state: Option<TcpState>) -> Row {
+    fn row(
+        proto: &'static str,
+        local: (&str, u16),
+        foreign: (&str, u16),
+        state: Option<TcpState>,
+    ) -> Row {
         let addr = |(addr, port): (&str, u16)| (addr.parse().unwrap(), port);
         Row {
             proto,
@@ -326,7 +352,12 @@ mod tests {
     fn rows() -> Vec<Row> {
         let any = "0.0.0.0";
         alloc::vec![
-            row("tcp4", ("10.0.2.15", 22), ("10.0.2.2", 51514), Some(TcpState::Established)),
+            row(
+                "tcp4",
+                ("10.0.2.15", 22),
+                ("10.0.2.2", 51514),
+                Some(TcpState::Established)
+            ),
             Row {
                 send: Buffer::default(),
                 ..row("tcp4", (any, 22), (any, 0), Some(TcpState::Listen))

@@ -37,7 +37,11 @@ pub(super) fn report(env: &Env, options: &Options) -> Result<(), Failure> {
         return Err(Failure::Other("no Internet protocols in this stack".into()));
     };
     for (name, print) in PROTOCOLS {
-        if options.protocol.as_deref().is_some_and(|wanted| wanted != *name) {
+        if options
+            .protocol
+            .as_deref()
+            .is_some_and(|wanted| wanted != *name)
+        {
             continue;
         }
         let mut report = Report {
@@ -99,7 +103,11 @@ impl Report {
     }
 
     /// What FreeBSD does not count, behind what it does, and only when it happened.
-    fn ours<'a>(&mut self, counters: impl Iterator<Item = (&'static str, &'a str, u64)>, names: &[&str]) {
+    fn ours<'a>(
+        &mut self,
+        counters: impl Iterator<Item = (&'static str, &'a str, u64)>,
+        names: &[&str],
+    ) {
         for (name, words, value) in counters {
             if names.contains(&name) && value > 0 {
                 self.line(&format!("\t# {words}"), &[value]);
@@ -149,7 +157,12 @@ fn ip(stat: &IpStat, report: &mut Report) {
     });
     report.ours(
         stat.iter(),
-        &["ips_swcsum_in", "ips_swcsum_out", "ips_filtered", "ips_nointerface"],
+        &[
+            "ips_swcsum_in",
+            "ips_swcsum_out",
+            "ips_filtered",
+            "ips_nointerface",
+        ],
     );
     if report.zero {
         stat.zero();
@@ -216,7 +229,9 @@ fn icmp(inet: &InetVnet, report: &mut Report) {
     } else {
         "disabled"
     };
-    report.text.push_str(&format!("\tICMP address mask responses are {state}\n"));
+    report
+        .text
+        .push_str(&format!("\tICMP address mask responses are {state}\n"));
     if report.zero {
         stat.zero();
     }
@@ -236,7 +251,9 @@ fn histogram(report: &mut Report, direction: &str, counters: &[Counter]) {
         }
         match icmp_name(kind) {
             Some(name) => report.text.push_str(&format!("\t\t{name}: {count}\n")),
-            None => report.text.push_str(&format!("\t\tunknown ICMP #{kind}: {count}\n")),
+            None => report
+                .text
+                .push_str(&format!("\t\tunknown ICMP #{kind}: {count}\n")),
         }
     }
 }
@@ -275,11 +292,23 @@ mod tests {
 
     #[test]
     fn a_single_thing_is_singular() {
-        assert_eq!(line("# data packet{s} (# byte{s})", &[1, 2], false), "1 data packet (2 bytes)\n");
-        assert_eq!(line("# data packet{s} (# byte{s})", &[0, 1], false), "0 data packets (1 byte)\n");
-        assert_eq!(line("# syncache entr{ies} added", &[1], false), "1 syncache entry added\n");
+        assert_eq!(
+            line("# data packet{s} (# byte{s})", &[1, 2], false),
+            "1 data packet (2 bytes)\n"
+        );
+        assert_eq!(
+            line("# data packet{s} (# byte{s})", &[0, 1], false),
+            "0 data packets (1 byte)\n"
+        );
+        assert_eq!(
+            line("# syncache entr{ies} added", &[1], false),
+            "1 syncache entry added\n"
+        );
         assert_eq!(line("# repl{ies}", &[2], false), "2 replies\n");
-        assert_eq!(line("# invalid return address{es}", &[3], false), "3 invalid return addresses\n");
+        assert_eq!(
+            line("# invalid return address{es}", &[3], false),
+            "3 invalid return addresses\n"
+        );
     }
 
     #[test]

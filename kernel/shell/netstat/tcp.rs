@@ -170,7 +170,10 @@ pub(super) fn statistics(inet: &InetVnet, report: &mut Report) {
     report.text.push_str("TCP connection count by state:\n");
     for state in TcpState::ALL {
         let count = states[state as usize];
-        report.line(&format!("\t# connection{{s}} in {} state", state.name()), &[count]);
+        report.line(
+            &format!("\t# connection{{s}} in {} state", state.name()),
+            &[count],
+        );
     }
     if report.zero {
         stat.zero();
