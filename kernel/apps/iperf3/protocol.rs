@@ -4,7 +4,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use sys::errno::Errno;
 use sys::kern::uipc_syscalls::SocketHandle;
 use sys::machine;
@@ -419,7 +419,8 @@ pub(super) struct Results {
     pub(super) cpu_util_user: f64,
     pub(super) cpu_util_system: f64,
     /// 1 or 0 from a sender, -1 from a receiver.
-    pub(super) sender_has_retransmits: i32,
+    #[serde(deserialize_with = "signed")]
+    pub(super) sender_has_retransmits: i64,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) congestion_used: Option<String>,
     pub(super) streams: Vec<StreamResult>,
@@ -430,18 +431,37 @@ pub(super) struct Results {
 #[serde(default)]
 pub(super) struct StreamResult {
     pub(super) id: i32,
+    #[serde(deserialize_with = "counted")]
     pub(super) bytes: u64,
+    #[serde(deserialize_with = "signed")]
     pub(super) retransmits: i64,
     /// Seconds.
     pub(super) jitter: f64,
+    #[serde(deserialize_with = "signed")]
     pub(super) errors: i64,
+    #[serde(deserialize_with = "signed")]
     pub(super) omitted_errors: i64,
+    #[serde(deserialize_with = "signed")]
     pub(super) packets: i64,
+    #[serde(deserialize_with = "signed")]
     pub(super) omitted_packets: i64,
     /// Seconds.
     pub(super) start_time: f64,
     /// Seconds.
     pub(super) end_time: f64,
+}
+
+/// A signed number from iperf3, whose JSON library writes -1 as 2^64 - 1.
+fn signed<'de, D: Deserializer<'de>>(from: D) -> Result<i64, D::Error> {
+    let number = serde_json::Number::deserialize(from)?;
+    let unsigned = number.as_u64().map(|n| n as i64);
+    let rounded = number.as_f64().map(|n| n as i64);
+    Ok(number.as_i64().or(unsigned).or(rounded).unwrap_or(0))
+}
+
+/// A number of bytes from iperf3.
+fn counted<'de, D: Deserializer<'de>>(from: D) -> Result<u64, D::Error> {
+    signed(from).map(|n| n.max(0) as u64)
 }
 
 #[cfg(test)]
@@ -495,6 +515,18 @@ mod tests {
         assert!(ask(r#"{"tcp":true,"parallel":9999,"len":1}"#).contains("streams"));
         assert!(ask(r#"{"udp":true,"parallel":1,"len":4}"#).contains("block size"));
         assert!(ask("{}").contains("neither"));
+    }
+
+    #[test]
+    fn results_of_iperf3_are_read_even_with_its_unsigned_minus_one() {
+        let text = br#"{"cpu_util_total":1.5,"sender_has_retransmits":0,"streams":[{"id":1,"bytes":18760288,
+            "retransmits":18446744073709551615,"jitter":0,"errors":0,"packets":12956,"end_time":3.00013}]}"#;
+        let results: Results = serde_json::from_slice(text).unwrap();
+        let stream = &results.streams[0];
+        assert_eq!(
+            (stream.retransmits, stream.bytes, stream.packets),
+            (-1, 18_760_288, 12_956)
+        );
     }
 
     #[test]
