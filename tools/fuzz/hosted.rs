@@ -5,6 +5,7 @@ use netinet::if_ether::arp_flush;
 use netsim::wire::{Dir, Verdict, WireConfig};
 use netsim::world::{ADDR_B, Host, World};
 use std::sync::{Arc, Mutex, MutexGuard};
+use sys::errno::Errno;
 use sys::kern::kern_thread::{Pri, kthread_add};
 use sys::kern::uipc_syscalls::SocketHandle;
 use sys::machine::hosted::pump;
@@ -32,6 +33,8 @@ pub struct Outcome {
     pub answers: u64,
     /// Drops and errors the target counted.
     pub counted: u64,
+    /// Connections the target accepted.
+    pub accepted: u64,
 }
 
 /// Sends `frames` malformed frames that follow from `seed` to a stack, then moves data to it. Panics if the stack
@@ -46,6 +49,7 @@ pub fn run(seed: u64, frames: u64) -> Outcome {
         let before = counted(&world.b);
         let mut outcome = fuzz(world, seed, frames);
         outcome.counted = counted(&world.b) - before;
+        outcome.accepted = world.b.inet.tcp.stat.tcps_accepts.fetch();
         assert!(outcome.counted > 0, "malformed frames, and no drop counted");
         assert_alive(world);
         outcome
@@ -92,21 +96,22 @@ fn fuzz(world: &World, seed: u64, frames: u64) -> Outcome {
     Outcome {
         frames,
         answers,
-        counted: 0,
+        ..Outcome::default()
     }
 }
 
 /// What the target's protocols and interface count as dropped or wrong.
 fn counted(host: &Host) -> u64 {
-    const WORDS: [&str; 9] = [
-        "bad", "drop", "short", "small", "long", "noport", "noproto", "err", "full",
+    const WORDS: [&str; 10] = [
+        "bad", "drop", "short", "small", "long", "noport", "noproto", "err", "full", "after",
     ];
     let inet = &host.inet;
     let all = inet
         .ipstat
         .iter()
         .chain(inet.udpstat.iter())
-        .chain(inet.arpstat.iter());
+        .chain(inet.arpstat.iter())
+        .chain(inet.tcp.stat.iter());
     let protocols: u64 = all
         .filter(|(name, _, _)| WORDS.iter().any(|w| name.contains(w)))
         .map(|(_, _, value)| value)
@@ -139,7 +144,13 @@ fn serve(host: &Host) {
     let vnet = Arc::clone(&host.vnet);
     kthread_add("sink", Pri::PUSER, None, move || {
         let _vnet = vnet;
-        while let Ok((so, _)) = tcp.accept() {
+        loop {
+            let so = match tcp.accept() {
+                Ok((so, _)) => so,
+                // The peer was gone before it was accepted.
+                Err(Errno::ECONNABORTED) => continue,
+                Err(_) => return,
+            };
             kthread_add("drain", Pri::PUSER, None, move || {
                 let mut bytes = vec![0; 65536];
                 // A peer that falls silent is given up, so that its socket goes.

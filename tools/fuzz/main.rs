@@ -26,12 +26,14 @@ fn main() {
         total.frames += outcome.frames;
         total.answers += outcome.answers;
         total.counted += outcome.counted;
+        total.accepted += outcome.accepted;
         seed = seed.wrapping_add(1);
     }
     println!(
-        "{} frames, {} answers, {} drops counted, {:.1} s",
+        "{} frames, {} answers, {} connections accepted, {} drops counted, {:.1} s",
         total.frames,
         total.answers,
+        total.accepted,
         total.counted,
         began.elapsed().as_secs_f64()
     );

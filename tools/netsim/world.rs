@@ -17,7 +17,7 @@ pub const ADDR_A: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
 /// Address of the second.
 pub const ADDR_B: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 2);
 /// Longest that a connection lingers: 2 MSL, with some to spare.
-const LINGER: Sbintime = Sbintime::from_s(130);
+const LINGER: Sbintime = Sbintime::from_s(1300);
 
 /// One stack with its end of the wire.
 pub struct Host {
