@@ -17,8 +17,6 @@ use crate::ip_input::IpTunables;
 use crate::tcp::{TCP_HLEN, TCPOLEN_TSTAMP_APPA, TcpFlags, TcpHeader};
 use crate::tcp_seq::TcpSeq;
 
-/// Flows that one queue joins at a time (`net.inet.tcp.lro.entries`).
-const TCP_LRO_ENTRIES: usize = 8;
 /// The longest datagram made: an `ip_len` has 16 bits, and headers must still fit before it.
 const TCP_LRO_LENGTH_MAX: usize = 65_535 - 255;
 /// The most segments joined: what a datagram of full-sized segments holds.
@@ -50,6 +48,8 @@ counters! {
 pub struct TcpLro {
     tunables: Arc<IpTunables>,
     stat: Arc<LroStat>,
+    /// Flows joined at a time (`net.inet.tcp.lro.entries`).
+    most: usize,
     entries: Vec<LroEntry>,
 }
 
@@ -107,13 +107,14 @@ enum Kind {
 }
 
 impl TcpLro {
-    /// The state of one receive queue.
+    /// The state of one receive queue, which joins up to `most` flows at a time.
     #[doc(alias = "tcp_lro_init")]
-    pub fn new(tunables: Arc<IpTunables>, stat: Arc<LroStat>) -> TcpLro {
+    pub fn new(tunables: Arc<IpTunables>, stat: Arc<LroStat>, most: usize) -> TcpLro {
         TcpLro {
             tunables,
             stat,
-            entries: Vec::with_capacity(TCP_LRO_ENTRIES),
+            most: most.max(1),
+            entries: Vec::with_capacity(most),
         }
     }
 
@@ -164,7 +165,7 @@ impl TcpLro {
 
     /// Begins to join a flow; if too many are held, the oldest goes up.
     fn hold(&mut self, m: Mbuf, segment: Segment, out: &mut MbufQueue) {
-        if self.entries.len() == TCP_LRO_ENTRIES {
+        if self.entries.len() == self.most {
             let oldest = self.entries.remove(0);
             self.flush(oldest, out);
         }
@@ -194,10 +195,10 @@ impl Lro for TcpLro {
 
     #[doc(alias = "tcp_lro_flush_all")]
     fn flush_all(&mut self, out: &mut MbufQueue) {
-        for entry in core::mem::take(&mut self.entries) {
-            self.flush(entry, out);
+        while !self.entries.is_empty() {
+            let oldest = self.entries.remove(0);
+            self.flush(oldest, out);
         }
-        self.entries.reserve(TCP_LRO_ENTRIES);
     }
 }
 
@@ -532,7 +533,7 @@ mod tests {
 
     /// Runs frames through LRO as one batch; returns the packets that come out.
     fn batch(frames: &[Frame]) -> Vec<Mbuf> {
-        let mut lro = TcpLro::new(Arc::new(IpTunables::new()), Arc::new(LroStat::new()));
+        let mut lro = TcpLro::new(Arc::new(IpTunables::new()), Arc::new(LroStat::new()), 8);
         let mut out = MbufQueue::new();
         for frame in frames {
             lro.rx(frame.mbuf(), &mut out);
@@ -624,7 +625,7 @@ mod tests {
     #[test]
     fn a_bad_checksum_goes_up_alone_and_unmarked() {
         on_a_machine(|| {
-            let mut lro = TcpLro::new(Arc::new(IpTunables::new()), Arc::new(LroStat::new()));
+            let mut lro = TcpLro::new(Arc::new(IpTunables::new()), Arc::new(LroStat::new()), 8);
             let mut out = MbufQueue::new();
             lro.rx(data(1, b"some").mbuf(), &mut out);
             let mut bad = data(5, b"more").build();
@@ -643,7 +644,7 @@ mod tests {
     #[test]
     fn more_flows_than_entries_push_the_oldest_out() {
         on_a_machine(|| {
-            let frames: Vec<Frame> = (0..TCP_LRO_ENTRIES as u16 + 1)
+            let frames: Vec<Frame> = (0..9)
                 .map(|i| Frame {
                     port: 80 + i,
                     ..data(1, b"some")
@@ -677,7 +678,7 @@ mod tests {
         on_a_machine(|| {
             let whole = data(1, b"some").build();
             for len in 0..whole.len() {
-                let mut lro = TcpLro::new(Arc::new(IpTunables::new()), Arc::new(LroStat::new()));
+                let mut lro = TcpLro::new(Arc::new(IpTunables::new()), Arc::new(LroStat::new()), 8);
                 let mut out = MbufQueue::new();
                 let mut m = Mbuf::getcl(How::NoWait).unwrap();
                 assert!(m.append(&whole[..len]));

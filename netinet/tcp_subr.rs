@@ -33,6 +33,7 @@ use crate::ip_var::{IpOutArgs, IpProto, PrcCmd};
 use crate::tcp::{TCP_HLEN, TCP_MAXOLEN, TcpFlags, TcpHeader, TcpOpt, TcpOptFlags};
 use crate::tcp_fsm::{TCP_NSTATES, TcpState};
 use crate::tcp_input::tcp_input;
+use crate::tcp_lro::LroStat;
 use crate::tcp_output::tcp_output;
 use crate::tcp_seq::TcpSeq;
 use crate::tcp_syncache::Syncache;
@@ -48,6 +49,8 @@ pub struct TcpVnet {
     pub tun: Arc<TcpTunables>,
     /// Statistics.
     pub stat: TcpStat,
+    /// Statistics of LRO.
+    pub lro_stat: Arc<LroStat>,
     /// Control blocks.
     pub tcbinfo: Pcbinfo<Tcpcb>,
     /// Connections that are being made.
@@ -106,6 +109,7 @@ impl TcpVnet {
         TcpVnet {
             tun,
             stat: TcpStat::new(),
+            lro_stat: Arc::new(LroStat::new()),
             tcbinfo,
             syncache: Syncache::new(vnet, inet),
             isn: Isn::new(),

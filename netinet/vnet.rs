@@ -12,9 +12,11 @@ use crate::ip_input::{IpHandler, IpTunables};
 use crate::ip_reass::IpReass;
 use crate::ip_var::{IpProto, IpStat};
 use crate::raw_ip::{RawIp, RawPcb, RawTunables};
+use crate::tcp_lro::TcpLro;
 use crate::tcp_subr::TcpVnet;
 use crate::udp::UdpStat;
 use crate::udp_usrreq::{Udp, UdpTunables, Udpcb};
+use alloc::boxed::Box;
 use alloc::string::ToString;
 use alloc::sync::{Arc, Weak};
 use core::any::Any;
@@ -24,6 +26,7 @@ use sys::kern::subr_epoch::NetEpoch;
 use sys::machine;
 use sys::machine::atomic::AtomicU32;
 use sys::net::if_llatbl::LlTable;
+use sys::net::iflib::LroFactory;
 use sys::net::ifnet::{IfEvent, Ifnet};
 use sys::net::netisr::{NetisrDispatch, NetisrInfo, NetisrPolicy, NetisrProto};
 use sys::net::vnet::Vnet;
@@ -216,7 +219,19 @@ pub fn inet_attach(vnet: &Arc<Vnet>) -> Result<Arc<InetVnet>, Errno> {
     vnet.domain_add(AF_INET, Arc::new(InetDomain(inet.clone())));
     vnet.set_inet(inet.clone() as Arc<dyn Any + Send + Sync>);
     vnet.if_event_register(Arc::new(InetIfEvents(Arc::downgrade(&inet))));
+    vnet.set_lro(lro_factory(&inet));
     Ok(inet)
+}
+
+/// How receive queues of the instance join segments.
+fn lro_factory(inet: &InetVnet) -> LroFactory {
+    let ip = inet.ip.clone();
+    let tcp = inet.tcp.tun.clone();
+    let stat = inet.tcp.lro_stat.clone();
+    Box::new(move || {
+        let entries = tcp.lro_entries.get() as usize;
+        Box::new(TcpLro::new(ip.clone(), stat.clone(), entries))
+    })
 }
 
 /// Puts the figures that can only be read into the instance's tree.
@@ -242,6 +257,25 @@ fn register_figures(inet: &Arc<InetVnet>) {
         "Size of IP fragment reassembly hashtable",
         |inet| inet.reass.chains(),
     );
+    for (name, description, read) in [
+        (
+            "net.inet.tcp.lro.lro_queued",
+            "Segments that LRO has joined or held",
+            (|inet| inet.tcp.lro_stat.lro_queued.fetch() as usize) as fn(&InetVnet) -> usize,
+        ),
+        (
+            "net.inet.tcp.lro.lro_flushed",
+            "Packets that LRO has handed to the stack",
+            |inet| inet.tcp.lro_stat.lro_flushed.fetch() as usize,
+        ),
+        (
+            "net.inet.tcp.lro.lro_bad_csum",
+            "Segments that LRO left alone for their checksum",
+            |inet| inet.tcp.lro_stat.lro_bad_csum.fetch() as usize,
+        ),
+    ] {
+        figure(name, description, read);
+    }
     figure(
         "net.inet.udp.pcbcount",
         "Number of UDP control blocks",
