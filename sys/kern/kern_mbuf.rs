@@ -7,7 +7,7 @@
 use crate::errno::Errno;
 use crate::kern::kern_sysctl::{kenv, root};
 use crate::kern::uipc_mbuf::Builder;
-use crate::machine::atomic::{AtomicBool, AtomicU32, Ordering, fence};
+use crate::machine::atomic::{AtomicU32, Ordering, fence};
 use crate::machine_local;
 use crate::mbuf::{
     ClusterSize, ExtStorage, ExtType, How, MAX_LINKHDR, MCLBYTES, MExt, MFlags, MINCLSIZE,
@@ -34,7 +34,6 @@ struct MbZones {
     jumbop: Zone,
     jumbo9: Zone,
     jumbo16: Zone,
-    limited: AtomicBool,
 }
 
 machine_local! {
@@ -55,28 +54,18 @@ machine_local! {
         jumbop: Zone::new("mbuf_jumbo_page", MJUMPAGESIZE, MJUMPAGESIZE),
         jumbo9: Zone::new("mbuf_jumbo_9k", MJUM9BYTES, 1024),
         jumbo16: Zone::new("mbuf_jumbo_16k", MJUM16BYTES, MJUM16BYTES),
-        limited: AtomicBool::new(false),
     };
 }
 
-/// The zones, with their limits set.
 #[inline(always)]
 fn zones() -> &'static MbZones {
-    let zones = ZONES.get();
-    if !zones.limited.load(Ordering::Relaxed) {
-        zones.set_limits();
-    }
-    zones
+    ZONES.get()
 }
 
 impl MbZones {
     /// Sets the limits by the size of memory: half of it, shared out as in FreeBSD.
-    #[cold]
     #[doc(alias = "tunable_mbinit")]
     fn set_limits(&self) {
-        if self.limited.swap(true, Ordering::Relaxed) {
-            return;
-        }
         let maxmbufmem = maxmbufmem();
         let clusters = self.clust.set_max(maxmbufmem / MCLBYTES / 4);
         let jumbop = self.jumbop.set_max(maxmbufmem / MJUMPAGESIZE / 4);
@@ -105,6 +94,7 @@ fn maxmbufmem() -> usize {
 /// lower them too.
 pub fn mbinit() {
     uma::startup();
+    zones().set_limits();
     let limit = |name: &'static str, about: &'static str, zone: fn() -> &'static Zone| {
         let boot = kenv().get(name).and_then(|value| value.parse().ok());
         if let Some(max) = boot.filter(|&max| max > 0) {
@@ -215,7 +205,7 @@ impl Mbuf {
     #[doc(alias = "m_get")]
     #[inline]
     pub fn get(how: How) -> Option<Mbuf> {
-        let item = zones().mbuf.alloc(how)?;
+        let item = zones().mbuf.alloc_plain(how)?;
         // SAFETY: of the mbuf zone, and fresh.
         unsafe {
             let data = RawMbuf::dat(item.as_ptr().cast());
@@ -227,7 +217,7 @@ impl Mbuf {
     #[doc(alias = "m_gethdr")]
     #[inline]
     pub fn gethdr(how: How) -> Option<Mbuf> {
-        let item = zones().mbuf.alloc(how)?;
+        let item = zones().mbuf.alloc_plain(how)?;
         // SAFETY: of the mbuf zone, and fresh.
         unsafe {
             let data = RawMbuf::pktdat(item.as_ptr().cast());
@@ -244,7 +234,7 @@ impl Mbuf {
 
     #[inline]
     fn get_packet(how: How, flags: MFlags) -> Option<Mbuf> {
-        let item = zones().pack.alloc(how)?;
+        let item = zones().pack.alloc_plain(how)?;
         // SAFETY: of the packet zone, thus with a cluster attached, and fresh.
         unsafe {
             let data = (*RawMbuf::ext(item.as_ptr().cast())).buf;
@@ -271,7 +261,7 @@ impl Mbuf {
             ClusterSize::K16 => ExtType::Jumbo16,
         };
         let zones = zones();
-        let item = zones.mbuf.alloc(how)?;
+        let item = zones.mbuf.alloc_plain(how)?;
         let Some(cluster) = zones.cluster(size).alloc(how) else {
             // SAFETY: just allocated.
             unsafe { zones.mbuf.free(item) };
@@ -352,7 +342,7 @@ impl Mbuf {
     pub fn from_storage(storage: Box<dyn ExtStorage>, how: How) -> Result<Mbuf, NoBufs> {
         let bytes = NonNull::from(storage.bytes());
         let len = u32::try_from(bytes.len()).map_err(|_| NoBufs)?;
-        let item = zones().mbuf.alloc(how).ok_or(NoBufs)?;
+        let item = zones().mbuf.alloc_plain(how).ok_or(NoBufs)?;
         let m: *mut RawMbuf = item.as_ptr().cast();
         // SAFETY: the mbuf is fresh; the bytes stay where they are as long as the storage lives, which is until the last
         // reference is dropped, and nothing writes storage of type `External`.
@@ -409,26 +399,42 @@ unsafe fn m_freem(m: NonNull<RawMbuf>) {
 ///
 /// # Safety
 /// It is the caller's to give up.
-#[inline]
+#[inline(always)]
 unsafe fn m_free(zones: &'static MbZones, mut here: OnCpu, m: NonNull<RawMbuf>) -> OnCpu {
     let p = m.as_ptr();
     // SAFETY: the promise, and the invariants of `Mbuf`.
     unsafe {
         let flags = RawMbuf::flags(p);
-        if flags.contains(MFlags::PKTHDR) {
-            let tags = addr_of_mut!((*RawMbuf::pkthdr(p)).tags);
-            if !(*tags).is_empty() {
-                drop(here);
-                drop(tags.replace(TagList::new()));
-                here = OnCpu::enter();
-            }
+        if flags.contains(MFlags::PKTHDR) && !(*RawMbuf::pkthdr(p)).tags.is_empty() {
+            here = m_tag_delete_chain(here, addr_of_mut!((*RawMbuf::pkthdr(p)).tags));
         }
-        if flags.contains(MFlags::EXT) {
-            mb_free_ext(zones, here, p)
-        } else {
-            zones.mbuf.free_here(here, m.cast())
+        if !flags.contains(MFlags::EXT) {
+            return zones.mbuf.free_here(here, m.cast());
         }
+        // One reference is ours, and only who holds one can make another: where it is the only one, no atomic operation is
+        // needed. An mbuf and its cluster go back to the packet zone as they are.
+        let ext = RawMbuf::ext(p);
+        if (*ext).owner == p
+            && (*ext).ext_type == ExtType::Packet
+            && (*ext).count.load(Ordering::Acquire) == 1
+        {
+            return zones.pack.free_here(here, m.cast());
+        }
+        mb_free_ext(zones, here, p)
     }
+}
+
+/// Frees a packet's tags, outside the critical section.
+///
+/// # Safety
+/// The list is the caller's to give up.
+#[cold]
+#[inline(never)]
+unsafe fn m_tag_delete_chain(here: OnCpu, tags: *mut TagList) -> OnCpu {
+    drop(here);
+    // SAFETY: the promise.
+    drop(unsafe { tags.replace(TagList::new()) });
+    OnCpu::enter()
 }
 
 /// Drops an mbuf's reference to external storage, and frees what nobody refers to any more: the storage and its owner if
@@ -436,51 +442,53 @@ unsafe fn m_free(zones: &'static MbZones, mut here: OnCpu, m: NonNull<RawMbuf>) 
 ///
 /// # Safety
 /// The mbuf is the caller's to give up, and has external storage.
-#[inline]
+#[inline(never)]
 unsafe fn mb_free_ext(zones: &'static MbZones, mut here: OnCpu, m: *mut RawMbuf) -> OnCpu {
     // SAFETY: invariants of `Mbuf`: the owner lives while it is referred to, as it is until the count says otherwise; whoever
     // brings the count to zero is the last.
     unsafe {
         let owner = (*RawMbuf::ext(m)).owner;
-        let ext = RawMbuf::ext(owner);
-        let ext_type = (*ext).ext_type;
-        let count = &(*ext).count;
-        // One reference is ours, and only who holds one can make another: no atomic operation is needed then.
+        let count = &(*RawMbuf::ext(owner)).count;
         let last = count.load(Ordering::Acquire) == 1 || {
             count.fetch_sub(1, Ordering::Release) == 1 && {
                 fence(Ordering::Acquire);
+                count.store(1, Ordering::Relaxed);
                 true
             }
         };
         if last {
-            let item = NonNull::new_unchecked(owner).cast();
-            if ext_type == ExtType::Packet {
-                count.store(1, Ordering::Relaxed);
-                here = zones.pack.free_here(here, item);
-            } else {
-                let buf = NonNull::new_unchecked((*ext).buf);
-                let zone = match ext_type {
-                    ExtType::Packet => Some(&zones.clust),
-                    ExtType::Jumbop => Some(&zones.jumbop),
-                    ExtType::Jumbo9 => Some(&zones.jumbo9),
-                    ExtType::Jumbo16 => Some(&zones.jumbo16),
-                    ExtType::External => None,
-                };
-                here = match zone {
-                    Some(zone) => zone.free_here(here, buf),
-                    None => {
-                        drop(here);
-                        drop(Box::from_raw((*ext).storage.assume_init()));
-                        OnCpu::enter()
-                    }
-                };
-                here = zones.mbuf.free_here(here, item);
-            }
+            here = mb_free_owner(zones, here, owner);
         }
         if owner != m {
             here = zones.mbuf.free_here(here, NonNull::new_unchecked(m).cast());
         }
         here
+    }
+}
+
+/// Frees external storage and the mbuf that owns it.
+///
+/// # Safety
+/// Nobody refers to the storage any more, and its count is 1, as the packet zone keeps it.
+#[inline(always)]
+unsafe fn mb_free_owner(zones: &'static MbZones, here: OnCpu, owner: *mut RawMbuf) -> OnCpu {
+    // SAFETY: the promise, and the invariants of `Mbuf`.
+    unsafe {
+        let ext = RawMbuf::ext(owner);
+        let item = NonNull::new_unchecked(owner).cast();
+        let buf = NonNull::new_unchecked((*ext).buf);
+        let here = match (*ext).ext_type {
+            ExtType::Packet => return zones.pack.free_here(here, item),
+            ExtType::Jumbop => zones.jumbop.free_here(here, buf),
+            ExtType::Jumbo9 => zones.jumbo9.free_here(here, buf),
+            ExtType::Jumbo16 => zones.jumbo16.free_here(here, buf),
+            ExtType::External => {
+                drop(here);
+                drop(Box::from_raw((*ext).storage.assume_init()));
+                OnCpu::enter()
+            }
+        };
+        zones.mbuf.free_here(here, item)
     }
 }
 

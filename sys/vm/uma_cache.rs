@@ -6,6 +6,7 @@ use super::uma_core::{Zone, ZoneFlags};
 use crate::machine;
 use crate::machine::atomic::{AtomicU64, Ordering};
 use crate::machine_local;
+use crate::param::MAXCPU;
 use core::cell::Cell;
 use core::marker::PhantomData;
 use core::mem::size_of;
@@ -59,7 +60,17 @@ impl Bucket {
     }
 }
 
-/// Name, entries and largest item size of a kind of bucket.
+// SAFETY: a bucket is protected by whatever holds it: a zone's lock or a CPU's critical section.
+unsafe impl Sync for Bucket {}
+
+/// Stands in a cache where there is no bucket: both empty and full, so that the fast paths need not ask.
+static NONE: Bucket = Bucket {
+    next: ptr::null_mut(),
+    cnt: 0,
+    entries: 0,
+};
+
+/// Entries and largest item size of a kind of bucket.
 struct BucketKind {
     entries: usize,
     max_item: usize,
@@ -174,7 +185,8 @@ pub(super) unsafe fn bucket_free(bucket: *mut Bucket) {
 
 /// Proof that we stay on this CPU and are not preempted: a critical section.
 pub(crate) struct OnCpu {
-    pub(super) cpu: usize,
+    /// Below `MAXCPU`.
+    cpu: usize,
     _here: PhantomData<*mut ()>,
 }
 
@@ -182,10 +194,19 @@ impl OnCpu {
     #[inline(always)]
     pub(crate) fn enter() -> Self {
         machine::critical_enter();
+        let cpu = machine::curcpu();
+        debug_assert!(cpu < MAXCPU);
         Self {
-            cpu: machine::curcpu(),
+            cpu,
             _here: PhantomData,
         }
+    }
+
+    /// This CPU's part of a zone.
+    #[inline(always)]
+    pub(super) fn cache<'c>(&self, caches: &'c [Cache; MAXCPU]) -> &'c Cache {
+        // SAFETY: `curcpu` is below `MAXCPU` on every machine.
+        unsafe { caches.get_unchecked(self.cpu) }
     }
 }
 
@@ -194,6 +215,10 @@ impl Drop for OnCpu {
     fn drop(&mut self) {
         machine::critical_exit();
     }
+}
+
+fn is_bucket(bucket: *mut Bucket) -> bool {
+    !ptr::eq(bucket, &NONE)
 }
 
 /// A CPU's part of a zone. Only that CPU, in a critical section, touches the buckets, so that neither lock nor atomic
@@ -209,8 +234,8 @@ pub(super) struct Cache {
 impl Cache {
     pub(super) const fn new() -> Self {
         Self {
-            alloc: Cell::new(ptr::null_mut()),
-            free: Cell::new(ptr::null_mut()),
+            alloc: Cell::new((&raw const NONE).cast_mut()),
+            free: Cell::new((&raw const NONE).cast_mut()),
             allocs: AtomicU64::new(0),
             frees: AtomicU64::new(0),
         }
@@ -223,11 +248,11 @@ impl Cache {
     #[inline(always)]
     pub(super) unsafe fn pop(&self) -> Option<NonNull<u8>> {
         let mut bucket = self.alloc.get();
-        // SAFETY: buckets in a cache are live, and ours by the promise.
+        // SAFETY: buckets in a cache are live, and ours by the promise; `NONE` is empty and only read.
         unsafe {
-            if bucket.is_null() || (*bucket).cnt == 0 {
+            if (*bucket).cnt == 0 {
                 let full = self.free.get();
-                if full.is_null() || (*full).cnt == 0 {
+                if (*full).cnt == 0 {
                     return None;
                 }
                 self.alloc.set(full);
@@ -245,16 +270,55 @@ impl Cache {
     /// We hold the critical section of this cache's CPU.
     #[inline(always)]
     pub(super) unsafe fn push(&self, item: NonNull<u8>) -> bool {
-        for bucket in [self.alloc.get(), self.free.get()] {
-            // SAFETY: as for `pop`.
-            unsafe {
-                if !bucket.is_null() && (*bucket).cnt < (*bucket).entries {
-                    Bucket::push(bucket, item);
-                    return true;
+        let mut bucket = self.alloc.get();
+        // SAFETY: as for `pop`; `NONE` is full and only read.
+        unsafe {
+            if (*bucket).cnt == (*bucket).entries {
+                bucket = self.free.get();
+                if (*bucket).cnt == (*bucket).entries {
+                    return false;
                 }
             }
+            Bucket::push(bucket, item);
         }
-        false
+        true
+    }
+
+    /// Installs a bucket with items to allocate from. Returns one that the cache has no place for.
+    ///
+    /// # Safety
+    /// We hold the critical section of this cache's CPU; the bucket is the caller's.
+    pub(super) unsafe fn install_full(&self, bucket: *mut Bucket) -> Option<*mut Bucket> {
+        let old = self.alloc.get();
+        // SAFETY: as for `pop`.
+        if unsafe { (*old).cnt } > 0 {
+            // Meanwhile we moved to another CPU, or somebody freed.
+            return Some(bucket);
+        }
+        self.alloc.set(bucket);
+        if is_bucket(self.free.get()) {
+            return Some(old).filter(|&old| is_bucket(old));
+        }
+        self.free.set(old);
+        None
+    }
+
+    /// Installs a bucket with room to free to. Returns the one that was there.
+    ///
+    /// # Safety
+    /// We hold the critical section of this cache's CPU; the bucket is the caller's.
+    pub(super) unsafe fn install_empty(&self, bucket: *mut Bucket) -> Option<*mut Bucket> {
+        Some(self.free.replace(bucket)).filter(|&old| is_bucket(old))
+    }
+
+    /// Takes both buckets out.
+    ///
+    /// # Safety
+    /// We hold the critical section of this cache's CPU.
+    pub(super) unsafe fn take_buckets(&self) -> impl Iterator<Item = *mut Bucket> {
+        let none = (&raw const NONE).cast_mut();
+        let buckets = [self.alloc.replace(none), self.free.replace(none)];
+        buckets.into_iter().filter(|&bucket| is_bucket(bucket))
     }
 
     /// # Safety

@@ -597,11 +597,7 @@ impl Zone {
     #[doc(alias = "uma_zalloc")]
     #[inline]
     pub fn alloc(&'static self, how: How) -> Option<NonNull<u8>> {
-        let item = match self.alloc_cached() {
-            Some(item) => item,
-            None => self.alloc_slow(how)?,
-        };
-        self.note_alloc(item);
+        let item = self.alloc_plain(how)?;
         match self.hooks.ctor {
             Some(ctor) if !ctor(item, how) => {
                 // SAFETY: ours, and it was not handed out.
@@ -613,10 +609,21 @@ impl Zone {
         }
     }
 
+    /// Allocates an item without calling the constructor.
+    #[inline(always)]
+    pub(crate) fn alloc_plain(&'static self, how: How) -> Option<NonNull<u8>> {
+        let item = match self.alloc_cached() {
+            Some(item) => item,
+            None => self.alloc_slow(how)?,
+        };
+        self.note_alloc(item);
+        Some(item)
+    }
+
     #[inline(always)]
     fn alloc_cached(&self) -> Option<NonNull<u8>> {
         let here = OnCpu::enter();
-        let cache = &self.caches[here.cpu];
+        let cache = here.cache(&self.caches);
         // SAFETY: `here` is the proof, for both.
         unsafe {
             let item = cache.pop()?;
@@ -648,7 +655,7 @@ impl Zone {
     pub(crate) unsafe fn free_here(&'static self, here: OnCpu, item: NonNull<u8>) -> OnCpu {
         self.note_free(item);
         if self.sleepers.load(Ordering::Relaxed) == 0 {
-            let cache = &self.caches[here.cpu];
+            let cache = here.cache(&self.caches);
             // SAFETY: `here` is the proof, for both; the item is ours to give.
             unsafe {
                 if cache.push(item) {
@@ -657,6 +664,12 @@ impl Zone {
                 }
             }
         }
+        self.free_past_buckets(here, item)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn free_past_buckets(&'static self, here: OnCpu, item: NonNull<u8>) -> OnCpu {
         drop(here);
         self.free_slow(item);
         OnCpu::enter()
@@ -665,7 +678,7 @@ impl Zone {
     /// Counts an allocation or a free that went past the buckets.
     fn count(&self, f: impl FnOnce(&Cache)) {
         let here = OnCpu::enter();
-        f(&self.caches[here.cpu]);
+        f(here.cache(&self.caches));
     }
 
     fn lock_state(&self) -> SpinMutexGuard<'_, ZoneState, UmaZone> {
@@ -681,6 +694,7 @@ impl Zone {
     }
 
     #[cold]
+    #[inline(never)]
     fn alloc_slow(&'static self, how: How) -> Option<NonNull<u8>> {
         self.register();
         let item = match self.refill(how) {
@@ -733,25 +747,9 @@ impl Zone {
         unsafe {
             let item = Bucket::pop(bucket);
             let here = OnCpu::enter();
-            let cache = &self.caches[here.cpu];
-            let old = cache.alloc.get();
-            let left = if old.is_null() {
-                cache.alloc.set(bucket);
-                ptr::null_mut()
-            } else if (*old).cnt == 0 {
-                cache.alloc.set(bucket);
-                if cache.free.get().is_null() {
-                    cache.free.set(old);
-                    ptr::null_mut()
-                } else {
-                    old
-                }
-            } else {
-                // Meanwhile we moved to another CPU, or somebody freed.
-                bucket
-            };
+            let left = here.cache(&self.caches).install_full(bucket);
             drop(here);
-            if !left.is_null() {
+            if let Some(left) = left {
                 self.bucket_return(left);
             }
             Some(item)
@@ -850,18 +848,18 @@ impl Zone {
             let left = if waiting {
                 // To the zone, where the sleeper looks.
                 Bucket::push(empty, item);
-                empty
+                Some(empty)
             } else {
                 let here = OnCpu::enter();
-                let cache = &self.caches[here.cpu];
+                let cache = here.cache(&self.caches);
                 if cache.push(item) {
-                    empty
+                    Some(empty)
                 } else {
                     Bucket::push(empty, item);
-                    cache.free.replace(empty)
+                    cache.install_empty(empty)
                 }
             };
-            if !left.is_null() {
+            if let Some(left) = left {
                 self.bucket_return(left);
             }
         }
@@ -963,17 +961,12 @@ impl Zone {
     /// Moves what this CPU holds to the zone.
     fn drain_this_cpu(&'static self) {
         let here = OnCpu::enter();
-        let cache = &self.caches[here.cpu];
-        let buckets = [
-            cache.alloc.replace(ptr::null_mut()),
-            cache.free.replace(ptr::null_mut()),
-        ];
+        // SAFETY: `here` is the proof.
+        let buckets = unsafe { here.cache(&self.caches).take_buckets() };
         drop(here);
         for bucket in buckets {
-            if !bucket.is_null() {
-                // SAFETY: out of the cache it is ours.
-                unsafe { self.bucket_return(bucket) };
-            }
+            // SAFETY: out of the cache it is ours.
+            unsafe { self.bucket_return(bucket) };
         }
     }
 
