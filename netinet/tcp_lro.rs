@@ -341,6 +341,10 @@ impl LroEntry {
             }
             return Relation::Extends;
         }
+        // A held ACK without news may be a duplicate, which data behind it must not hide.
+        if self.payload == 0 && th.th_ack == self.ack {
+            return Relation::Conflicts;
+        }
         if self.len + segment.payload > TCP_LRO_LENGTH_MAX {
             return Relation::Conflicts;
         }

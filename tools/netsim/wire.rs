@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
 use sys::errno::Errno;
 use sys::kern::kern_timeout::{Callout, CalloutTarget};
 use sys::kern::subr_epoch::NetEpoch;
-use sys::machine::{cpu_spinwait, critical_enter, critical_exit, sbinuptime};
+use sys::machine::{cpu_spinwait, critical_enter, critical_exit, ncpus, sbinuptime};
 use sys::mbuf::{CsumFlags, How, Mbuf, MbufQueue};
 use sys::net::if_ethersubr::{ETHER_HDR_LEN, ETHER_VLAN_ENCAP_LEN};
 use sys::net::ifnet::{IfCap, IfDriver, IfFlags, Ifnet, IfnetInit, LinkState, Media};
@@ -349,7 +349,9 @@ impl Shared {
         if let Some(at) = next {
             let wait = at.saturating_sub(uptime());
             let wait = Sbintime::from_ns(wait.as_nanos() as i64);
-            receiver.arrival.reset(wait, receiver);
+            // Always on one CPU: two would hand up frames side by side, and a NIC keeps their order.
+            let cpu = dir.index() % ncpus();
+            receiver.arrival.reset_on(wait, cpu, receiver);
         }
     }
 }
