@@ -4,8 +4,6 @@
 //! Differs from FreeBSD: a segment whose checksum the hardware did not look at is checked here instead of being
 //! passed over. It has to be checked anyway, and QEMU's 82540EM looks at none.
 
-use alloc::boxed::Box;
-use alloc::string::ToString;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::net::Ipv4Addr;
@@ -14,12 +12,10 @@ use sys::counters;
 use sys::machine::in_cksum::{CksumAccum, in_cksum, in_cksum_partial, in_pseudo};
 use sys::mbuf::{CsumFlags, Mbuf, MbufQueue};
 use sys::net::iflib::Lro;
-use sys::sysctl::ReadOnly;
 
 use crate::ip_input::IpTunables;
 use crate::tcp::{TCP_HLEN, TCPOLEN_TSTAMP_APPA, TcpFlags, TcpHeader};
 use crate::tcp_seq::TcpSeq;
-use crate::vnet::InetVnet;
 
 /// The longest datagram made: an `ip_len` has 16 bits, and headers must still fit before it.
 const TCP_LRO_LENGTH_MAX: usize = 65_535 - 255;
@@ -46,23 +42,6 @@ counters! {
         lro_flushed: "packets handed to the stack",
         lro_bad_csum: "segments with a bad checksum, left to TCP to count",
     }
-}
-
-/// Lets the receive queues of this instance's interfaces join segments, and shows what that does.
-pub fn tcp_lro_attach(inet: &Arc<InetVnet>) {
-    let stat = Arc::new(LroStat::new());
-    let show = |name: &str, words, read: fn(&LroStat) -> u64| {
-        let stat = stat.clone();
-        let leaf = ReadOnly::new(words, move || read(&stat).to_string());
-        inet.sysctl.register(name, Arc::new(leaf));
-    };
-    show("net.inet.tcp.lro.lro_queued", "LRO Queued", |s| s.lro_queued.fetch());
-    show("net.inet.tcp.lro.lro_flushed", "LRO Flushed", |s| s.lro_flushed.fetch());
-    show("net.inet.tcp.lro.lro_bad_csum", "LRO bad checksums", |s| s.lro_bad_csum.fetch());
-    let tunables = inet.ip.clone();
-    inet.set_lro(Box::new(move || {
-        Box::new(TcpLro::new(tunables.clone(), stat.clone()))
-    }));
 }
 
 /// The flows of one receive queue (`struct lro_ctrl`).

@@ -198,7 +198,6 @@ pub fn inet_attach(vnet: &Arc<Vnet>) -> Result<Arc<InetVnet>, Errno> {
         },
     });
     register_figures(&inet);
-    crate::tcp_lro::tcp_lro_attach(&inet);
     vnet.netisr_register(
         NetisrInfo {
             name: "ip",
