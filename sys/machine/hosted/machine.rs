@@ -144,6 +144,8 @@ pub(super) struct Vcpu {
     deadline: Cell<Sbintime>,
 }
 
+/// Points of possible interference between two looks at the clock on a machine of one CPU.
+const CLOCK_PERIOD: u32 = 64;
 const PENDING_TIMER: u32 = 1;
 const PENDING_PREEMPT: u32 = 2;
 const PENDING_RENDEZVOUS: u32 = 4;
@@ -351,7 +353,10 @@ impl Machine {
             self.countdown.set(left - 1);
             return;
         }
-        if self.cpus.len() > 1 && self.vcpu().intr_enabled.get() {
+        if self.cpus.len() == 1 {
+            // Nobody to pass the baton to: only now and then a look at the clock.
+            self.countdown.set(CLOCK_PERIOD);
+        } else if self.vcpu().intr_enabled.get() {
             self.countdown.set(1 + self.choose(self.period));
             self.relinquish();
         }
