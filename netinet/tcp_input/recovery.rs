@@ -215,7 +215,6 @@ pub(super) fn advancing_ack(
         tp.t_rtttime = None;
         if c.vt.tun.do_prr.get() && seg.to.to_nsacks > 0 {
             prr_ack(tp, by_sack, sack_changed);
-            tp.t_flags |= Tf::ACKNOW;
             let _ = tcp_output(c, tp);
         } else {
             sack_partialack(c, tp, seg);
@@ -298,7 +297,6 @@ fn sack_partialack(c: &Conn<'_>, tp: &mut Tcpcb, seg: &Segment) {
     tp.snd_cwnd = (pipe.max(maxseg) + segments * maxseg)
         .min(tp.snd_ssthresh)
         .max(maxseg);
-    tp.t_flags |= Tf::ACKNOW;
     let _ = tcp_output(c, tp);
 }
 
