@@ -17,7 +17,7 @@ use super::kern_mutex::RawSpin;
 use super::kern_synch::{WChan, wakeup};
 use super::kern_thread::Pri;
 use super::subr_sleepqueue as sleepq;
-use crate::machine::atomic::{AtomicI64, AtomicPtr, AtomicU32, AtomicU64, Ordering};
+use crate::machine::atomic::{AtomicBool, AtomicI64, AtomicPtr, AtomicU32, AtomicU64, Ordering};
 use crate::machine::{self, CachePadded, Ipi, MAXCPU, PerCpu};
 use crate::machine_local;
 use crate::time::Sbintime;
@@ -57,16 +57,16 @@ impl Callout {
 
     fn arm<T: CalloutTarget>(&self, after: Sbintime, cpu: Option<usize>, target: &Arc<T>) -> bool {
         let deadline = machine::sbinuptime().saturating_add(after);
-        let address = Arc::as_ptr(target).cast::<()>();
+        let address = Arc::as_ptr(target).cast::<()>().cast_mut();
+        if cpu.is_none() && self.node.set_back(deadline, address) {
+            return true;
+        }
         let (was_pending, old) = self.node.reset(deadline, cpu, |armed| {
-            let same = armed
-                .as_ref()
-                .is_some_and(|old| Arc::as_ptr(old).cast::<()>() == address);
-            if same {
-                None
-            } else {
-                armed.replace(Arc::clone(target) as Arc<dyn CalloutTarget>)
+            if self.node.armed_for.load(Ordering::Relaxed) == address {
+                return None;
             }
+            self.node.armed_for.store(address, Ordering::Relaxed);
+            armed.replace(Arc::clone(target) as Arc<dyn CalloutTarget>)
         });
         drop(old);
         was_pending
@@ -128,6 +128,8 @@ pub(crate) struct CalloutNode {
     /// Under the lock of the wheel, as is `target`.
     arg: Cell<usize>,
     target: UnsafeCell<Option<Arc<dyn CalloutTarget>>>,
+    /// Address of `target`, null if there is none; written under the lock of the wheel.
+    armed_for: AtomicPtr<()>,
 }
 
 // SAFETY: the cells stand under the lock of the wheel that `cpu` names.
@@ -162,6 +164,8 @@ struct Wheel {
     buckets: UnsafeCell<Buckets>,
     /// What the CPU's event timer is set to, or will be after the interrupt it was sent.
     next_event: AtomicI64,
+    /// Another CPU has put something earlier on the wheel, and sends an interrupt.
+    kicked: AtomicBool,
     /// The callout whose target is running, or null.
     running: AtomicPtr<CalloutNode>,
     /// Threads that wait for `running` to end.
@@ -190,6 +194,7 @@ impl CalloutNode {
             direct,
             arg: Cell::new(0),
             target: UnsafeCell::new(None),
+            armed_for: AtomicPtr::new(core::ptr::null_mut()),
         }
     }
 
@@ -205,6 +210,23 @@ impl CalloutNode {
 
     fn is_pending(&self) -> bool {
         self.place.load(Ordering::Relaxed) != NOWHERE
+    }
+
+    /// Sets the callout back without a lock, if it is armed for the same target and not for later.
+    ///
+    /// Its place on the wheel stays: that of an earlier time. Whoever takes it off there says so first, and then looks at
+    /// the time again; here the time is changed first, and then the place looked at. One of the two sees the other.
+    fn set_back(&self, deadline: Sbintime, target: *mut ()) -> bool {
+        let on_wheel = || self.place.load(Ordering::SeqCst) < EXPIRED;
+        let time = self.time.load(Ordering::Relaxed);
+        self.armed_for.load(Ordering::Relaxed) == target
+            && on_wheel()
+            && time <= deadline.0
+            && self
+                .time
+                .compare_exchange(time, deadline.0, Ordering::SeqCst, Ordering::Relaxed)
+                .is_ok()
+            && on_wheel()
     }
 
     /// Arms a direct timer on this CPU.
@@ -295,6 +317,8 @@ impl CalloutNode {
         self.time.store(i64::MAX, Ordering::Relaxed);
         // SAFETY: the wheel is locked.
         let target = unsafe { (*self.target.get()).take() };
+        self.armed_for
+            .store(core::ptr::null_mut(), Ordering::Relaxed);
         wheel.lock.unlock();
         drop(target);
         was_pending
@@ -388,11 +412,11 @@ impl Buckets {
                 if list.is_empty() {
                     self.occupied[0] &= !(1 << slot);
                 }
-                node.place.store(NOWHERE, Ordering::Relaxed);
-                if node.deadline() <= now {
+                // In this order: see `set_back`.
+                node.place.store(NOWHERE, Ordering::SeqCst);
+                if node.time.load(Ordering::SeqCst) <= now.0 {
                     return Some(node);
                 }
-                // It was set back.
                 self.insert(&node);
             } else {
                 let mut list = self.slots[level][slot].take();
@@ -436,6 +460,7 @@ impl Wheel {
                 expired: LinkedList::new(WheelAdapter::NEW),
             }),
             next_event: AtomicI64::new(i64::MAX),
+            kicked: AtomicBool::new(false),
             running: AtomicPtr::new(core::ptr::null_mut()),
             draining: AtomicU32::new(0),
             fired: AtomicU64::new(0),
@@ -460,7 +485,7 @@ impl Wheel {
             self.next_event.store(deadline.0, Ordering::Relaxed);
             if cpu == here {
                 machine::set_event_timer(deadline);
-            } else {
+            } else if !self.kicked.swap(true, Ordering::Release) {
                 machine::ipi_send(cpu, Ipi::Preempt);
             }
         }
@@ -499,6 +524,9 @@ pub(crate) fn callout_process(now: Sbintime) {
 /// Sets the event timer if another CPU has put something earlier on our wheel. Called from the interrupt it sends then.
 pub(crate) fn timer_check() {
     let wheel = WHEEL.get().get(machine::curcpu());
+    if !wheel.kicked.swap(false, Ordering::Acquire) {
+        return;
+    }
     wheel.lock.lock();
     machine::set_event_timer(Sbintime(wheel.next_event.load(Ordering::Relaxed)));
     wheel.lock.unlock();
@@ -516,6 +544,8 @@ fn softclock(wheel: &'static Wheel) {
         node.place.store(NOWHERE, Ordering::Relaxed);
         // SAFETY: the wheel is locked.
         let target = unsafe { (*node.target.get()).take() };
+        node.armed_for
+            .store(core::ptr::null_mut(), Ordering::Relaxed);
         let address = (&raw const *node).cast_mut();
         wheel.running.store(address, Ordering::Relaxed);
         wheel.lock.unlock();

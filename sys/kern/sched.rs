@@ -167,10 +167,11 @@ pub(crate) fn wakeup(thread: ThreadRef) {
         }
         tdq.lock.unlock();
     } else {
-        // A CPU that runs something else at least begins to measure its turn.
-        let asked = tdq.ipi_pending.swap(true, Ordering::Relaxed);
+        // A CPU that goes on with something else at least begins to measure its turn.
+        let ask = preempts || !tdq.ticking.load(Ordering::Relaxed);
+        let ask = ask && !tdq.ipi_pending.swap(true, Ordering::Relaxed);
         tdq.lock.unlock();
-        if !asked {
+        if ask {
             machine::ipi_send(cpu, Ipi::Preempt);
         }
     }
@@ -180,14 +181,14 @@ pub(crate) fn wakeup(thread: ThreadRef) {
 /// Chooses where a thread that wakes runs: where it was if that CPU is idle, else on an idle one, else where it was.
 #[doc(alias = "sched_pickcpu")]
 fn pick_cpu(thread: ThreadRef) -> usize {
-    let bound = thread.td_bound.load(Ordering::Relaxed);
-    if bound != NOCPU {
-        return bound as usize;
-    }
     // Its registers are not saved yet: that CPU will have saved them before it looks at its queue again.
     let running_on = thread.td_oncpu.load(Ordering::Acquire);
     if running_on != NOCPU {
         return running_on as usize;
+    }
+    let bound = thread.td_bound.load(Ordering::Relaxed);
+    if bound != NOCPU {
+        return bound as usize;
     }
     let last = thread.td_lastcpu.load(Ordering::Relaxed);
     if thread.td_pinned.load(Ordering::Relaxed) != 0 {
@@ -588,7 +589,7 @@ pub fn sched_bind(cpu: usize) {
     let me = curthread();
     me.td_bound.store(cpu as u32, Ordering::Relaxed);
     while machine::curcpu() != cpu {
-        // A short sleep: the wakeup puts the thread where it is bound.
+        // A short sleep: the wakeup puts the thread where it is bound, unless it comes before the thread is quite asleep.
         super::kern_synch::pause_sbt("sched_bind", Sbintime::MICROSECOND);
     }
 }

@@ -14,7 +14,7 @@ use alloc::vec;
 use core::net::Ipv4Addr;
 
 use crate::kern::kern_mutex::Mutex;
-use crate::kern::lock_order::InpClass;
+use crate::kern::lock_order::{InpClass, Syncache};
 
 /// One end of a pipe; a stream, or datagrams.
 struct Pipe {
@@ -26,11 +26,14 @@ struct Pipe {
 /// The world the pipes are in: at most one listener.
 struct Net {
     listener: Mutex<Option<Weak<Socket>>, InpClass>,
+    /// Held from buffer to buffer: sender and receiver may both push, and the bytes keep their order.
+    pushing: Mutex<(), Syncache>,
 }
 
 fn net() -> Arc<Net> {
     Arc::new(Net {
         listener: Mutex::new(None),
+        pushing: Mutex::new(()),
     })
 }
 
@@ -70,6 +73,7 @@ impl Pipe {
     /// Moves what fits from our send buffer to the peer's receive buffer.
     fn push(&self, so: &Arc<Socket>) {
         let Some(peer) = self.peer() else { return };
+        let _pushing = self.net.pushing.lock();
         let mut snd = so.snd.lock();
         let room = peer.rcv.lock().space().max(0) as u32;
         let n = room.min(snd.used());
