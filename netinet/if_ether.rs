@@ -21,6 +21,7 @@ use sys::net::if_ethersubr::{
 use sys::net::if_llatbl::{LlEntry, LleFlags, LleState, LltOps};
 use sys::net::ifnet::{IFT_ETHER, IfFlags, Ifnet};
 use sys::net::netisr::NetisrHandler;
+use sys::net::nhop::Nexthop;
 use sys::net::vnet::Vnet;
 use sys::time::{Sbintime, Ticks};
 use sys::{counters, kprintf, tunables};
@@ -185,7 +186,11 @@ fn arpresolve_full(
         stat.dropped.inc();
         return Resolved::Failed(Errno::EAFNOSUPPORT);
     };
-    let lle = llt.lookup_or_create(dst);
+    let mut lle = llt.lookup_or_create(dst);
+    if lle.with(|la| la.flags.contains(LleFlags::DELETED)) {
+        // It is being removed just now: a new one.
+        lle = llt.lookup_or_create(dst);
+    }
     let maxhold = arp.maxhold.get() as usize;
     let maxtries = arp.maxtries.get() as u16;
 
@@ -443,9 +448,7 @@ fn learn(cx: &NetCx<'_>, ifp: &Arc<Ifnet>, ea: &EtherArp, isaddr: Ipv4Addr, for_
     let Some(llt) = ifp.lltable() else { return };
     let lle = match llt.lookup(isaddr, cx.epoch) {
         Some(lle) => lle.clone(),
-        None if for_us && !is_broadcast(cx, ifp, isaddr) && !in_multicast(isaddr) => {
-            llt.lookup_or_create(isaddr)
-        }
+        None if for_us && may_be_neighbour(cx, ifp, isaddr) => llt.lookup_or_create(isaddr),
         None => {
             // A neighbour of another interface of ours that speaks here.
             if cx.vnet.arp.log_arp_wrong_iface.get()
@@ -506,6 +509,19 @@ fn learn(cx: &NetCx<'_>, ifp: &Arc<Ifnet>, ea: &EtherArp, isaddr: Ipv4Addr, for_
     while let Some(m) = held.pop() {
         let _ = ether_output(ifp, cx.epoch, m, ea.ar_sha, ETHERTYPE_IP);
     }
+}
+
+/// Whether `addr` can be a host on the interface's link (`in_lltable_rtcheck`); otherwise anybody could fill the table.
+fn may_be_neighbour(cx: &NetCx<'_>, ifp: &Arc<Ifnet>, addr: Ipv4Addr) -> bool {
+    let on_link = |nhop: &&Arc<Nexthop>| Arc::ptr_eq(&nhop.nh_ifp, ifp) && nhop.gw.is_none();
+    !in_multicast(addr)
+        && !is_broadcast(cx, ifp, addr)
+        && cx
+            .vnet
+            .rib
+            .fib4_lookup(addr, cx.epoch)
+            .as_ref()
+            .is_some_and(on_link)
 }
 
 /// How long an entry is believed before it is asked for again: its life less the time the questions may take.

@@ -197,11 +197,8 @@ tunables! {
         icmplim: u32 = 200, "net.inet.icmp.icmplim", "Maximum number of ICMP responses per second";
         icmplim_jitter: u32 = 16, "net.inet.icmp.icmplim_jitter", "Random icmplim jitter adjustment limit";
         icmplim_output: bool = true, "net.inet.icmp.icmplim_output", "Enable logging of ICMP response rate limiting";
-        maskrepl: bool = false, "net.inet.icmp.maskrepl", "Reply to ICMP Address Mask Request packets";
         bmcastecho: bool = false, "net.inet.icmp.bmcastecho", "Reply to multicast ICMP Echo Request and Timestamp packets";
         tstamprepl: bool = true, "net.inet.icmp.tstamprepl", "Respond to ICMP Timestamp packets";
-        drop_redirect: bool = false, "net.inet.icmp.drop_redirect", "Ignore ICMP redirects";
-        log_redirect: bool = false, "net.inet.icmp.log_redirect", "Log ICMP redirects to the console";
         quotelen: u32 = 548, "net.inet.icmp.quotelen", "Number of bytes from original packet to quote in ICMP reply" (8..=65535);
     }
 }

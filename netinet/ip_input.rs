@@ -32,9 +32,7 @@ tunables! {
     /// `net.inet.ip`.
     pub struct IpTunables {
         forwarding: bool = false, "net.inet.ip.forwarding", "Enable IP forwarding between interfaces";
-        redirect: bool = true, "net.inet.ip.redirect", "Enable sending IP redirects";
         ttl: u32 = 64, "net.inet.ip.ttl", "Maximum TTL on IP packets" (1..=255);
-        sourceroute: bool = false, "net.inet.ip.sourceroute", "Enable forwarding source routed IP packets";
         accept_sourceroute: bool = false, "net.inet.ip.accept_sourceroute", "Enable accepting source routed IP packets";
         process_options: u32 = 1, "net.inet.ip.process_options", "Enable IP options processing ([LS]SRR, RR, TS)" (0..=2);
         stealth: bool = false, "net.inet.ip.stealth", "IP stealth mode, no TTL decrementation on forwarding";

@@ -193,6 +193,13 @@ fn only_who_talks_to_us_gets_an_entry() {
         inject(world, &arp_packet(1, mac, NOBODY, [0; 6], ADDR_B));
         assert_eq!(known(world), [(NOBODY, Some(mac))]);
         assert_eq!(world.b.inet.arpstat.txreplies.fetch(), 1);
+        // A stranger from another network is answered, but not remembered.
+        inject(
+            world,
+            &arp_packet(1, mac, Ipv4Addr::new(192, 0, 2, 1), [0; 6], ADDR_B),
+        );
+        assert_eq!(world.b.inet.arpstat.txreplies.fetch(), 2);
+        assert_eq!(known(world).len(), 1);
     });
 }
 

@@ -82,6 +82,45 @@ fn a_broadcast_ping_is_ignored() {
 }
 
 #[test]
+fn a_timestamp_request_is_answered_unless_switched_off() {
+    World::run(WireConfig::default(), |world| {
+        let mut message = vec![13, 0, 0, 0, 0, 1, 0, 2, 1, 2, 3, 4, 0, 0, 0, 0, 0, 0, 0, 0];
+        let sum = sys::machine::in_cksum::in_cksum(&message).to_be_bytes();
+        message[2..4].copy_from_slice(&sum);
+        let so = raw(&world.a, IPPROTO_ICMP);
+        send_to(&so, &message, ADDR_B, 0).unwrap();
+        let answer = receive(&so).expect("an answer").0;
+        assert_eq!(&answer[20..22], [14, 0]);
+        assert_eq!(&answer[24..32], &message[4..12]);
+        // Received and sent at a time that is not midnight UT's (RFC 792: the high bit).
+        assert!(answer[32] & 0x80 != 0 && answer[32..36] == answer[36..40]);
+        message.truncate(12);
+        message[2..4].fill(0);
+        let sum = sys::machine::in_cksum::in_cksum(&message).to_be_bytes();
+        message[2..4].copy_from_slice(&sum);
+        send_to(&so, &message, ADDR_B, 0).unwrap();
+        assert_eq!(receive(&so).unwrap_err(), Errno::EWOULDBLOCK);
+        assert_eq!(world.b.inet.icmpstat.icps_badlen.fetch(), 1);
+    });
+}
+
+#[test]
+fn errors_are_not_sent_about_errors() {
+    World::run(WireConfig::default(), |world| {
+        let tap = Tap::on(world);
+        // An unreachable that came with a bad option.
+        let mut quoted = vec![3, 1, 0, 0, 0, 0, 0, 0];
+        quoted.extend_from_slice(&Packet::new(ADDR_B, ADDR_A, IPPROTO_UDP, &[0; 8]).bytes());
+        let mut packet = Packet::new(ADDR_A, ADDR_B, IPPROTO_ICMP, &quoted);
+        packet.options = vec![7, 1, 4, 0];
+        inject(world, &packet);
+        pass_ms(10);
+        assert!(tap.seen(Dir::BtoA, IP).is_empty());
+        assert_eq!(world.b.inet.icmpstat.icps_oldicmp.fetch(), 1);
+    });
+}
+
+#[test]
 fn pings_beyond_the_limit_are_not_answered() {
     World::run(WireConfig::default(), |world| {
         world.b.inet.icmp.icmplim.set(10);

@@ -51,6 +51,22 @@ fn a_connected_socket_hears_only_its_peer() {
 }
 
 #[test]
+fn a_connected_socket_can_be_connected_anew() {
+    World::run(WireConfig::default(), |world| {
+        let (a5, a6) = (udp(&world.a, 5), udp(&world.a, 6));
+        let b = udp(&world.b, 7);
+        for (peer, port) in [(&a5, 5), (&a6, 6), (&a5, 5)] {
+            b.connect(&SockAddr::v4(ADDR_A, port)).unwrap();
+            assert_eq!(b.getpeername(), Ok(SockAddr::v4(ADDR_A, port)));
+            b.send(&[port as u8], MsgFlags::empty()).unwrap();
+            assert_eq!(receive(peer).expect("a datagram").0, [port as u8]);
+            send_to(peer, b"back", ADDR_B, 7).unwrap();
+            assert_eq!(receive(&b).expect("a datagram").0, b"back");
+        }
+    });
+}
+
+#[test]
 fn a_connection_is_preferred_to_who_listens_to_all() {
     World::run(WireConfig::default(), |world| {
         let all = udp(&world.b, 7);
