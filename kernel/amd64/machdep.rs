@@ -60,6 +60,7 @@ extern "C" fn hammer_time(start_info: u32) -> ! {
     uart::uart_init();
     clock::clock_early();
     trap::idt_init();
+    sys::machine::amd64::machdep::identify_hypervisor();
 
     let mut info = BOOT_INFO.lock();
     // SAFETY: the boot page tables are in use, and so far only the image's memory.

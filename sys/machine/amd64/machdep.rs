@@ -2,8 +2,9 @@
 //!
 //! FreeBSD: sys/amd64/amd64/machdep.c, sys/x86/x86/cpu_machdep.c
 
-use super::cpufunc::sti_hlt;
+use super::cpufunc::{cpuid, sti_hlt};
 use crate::machine::PhysRange;
+use core::sync::atomic::{AtomicBool, Ordering, compiler_fence};
 use spin::Once;
 
 /// Most ranges of memory.
@@ -45,7 +46,30 @@ pub fn cpu_idle() {
 }
 
 /// Lets the other hyperthread, or the hypervisor, go ahead while this CPU spins.
+///
+/// Not under QEMU's emulator: there PAUSE leaves the translated code and takes QEMU's big lock, which the lock's owner needs
+/// for its next access to a device.
 #[inline]
 pub fn cpu_spinwait() {
-    core::hint::spin_loop();
+    if EMULATED.load(Ordering::Relaxed) {
+        compiler_fence(Ordering::SeqCst);
+    } else {
+        core::hint::spin_loop();
+    }
+}
+
+static EMULATED: AtomicBool = AtomicBool::new(false);
+const CPUID_HYPERVISOR: u32 = 1 << 31;
+/// The signature of QEMU's emulator in EBX, ECX and EDX of leaf 0x40000000.
+const TCG: [u8; 12] = *b"TCGTCGTCGTCG";
+
+/// Finds out what this CPU really is.
+#[doc(alias = "identify_hypervisor")]
+pub fn identify_hypervisor() {
+    if cpuid(1, 0).ecx & CPUID_HYPERVISOR == 0 {
+        return;
+    }
+    let leaf = cpuid(0x4000_0000, 0);
+    let words = [leaf.ebx, leaf.ecx, leaf.edx].map(u32::to_le_bytes);
+    EMULATED.store(words.as_flattened() == TCG, Ordering::Relaxed);
 }
