@@ -64,7 +64,6 @@ const CPUID_HYPERVISOR: u32 = 1 << 31;
 const TCG: [u8; 12] = *b"TCGTCGTCGTCG";
 
 /// Finds out what this CPU really is.
-#[doc(alias = "identify_hypervisor")]
 pub fn identify_hypervisor() {
     if cpuid(1, 0).ecx & CPUID_HYPERVISOR == 0 {
         return;
