@@ -257,7 +257,7 @@ mod tests {
 
     impl Arena {
         fn new(pages: usize) -> Self {
-            let layout = Layout::from_size_align(pages * PAGE_SIZE, 64 * PAGE_SIZE).unwrap();
+            let layout = Layout::from_size_align(pages * PAGE_SIZE, 256 * PAGE_SIZE).unwrap();
             // SAFETY: not of size 0.
             let base = unsafe { std::alloc::alloc_zeroed(layout) };
             let _ = base.expose_provenance();
