@@ -132,12 +132,12 @@ fn ask(env: &Env, host: core::net::Ipv4Addr, options: &Options) -> Result<(), Fa
         elapsed % 1_000_000 / 10_000,
         (u128::from(transactions) * 1_000_000 / u128::from(elapsed)) as u64
     );
-    if transactions > 0 {
+    if let Some(mean) = elapsed.checked_div(transactions) {
         outln!(
             env,
             "rr: latency min/avg/max = {}/{}/{} us",
             shortest.as_us(),
-            elapsed / transactions,
+            mean,
             longest.as_us()
         );
     }

@@ -262,10 +262,10 @@ fn describe(ifp: &Arc<Ifnet>, options: &Options) -> String {
 
 fn inet_line(ia: &Ifaddr, ifp: &Ifnet, masks: MaskStyle) -> String {
     let mut line = format!("\tinet {}", ia.ia_addr);
-    if masks == MaskStyle::Cidr {
-        if let Some(len) = format::mask_len(ia.ia_netmask) {
-            line += &format!("/{len}");
-        }
+    if masks == MaskStyle::Cidr
+        && let Some(len) = format::mask_len(ia.ia_netmask)
+    {
+        line += &format!("/{len}");
     }
     if ifp.flags().contains(IfFlags::POINTOPOINT)
         && let Some(dst) = ia.ia_dstaddr

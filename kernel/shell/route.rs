@@ -337,7 +337,6 @@ fn get(env: &Env, target: &Target) -> Result<(), Failure> {
     let epoch = NetEpoch::enter();
     let Some(nhop) = env.vnet.rib.fib4_lookup(target.dst, &epoch) else {
         drop(epoch);
-        env.out.write(&format!("route: route has not been found\n"));
         return Err(Failure::Other("route has not been found".into()));
     };
     // The longest route that covers the address and leads where the lookup did.

@@ -242,10 +242,6 @@ impl Sockbuf {
 
     /// Appends a datagram with its sender and control messages, whole or not at all.
     #[doc(alias = "sbappendaddr")]
-    #[expect(
-        clippy::result_large_err,
-        reason = "the packet comes back to the caller, who counts and frees it"
-    )]
     pub fn appendaddr(
         &mut self,
         from: Option<&SockAddr>,

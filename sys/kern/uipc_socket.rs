@@ -511,8 +511,8 @@ fn sofree(so: &Arc<Socket>) {
         pr.close(so);
         if !so.state_has(SoState::PROTOREF) {
             pr.detach(so);
-            let _ = so.snd.lock().flush();
-            let _ = so.rcv.lock().flush();
+            so.snd.lock().flush();
+            so.rcv.lock().flush();
         }
     }
 }
@@ -794,7 +794,7 @@ impl Socket {
             }
             if !self.state_has(SoState::ISCONNECTED) {
                 let implied = to.is_some() && pr.pr_flags().contains(PrFlags::IMPLOPCL);
-                if !implied && !(self.state_has(SoState::ISCONFIRMING) && resid == 0) {
+                if !implied && (resid > 0 || !self.state_has(SoState::ISCONFIRMING)) {
                     return Err(Errno::ENOTCONN);
                 }
             }

@@ -48,8 +48,6 @@ pub(super) enum Failure {
     Terminated,
     /// Our user did.
     Interrupted,
-    /// The kernel could give no thread or memory for a stream.
-    Resources(Errno),
 }
 
 impl fmt::Display for Failure {
@@ -66,7 +64,6 @@ impl fmt::Display for Failure {
             }
             Failure::Terminated => write!(f, "the other side has terminated"),
             Failure::Interrupted => write!(f, "interrupt - the test has been terminated"),
-            Failure::Resources(errno) => write!(f, "unable to start a stream: {errno}"),
         }
     }
 }
@@ -133,11 +130,6 @@ impl<'a> Control<'a> {
         so.setsockopt_int(IPPROTO_TCP, TCP_NODELAY, 1)
             .map_err(doing("set TCP no delay"))?;
         Ok(Control { env, so })
-    }
-
-    /// The socket itself.
-    pub(super) fn socket(&self) -> &SocketHandle {
-        &self.so
     }
 
     /// Says `state`.

@@ -69,10 +69,8 @@ pub(super) fn table(env: &Env, options: &Options) -> String {
         if wanted("udp") && !options.listen {
             collect(&inet.udbinfo, "udp4", &mut rows, |_| None);
         }
-        if wanted("icmp") || wanted("ip") {
-            if !options.listen {
-                collect(&inet.ripcbinfo, "ip4", &mut rows, |_| None);
-            }
+        if (wanted("icmp") || wanted("ip")) && !options.listen {
+            collect(&inet.ripcbinfo, "ip4", &mut rows, |_| None);
         }
     }
     render(rows, options)

@@ -17,8 +17,11 @@ use super::{Options, tcp};
 use crate::apps::Env;
 use crate::apps::io::Failure;
 
+/// Adds the statistics of a protocol.
+type Print = fn(&InetVnet, &mut Report);
+
 /// The protocols, in the order of FreeBSD's table.
-const PROTOCOLS: &[(&str, fn(&InetVnet, &mut Report))] = &[
+const PROTOCOLS: &[(&str, Print)] = &[
     ("tcp", tcp::statistics),
     ("udp", |inet, report| udp(&inet.udpstat, report)),
     ("ip", |inet, report| ip(&inet.ipstat, report)),
