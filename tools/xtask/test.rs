@@ -164,7 +164,15 @@ fn hosted(suite: &mut Suite, size: &Size) {
             || {
                 let frames = size.hosted_fuzz_frames.to_string();
                 let mut cargo = image::cargo();
-                cargo.args(["run", "--quiet", "--profile", "hosted", "--package", "fuzz", "--"]);
+                cargo.args([
+                    "run",
+                    "--quiet",
+                    "--profile",
+                    "hosted",
+                    "--package",
+                    "fuzz",
+                    "--",
+                ]);
                 cargo.args(["--seed", &seed.to_string(), "--frames", &frames]);
                 let said = proc::run(&mut cargo, CARGO_LIMIT)?;
                 Ok(said.lines().last().unwrap_or_default().to_string())
