@@ -65,7 +65,7 @@ fn send_one(c: &Conn<'_>, tp: &mut Tcpcb, idle: bool) -> Result<Round, Errno> {
             rcv_space,
             rcv_hiwat,
         },
-        now: c.net.now,
+        now: tp.ts_clock(c.net.now),
         idle,
         tso: tun.tso.get(),
         ipoptlen: c

@@ -590,7 +590,8 @@ pub fn tcp_respond(c: &Conn<'_>, tp: &mut Tcpcb, ack: TcpSeq, seq: TcpSeq, flags
     let mut to = TcpOpt::default();
     if tp.t_flags.contains(Tf::RCVD_TSTMP) && !tp.t_flags.contains(Tf::NOOPT) {
         to.to_flags |= TcpOptFlags::TS;
-        to.to_tsval = tp.ts_now(c.net.now);
+        let clock = tp.ts_clock(c.net.now);
+        to.to_tsval = tp.ts_now(clock);
         to.to_tsecr = tp.ts_recent;
     }
     let header = TcpHeader {

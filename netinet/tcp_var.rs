@@ -204,6 +204,8 @@ pub struct Tcpcb {
     pub ts_recent_age: Ticks,
     /// Added to our clock in timestamps sent.
     pub ts_offset: u32,
+    /// The time that the last timestamp sent was made of.
+    ts_sent: Option<Ticks>,
 
     /// Smoothed round-trip time in ms, 5 fraction bits.
     pub t_srtt: i32,
@@ -310,6 +312,7 @@ impl Tcpcb {
             ts_recent: 0,
             ts_recent_age: now,
             ts_offset: 0,
+            ts_sent: None,
             t_srtt: 0,
             // So that srtt + 4 * rttvar is the initial timeout.
             t_rttvar: ((initial << TCP_RTTVAR_SHIFT) >> 2) as i32,
@@ -498,6 +501,15 @@ impl Tcpcb {
     #[doc(alias = "TP_MAXIDLE")]
     pub fn maxidle(&self, tun: &TcpTunables) -> u32 {
         self.keepcnt(tun).saturating_mul(self.keepintvl(tun))
+    }
+
+    /// The time for the next timestamp: never before that of the last one. Of two threads the one that entered the
+    /// stack later may send first, and a timestamp that goes back is dropped as an old duplicate (RFC 7323 §5).
+    #[inline]
+    pub fn ts_clock(&mut self, now: Ticks) -> Ticks {
+        let clock = self.ts_sent.filter(|sent| *sent - now > 0).unwrap_or(now);
+        self.ts_sent = Some(clock);
+        clock
     }
 
     /// Our timestamp clock.

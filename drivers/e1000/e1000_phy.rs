@@ -64,7 +64,8 @@ impl E1000Hw {
         let advertised = self.read_phy_reg(PHY_AUTONEG_ADV)?;
         let gigabit = self.read_phy_reg(PHY_1000T_CTRL)?;
         let negotiates = control & (MII_CR_AUTO_NEG_EN | MII_CR_POWER_DOWN) == MII_CR_AUTO_NEG_EN;
-        if negotiates && advertised & NWAY_AR_ALL == NWAY_AR_ALL && gigabit & CR_1000T_FD_CAPS != 0 {
+        if negotiates && advertised & NWAY_AR_ALL == NWAY_AR_ALL && gigabit & CR_1000T_FD_CAPS != 0
+        {
             return Ok(());
         }
         self.write_phy_reg(PHY_AUTONEG_ADV, advertised | NWAY_AR_ALL)?;

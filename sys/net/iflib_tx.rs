@@ -219,7 +219,7 @@ impl TxQueue {
 
     /// Frees what was completed, and goes on with what waits. Somebody who is at it does the same.
     pub(super) fn make_room(&self) {
-        let _ = self.ring.with_consumer(TxState::clean);
+        self.ring.with_consumer(TxState::clean);
     }
 
     /// The timer: frees what was completed. Returns for how many ticks nothing was, though something should be.
@@ -252,7 +252,7 @@ impl TxQueue {
     /// Becomes the consumer, waiting for the present one to finish.
     fn as_consumer(&self, mut work: impl FnMut(&mut TxState)) {
         while self.ring.with_consumer(&mut work).is_none() {
-            let _ = pause_sbt("iflibtx", Sbintime::from_ms(1));
+            pause_sbt("iflibtx", Sbintime::from_ms(1));
         }
     }
 
@@ -268,7 +268,7 @@ impl TxQueue {
         self.shared.gatherer.store(0, Ordering::Relaxed);
         // Who is consumer instead of us flushes when it ends, ours too.
         if self.shared.unflushed.load(Ordering::Relaxed) {
-            let _ = self.ring.with_consumer(TxState::clean);
+            self.ring.with_consumer(TxState::clean);
         }
     }
 }

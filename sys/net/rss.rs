@@ -16,10 +16,9 @@ pub const RSS_KEY: [u8; RSS_KEYSIZE] = [
 pub fn toeplitz_hash(key: &[u8; RSS_KEYSIZE], data: &[u8]) -> u32 {
     let mut hash = 0u32;
     let mut window = u32::from_be_bytes([key[0], key[1], key[2], key[3]]);
-    let mut next = 4;
-    for &byte in data {
-        let incoming = key.get(next).copied().unwrap_or(0);
-        next += 1;
+    // The key's bytes that come into the window after its first 32 bits.
+    let incoming = key[4..].iter().copied().chain(core::iter::repeat(0));
+    for (&byte, incoming) in data.iter().zip(incoming) {
         for bit in (0..8).rev() {
             if byte >> bit & 1 != 0 {
                 hash ^= window;

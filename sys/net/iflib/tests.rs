@@ -385,7 +385,7 @@ fn a_full_ring_stalls_and_goes_on_when_the_hardware_does() {
         });
         drop(epoch);
         // Nobody interrupts: the timer finds it.
-        let _ = pause_sbt("test", Sbintime::from_s(3));
+        pause_sbt("test", Sbintime::from_s(3));
         rig.fake.with(|device| assert_eq!(device.wire.len(), 300));
     });
 }
@@ -417,7 +417,7 @@ fn hardware_that_completes_nothing_is_reset() {
             ETHERTYPE_IP,
         )
         .unwrap();
-        let _ = pause_sbt("test", Sbintime::from_s(5));
+        pause_sbt("test", Sbintime::from_s(5));
         rig.fake.with(|device| assert_eq!(device.resets, 2));
         assert!(rig.ifp.is_running());
     });
@@ -531,14 +531,14 @@ fn frames_for_others_runts_and_unknown_protocols_are_counted_where_they_are_drop
 #[test]
 fn the_cable_pulled_is_told_and_so_is_its_return() {
     on_a_machine(|rig| {
-        let _ = pause_sbt("test", Sbintime::from_ms(100));
+        pause_sbt("test", Sbintime::from_ms(100));
         assert_eq!(rig.ifp.link_state(), LinkState::Up);
         rig.fake.with(|device| device.link = false);
-        let _ = pause_sbt("test", Sbintime::from_s(2));
+        pause_sbt("test", Sbintime::from_s(2));
         assert_eq!(rig.ifp.link_state(), LinkState::Down);
         assert!(!rig.ifp.flags().contains(IfFlags::LOWER_UP));
         rig.fake.with(|device| device.link = true);
-        let _ = pause_sbt("test", Sbintime::from_s(2));
+        pause_sbt("test", Sbintime::from_s(2));
         assert_eq!(rig.ifp.link_state(), LinkState::Up);
     });
 }
