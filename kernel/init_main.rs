@@ -24,6 +24,9 @@ use alloc::vec;
 use alloc::vec::Vec;
 
 use drivers::e1000::{em_attach, em_functions};
+use netinet::in_pcb::Inpcb;
+use netinet::tcp_var::Tcpcb;
+use netinet::udp_usrreq::UdpInpcb;
 use netinet::vnet::inet_attach;
 use sys::errno::Errno;
 use sys::kern;
@@ -32,7 +35,9 @@ use sys::kprintf;
 use sys::machine::{self, sbinuptime};
 use sys::net::if_loop::loop_attach;
 use sys::net::vnet::Vnet;
+use sys::socketvar::Socket;
 use sys::sysctl::{self, Procedure, ReadOnly, SysctlNode, kenv};
+use sys::vm::malloc;
 
 use crate::cmdline;
 use crate::shell::sh::{ConsoleOutput, Shell, Vnets};
@@ -108,6 +113,7 @@ pub fn mi_startup(md: &Machdep) -> ! {
     if let Err(errno) = (md.attach_console)() {
         kprintf!("uart0: no interrupt, nothing can be typed: {errno}\n");
     }
+    dedicate_zones();
     let vnets = Arc::new(Vnets::new(Vec::new()));
     let interfaces = start_network(&vnets);
     let mut shell = Shell::on_console(vnets.clone());
@@ -131,6 +137,13 @@ pub fn mi_startup(md: &Machdep) -> ! {
         shell.run_line(line);
     }
     shell.interact()
+}
+
+/// Gives what connections are made of zones of their own.
+fn dedicate_zones() {
+    malloc::dedicate::<Socket>("socket");
+    malloc::dedicate::<Inpcb<Tcpcb>>("tcp_inpcb");
+    malloc::dedicate::<UdpInpcb>("udp_inpcb");
 }
 
 /// An interface and the stack instance it is in; `None` for the first.

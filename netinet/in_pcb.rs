@@ -189,6 +189,7 @@ pub type InpRead<'a, P> = RwReadGuard<'a, Inp<P>, InpClass>;
 pub type InpWrite<'a, P> = RwWriteGuard<'a, Inp<P>, InpClass>;
 
 /// A control block.
+#[repr(align(64))]
 pub struct Inpcb<P: Send + Sync + 'static> {
     /// The stack instance.
     pub inp_vnet: Arc<InetVnet>,

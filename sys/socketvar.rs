@@ -97,6 +97,7 @@ pub struct PollWaiter {
 /// Flags that one side sets and the other reads are atomic; a sleeper checks them under the lock it sleeps
 /// with, and whoever changes them takes that lock once before waking (`so_rcv` for readers, `so_snd` for writers,
 /// `so_listen` for `connect`, `accept` and `close`).
+#[repr(align(64))]
 pub struct Socket {
     /// `so_type`.
     pub so_type: SockType,

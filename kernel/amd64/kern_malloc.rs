@@ -1,8 +1,8 @@
 //! The general heap: `alloc`'s boxes, vectors and strings.
 //!
 //! FreeBSD: sys/kern/kern_malloc.c
-//! Differs from FreeBSD: not UMA underneath but one free list (`linked_list_allocator`), which suits what is left for it:
-//! packets, sockets and all else that comes and goes fast have zones of their own.
+//! Differs from FreeBSD: pieces of more than a page, and what is wanted before there are zones or from where these may not
+//! be used, come from one free list (`linked_list_allocator`); the rest from the zones of `sys::vm::malloc`.
 
 use core::alloc::{GlobalAlloc, Layout};
 use core::ptr::NonNull;
@@ -10,6 +10,7 @@ use linked_list_allocator::Heap;
 use spin::mutex::SpinMutex;
 use sys::machine::amd64::pmap::{HEAP_BASE, HEAP_MAX, kmem_back};
 use sys::machine::{intr_disable, intr_restore};
+use sys::vm::malloc;
 
 /// The heap grows by at least this much.
 const GROWTH: usize = 512 * 1024;
@@ -52,6 +53,9 @@ fn grow(heap: &mut Heap, layout: Layout) -> bool {
 // cannot come in between) makes it one at a time.
 unsafe impl GlobalAlloc for KernelHeap {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        if let Some(piece) = malloc::malloc(layout) {
+            return piece.as_ptr();
+        }
         self.with(|heap| {
             loop {
                 if let Ok(piece) = heap.allocate_first_fit(layout) {
@@ -68,6 +72,11 @@ unsafe impl GlobalAlloc for KernelHeap {
         let Some(piece) = NonNull::new(ptr) else {
             return;
         };
+        if !(HEAP_BASE..HEAP_BASE + HEAP_MAX).contains(&(ptr.addr() as u64)) {
+            // SAFETY: the caller got it from `alloc` with this layout, and as it is not in the list's window, from a zone.
+            unsafe { malloc::free(piece, layout) };
+            return;
+        }
         // SAFETY: the caller got it from `alloc` with this layout.
         self.with(|heap| unsafe { heap.deallocate(piece, layout) });
     }

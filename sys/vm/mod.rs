@@ -1,5 +1,6 @@
 //! Memory: pages and zones.
 
+pub mod malloc;
 pub mod uma;
 pub mod uma_cache;
 pub mod uma_core;

@@ -501,6 +501,8 @@ pub struct Zone {
     keg: Keg,
     /// Items that came from the keg and did not go back.
     held: AtomicU64,
+    /// Frees that no CPU's cache has counted.
+    strays: AtomicU64,
     fails: AtomicU64,
     sleeps: AtomicU64,
 }
@@ -549,6 +551,7 @@ impl Zone {
             sleep: Mutex::new(()),
             keg: Keg::new(size, align),
             held: AtomicU64::new(0),
+            strays: AtomicU64::new(0),
             fails: AtomicU64::new(0),
             sleeps: AtomicU64::new(0),
         }
@@ -665,6 +668,17 @@ impl Zone {
             }
         }
         self.free_past_buckets(here, item)
+    }
+
+    /// Frees an item of a zone without destructor from where this CPU's buckets may be in use: an interrupt handler.
+    ///
+    /// # Safety
+    /// As for `free`.
+    #[cold]
+    pub(crate) unsafe fn free_to_keg(&'static self, item: NonNull<u8>) {
+        self.note_free(item);
+        self.strays.fetch_add(1, Ordering::Relaxed);
+        self.release(core::iter::once(item));
     }
 
     #[cold]
@@ -994,7 +1008,7 @@ impl Zone {
 
     /// Counts now. Exact while nobody allocates or frees.
     pub fn stats(&self) -> ZoneStats {
-        let (mut allocs, mut frees) = (0, 0);
+        let (mut allocs, mut frees) = (0, self.strays.load(Ordering::Acquire));
         for cache in &self.caches {
             let (a, f) = cache.counts();
             allocs += a;

@@ -2,6 +2,7 @@
 //!
 //! FreeBSD: sys/vm/uma_dbg.c
 
+#[cfg(debug_assertions)]
 use super::uma_core::Zone;
 use alloc::vec::Vec;
 use core::ptr::NonNull;
@@ -31,6 +32,7 @@ pub(super) unsafe fn trash(item: NonNull<u8>, size: usize) {
 /// # Safety
 /// `size` bytes at `item` are ours.
 #[doc(alias = "trash_ctor")]
+#[cfg(debug_assertions)]
 pub(super) unsafe fn check_trash(zone: &Zone, item: NonNull<u8>, size: usize) {
     let words = item.cast::<u64>();
     for i in 0..size.min(JUNK_MAX) / 8 {

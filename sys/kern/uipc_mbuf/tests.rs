@@ -219,16 +219,22 @@ fn taking_shared_bytes_to_write_them_panics() {
 
 #[test]
 fn external_storage_is_read_in_place_and_dropped_with_the_last_packet() {
-    struct Page(Arc<()>, Vec<u8>);
+    struct Page {
+        _alive: Arc<()>,
+        bytes: Vec<u8>,
+    }
     impl ExtStorage for Page {
         fn bytes(&self) -> &[u8] {
-            &self.1
+            &self.bytes
         }
     }
     on_a_machine(|| {
         let alive = Arc::new(());
-        let page = Page(alive.clone(), pattern(5000));
-        let address = page.1.as_ptr();
+        let page = Page {
+            _alive: alive.clone(),
+            bytes: pattern(5000),
+        };
+        let address = page.bytes.as_ptr();
         let mut m = Mbuf::from_storage(Box::new(page), How::NoWait).unwrap();
         assert_eq!((m.data().as_ptr(), m.pkt_len()), (address, 5000));
         m.clear_flags(MFlags::RDONLY);
