@@ -23,6 +23,10 @@ const UNOWNED: usize = 0;
 #[doc(alias = "MTX_CONTESTED")]
 const CONTESTED: usize = 2;
 
+/// Rounds that a thread spins for an owner that runs, before it blocks all the same: the CPU of a virtual machine may
+/// itself have been taken away.
+pub(super) const MOST_SPINS: u32 = 200;
+
 /// A mutual-exclusion lock around `T`.
 ///
 /// A thread that finds it taken spins while the owner runs on another CPU, and otherwise blocks, lending the owner
@@ -197,6 +201,7 @@ impl<T: ?Sized, C: LockClass> Mutex<T, C> {
 #[cold]
 #[inline(never)]
 fn lock_sleep(word: &AtomicUsize, me: ThreadRef, name: &'static str) {
+    let mut spins = 0;
     loop {
         let value = word.load(Ordering::Relaxed);
         let owner = value & !CONTESTED;
@@ -220,14 +225,16 @@ fn lock_sleep(word: &AtomicUsize, me: ThreadRef, name: &'static str) {
         assert!(owner != me.as_word(), "recursion on mutex {name}");
         // SAFETY: threads are never freed while the machine lives.
         let owner_thread = unsafe { Thread::from_word(owner) };
-        if owner_thread.is_running() {
+        if owner_thread.is_running() && spins < MOST_SPINS {
+            spins += 1;
             machine::cpu_spinwait();
             continue;
         }
         let chain = turnstile::trywait(word_address(word));
         // The owner may have let go, or run again, before the chain was locked.
         let value = word.load(Ordering::Relaxed);
-        if value & !CONTESTED != owner || owner_thread.is_running() {
+        let worth_spinning = owner_thread.is_running() && spins < MOST_SPINS;
+        if value & !CONTESTED != owner || worth_spinning {
             chain.cancel();
             continue;
         }
@@ -245,6 +252,7 @@ fn lock_sleep(word: &AtomicUsize, me: ThreadRef, name: &'static str) {
             continue;
         }
         chain.wait(me, Some(owner_thread), TurnstileQueue::Exclusive, name);
+        spins = 0;
     }
 }
 
@@ -335,10 +343,29 @@ pub(crate) fn spinlock_exit() {
         return;
     }
     let saved = IntrState::from_raw(pcpu.spinlock_saved.load(Ordering::Relaxed));
+    if pcpu.ipi_owed.load(Ordering::Relaxed) != 0 {
+        send_owed_ipis(pcpu);
+    }
     let owed = pcpu.owepreempt.load(Ordering::Relaxed) != 0;
     machine::intr_restore(saved);
     if owed {
         machine::upcall::critical_exit_owed();
+    }
+}
+
+/// Interrupts `cpu` as soon as this one holds no spin lock any more: the interrupt takes long to send on some machines,
+/// and others may want the lock. Interrupts are off.
+pub(crate) fn owe_ipi(cpu: usize) {
+    let owed = &machine::pcpu().ipi_owed;
+    owed.store(owed.load(Ordering::Relaxed) | 1 << cpu, Ordering::Relaxed);
+}
+
+#[cold]
+fn send_owed_ipis(pcpu: &machine::Pcpu) {
+    let owed = pcpu.ipi_owed.load(Ordering::Relaxed);
+    pcpu.ipi_owed.store(0, Ordering::Relaxed);
+    for cpu in machine::CpuSet(owed).iter() {
+        machine::ipi_preempt(cpu);
     }
 }
 

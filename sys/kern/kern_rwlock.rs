@@ -8,6 +8,7 @@ use core::marker::PhantomData;
 use core::ops::{Deref, DerefMut};
 use core::panic::Location;
 
+use super::kern_mutex::MOST_SPINS;
 use super::kern_thread::{Thread, ThreadRef, curthread};
 use super::lock_order::{Held, LockClass};
 use super::subr_turnstile::{self as turnstile, TurnstileQueue};
@@ -34,8 +35,9 @@ const UNLOCKED: usize = READ;
 
 /// How long a thread spins for readers, of whom nobody knows whether they run.
 /// FreeBSD: debug.rwlock.retry, debug.rwlock.loops
-const ROWNER_RETRIES: u32 = 10;
-const ROWNER_LOOPS: u32 = 1000;
+/// Differs from FreeBSD: far less, as for a writer; the CPU that is waited for may be a virtual one that does not run.
+const ROWNER_RETRIES: u32 = 2;
+const ROWNER_LOOPS: u32 = MOST_SPINS;
 
 /// A lock that many readers or one writer hold.
 #[doc(alias = "rwlock")]
@@ -312,6 +314,7 @@ fn owner_of(value: usize) -> Option<ThreadRef> {
 fn rlock_hard(word: &AtomicUsize, me: ThreadRef, name: &'static str) {
     let reads_already = me.td_rw_rlocks.load(Ordering::Relaxed) != 0;
     let mut spins = 0;
+    let mut owner_spins = 0;
     loop {
         let value = word.load(Ordering::Relaxed);
         // A writer that spins for long may have lost its CPU to this very thread.
@@ -336,7 +339,8 @@ fn rlock_hard(word: &AtomicUsize, me: ThreadRef, name: &'static str) {
                     owner.as_word() != me.as_word(),
                     "read lock of {name}, held for writing by the same thread"
                 );
-                if owner.is_running() {
+                if owner.is_running() && owner_spins < MOST_SPINS {
+                    owner_spins += 1;
                     machine::cpu_spinwait();
                     continue;
                 }
@@ -351,7 +355,8 @@ fn rlock_hard(word: &AtomicUsize, me: ThreadRef, name: &'static str) {
         let chain = turnstile::trywait(word_address(word));
         let value = word.load(Ordering::Relaxed);
         let owner = owner_of(value);
-        let must_wait = !may_read(value, reads_already) && !owner.is_some_and(Thread::is_running);
+        let worth_spinning = owner_spins < MOST_SPINS && owner.is_some_and(Thread::is_running);
+        let must_wait = !may_read(value, reads_already) && !worth_spinning;
         // A spinning writer is running; only waiting ones are worth a sleep.
         let must_wait = must_wait && (owner.is_some() || value & WRITE_WAITERS != 0);
         if !must_wait
@@ -371,6 +376,7 @@ fn rlock_hard(word: &AtomicUsize, me: ThreadRef, name: &'static str) {
         }
         chain.wait(me, owner, TurnstileQueue::Shared, name);
         spins = 0;
+        owner_spins = 0;
     }
 }
 
@@ -380,6 +386,7 @@ fn rlock_hard(word: &AtomicUsize, me: ThreadRef, name: &'static str) {
 fn wlock_hard(word: &AtomicUsize, me: ThreadRef, name: &'static str) {
     let mut spins = 0;
     let mut retries = 0;
+    let mut owner_spins = 0;
     loop {
         let value = word.load(Ordering::Relaxed);
         let free = value & READ != 0 && value >> READERS_SHIFT == 0;
@@ -407,7 +414,8 @@ fn wlock_hard(word: &AtomicUsize, me: ThreadRef, name: &'static str) {
                     owner.as_word() != me.as_word(),
                     "recursion on rwlock {name}"
                 );
-                if owner.is_running() {
+                if owner.is_running() && owner_spins < MOST_SPINS {
+                    owner_spins += 1;
                     machine::cpu_spinwait();
                     continue;
                 }
@@ -438,7 +446,7 @@ fn wlock_hard(word: &AtomicUsize, me: ThreadRef, name: &'static str) {
         let free = owner.is_none() && value >> READERS_SHIFT == 0;
         let wanted = (value | WRITE_WAITERS) & !if owner.is_none() { WRITE_SPINNER } else { 0 };
         if free
-            || owner.is_some_and(Thread::is_running)
+            || (owner_spins < MOST_SPINS && owner.is_some_and(Thread::is_running))
             || (value != wanted
                 && word
                     .compare_exchange(value, wanted, Ordering::Relaxed, Ordering::Relaxed)
@@ -449,6 +457,7 @@ fn wlock_hard(word: &AtomicUsize, me: ThreadRef, name: &'static str) {
         }
         chain.wait(me, owner, TurnstileQueue::Exclusive, name);
         retries = 0;
+        owner_spins = 0;
     }
 }
 

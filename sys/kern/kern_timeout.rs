@@ -13,12 +13,12 @@ use core::cell::{Cell, UnsafeCell};
 use intrusive_collections::{LinkedList, LinkedListLink, UnsafeRef, intrusive_adapter};
 
 use super::kern_intr::SoftInterrupt;
-use super::kern_mutex::RawSpin;
+use super::kern_mutex::{RawSpin, owe_ipi};
 use super::kern_synch::{WChan, wakeup};
 use super::kern_thread::Pri;
 use super::subr_sleepqueue as sleepq;
 use crate::machine::atomic::{AtomicBool, AtomicI64, AtomicPtr, AtomicU32, AtomicU64, Ordering};
-use crate::machine::{self, CachePadded, Ipi, MAXCPU, PerCpu};
+use crate::machine::{self, CachePadded, MAXCPU, PerCpu};
 use crate::machine_local;
 use crate::time::Sbintime;
 
@@ -486,7 +486,7 @@ impl Wheel {
             if cpu == here {
                 machine::set_event_timer(deadline);
             } else if !self.kicked.swap(true, Ordering::Release) {
-                machine::ipi_send(cpu, Ipi::Preempt);
+                owe_ipi(cpu);
             }
         }
     }

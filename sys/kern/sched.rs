@@ -8,11 +8,11 @@ use core::cell::UnsafeCell;
 
 use intrusive_collections::{LinkedList, intrusive_adapter};
 
-use super::kern_mutex::{RawSpin, spinlock_enter, spinlock_exit};
+use super::kern_mutex::{RawSpin, owe_ipi, spinlock_enter, spinlock_exit};
 use super::kern_thread::{self, NOCPU, Pri, TDF_EXITED, Thread, ThreadRef, ThreadState, curthread};
 use super::kern_timeout::CalloutNode;
 use crate::machine::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering, fence};
-use crate::machine::{self, CachePadded, Ipi, MAXCPU, PerCpu};
+use crate::machine::{self, CachePadded, MAXCPU, PerCpu};
 use crate::machine_local;
 use crate::time::Sbintime;
 
@@ -170,15 +170,16 @@ pub(crate) fn wakeup(thread: ThreadRef) {
         // A CPU that goes on with something else at least begins to measure its turn.
         let ask = preempts || !tdq.ticking.load(Ordering::Relaxed);
         let ask = ask && !tdq.ipi_pending.swap(true, Ordering::Relaxed);
-        tdq.lock.unlock();
         if ask {
-            machine::ipi_send(cpu, Ipi::Preempt);
+            owe_ipi(cpu);
         }
+        tdq.lock.unlock();
     }
     spinlock_exit();
 }
 
-/// Chooses where a thread that wakes runs: where it was if that CPU is idle, else on an idle one, else where it was.
+/// Chooses where a thread that wakes runs: with an interrupt that wakes it, else where it was if that CPU is idle, else on
+/// an idle one, else where it was.
 #[doc(alias = "sched_pickcpu")]
 fn pick_cpu(thread: ThreadRef) -> usize {
     // Its registers are not saved yet: that CPU will have saved them before it looks at its queue again.
@@ -193,6 +194,13 @@ fn pick_cpu(thread: ThreadRef) -> usize {
     let last = thread.td_lastcpu.load(Ordering::Relaxed);
     if thread.td_pinned.load(Ordering::Relaxed) != 0 {
         return last as usize;
+    }
+    // What an interrupt wakes runs next on the CPU that took the interrupt, if that has nothing else to do: its caches
+    // are warm, and no other CPU needs to be interrupted.
+    let waker = curthread();
+    let by_interrupt = waker.priority() <= Pri::PI_SOFTCLOCK || waker.is_idle_thread();
+    if by_interrupt && mine().load.load(Ordering::Relaxed) == 0 {
+        return machine::curcpu();
     }
     let idle = IDLE_CPUS.get().load(Ordering::Relaxed);
     if idle & (1 << last) != 0 || idle == 0 {
@@ -220,6 +228,9 @@ fn sched_clock(tdq: usize, now: Sbintime) {
         Some(next) => {
             if next.priority() <= tdq.curpri() {
                 machine::pcpu().owepreempt.store(1, Ordering::Relaxed);
+            }
+            if let Some(idle) = idle_helper(next) {
+                owe_ipi(idle);
             }
             tdq.tick
                 .reset_here(now + QUANTUM, tdq as *const Tdq as usize);
@@ -291,11 +302,10 @@ fn set_prio(thread: ThreadRef, pri: Pri) {
         if interrupts && here {
             machine::pcpu().owepreempt.store(1, Ordering::Relaxed);
         }
-        let asked = interrupts && !here && !tdq.ipi_pending.swap(true, Ordering::Relaxed);
-        tdq.lock.unlock();
-        if asked {
-            machine::ipi_send(cpu as usize, Ipi::Preempt);
+        if interrupts && !here && !tdq.ipi_pending.swap(true, Ordering::Relaxed) {
+            owe_ipi(cpu as usize);
         }
+        tdq.lock.unlock();
         return;
     }
     let running_on = thread.td_oncpu.load(Ordering::Relaxed);
@@ -376,15 +386,12 @@ fn yield_to(preempted: bool) -> bool {
         tdq.lock.unlock();
         return false;
     }
-    let mut help = None;
     if !me.is_idle_thread() {
         let keeps_place =
             preempted && next.is_some_and(|next| next.priority().is_before(me.priority()));
         tdq.enqueue(me, machine::curcpu(), keeps_place);
-        help = idle_helper(me);
-    }
-    if let Some(idle) = help {
-        machine::ipi_send(idle, Ipi::Preempt);
+        // What came in between is mostly short; an idle CPU is called when it takes longer than a turn.
+        start_turn(tdq);
     }
     mi_switch(tdq);
     true

@@ -29,6 +29,8 @@ pub struct Pcpu {
     pub spinlock_count: AtomicU32,
     /// Interrupt state to go back to when `spinlock_count` returns to zero.
     pub spinlock_saved: AtomicUsize,
+    /// CPUs that are to look at their run queues or timers: sent for when the last spin mutex is released.
+    pub ipi_owed: AtomicU32,
     /// The thread that runs when no other does.
     pub idlethread: AtomicPtr<()>,
     /// The thread that the last switch left, until its state is known to be saved.
@@ -46,6 +48,7 @@ impl Pcpu {
             cpuid: AtomicU32::new(cpuid),
             spinlock_count: AtomicU32::new(0),
             spinlock_saved: AtomicUsize::new(0),
+            ipi_owed: AtomicU32::new(0),
             idlethread: AtomicPtr::new(core::ptr::null_mut()),
             prevthread: AtomicPtr::new(core::ptr::null_mut()),
         }
