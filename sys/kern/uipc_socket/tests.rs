@@ -82,10 +82,11 @@ impl Pipe {
         }
         let m = snd.copy_range(0, n, How::NoWait).unwrap();
         snd.drop_bytes(n);
-        so.sowwakeup(snd);
-        let mut rcv = peer.rcv.lock();
+        // Writer and reader may both push: what leaves one buffer first must reach the other first.
+        let mut rcv = peer.rcv.lock_under(&snd);
         rcv.appendstream(m);
         peer.sorwakeup(rcv);
+        so.sowwakeup(snd);
     }
 }
 
