@@ -191,7 +191,8 @@ pub(super) fn parse(words: &[String]) -> Result<Command, Stop> {
             '4' => {}
             'h' => return Err(Stop::Help),
             // What other iperf3 have.
-            '6' | 'A' | 'B' | 'C' | 'F' | 'I' | 'L' | 'O' | 'S' | 'T' | 'X' | 'Z' | 'd' | 'f' | 'v' => {
+            '6' | 'A' | 'B' | 'C' | 'F' | 'I' | 'L' | 'O' | 'S' | 'T' | 'X' | 'Z' | 'd' | 'f'
+            | 'v' => {
                 return Err(bad(format!("option '-{letter}' is not supported")));
             }
             _ => return Err(bad(format!("unrecognized option '-{letter}'"))),
@@ -460,7 +461,10 @@ mod tests {
 
     #[test]
     fn blocks_count_as_bytes() {
-        assert_eq!(client("-c 10.0.0.1 -k 10 -l 2K").test.limit, Limit::Bytes(20480));
+        assert_eq!(
+            client("-c 10.0.0.1 -k 10 -l 2K").test.limit,
+            Limit::Bytes(20480)
+        );
         assert!(refused("-c 10.0.0.1 -k 10 -n 5").contains("only one of"));
         assert!(refused("-c 10.0.0.1 -Z").contains("option '-Z' is not supported"));
         assert!(refused("-c 10.0.0.1 -D").contains("-D is server only"));

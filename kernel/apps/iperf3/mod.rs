@@ -34,7 +34,12 @@ pub fn main(env: &Env) -> i32 {
     | args::Command::Server(args::ServerOptions { display, .. })) = &command;
     if display.verbose && !display.json {
         outln!(env, "iperf 3.12");
-        outln!(env, "{} {} amd64", sys::param::OSTYPE, env!("CARGO_PKG_VERSION"));
+        outln!(
+            env,
+            "{} {} amd64",
+            sys::param::OSTYPE,
+            env!("CARGO_PKG_VERSION")
+        );
     }
     match command {
         args::Command::Client(options) => status(env, client::run(env, &options)),
