@@ -615,6 +615,7 @@ machine_local! {
 }
 
 /// Unwinds every other thread, so that what their stacks own is dropped. Only when nothing else runs any more.
+#[cfg(not(target_os = "none"))]
 pub(crate) fn unwind_all() {
     witness::disable();
     let me = curthread();
@@ -642,6 +643,7 @@ pub(crate) fn unwind_all() {
     }
 }
 
+#[cfg(not(target_os = "none"))]
 fn pcpu_after_unwinding() {
     let pcpu = machine::pcpu();
     pcpu.critnest.store(1, Ordering::Relaxed);
