@@ -273,12 +273,16 @@ impl ClusterSize {
 
     /// The smallest that holds `len` bytes.
     pub const fn at_least(len: usize) -> Option<Self> {
-        match len {
-            0..=MCLBYTES => Some(Self::K2),
-            ..=MJUMPAGESIZE => Some(Self::K4),
-            ..=MJUM9BYTES => Some(Self::K9),
-            ..=MJUM16BYTES => Some(Self::K16),
-            _ => None,
+        if len <= MCLBYTES {
+            Some(Self::K2)
+        } else if len <= MJUMPAGESIZE {
+            Some(Self::K4)
+        } else if len <= MJUM9BYTES {
+            Some(Self::K9)
+        } else if len <= MJUM16BYTES {
+            Some(Self::K16)
+        } else {
+            None
         }
     }
 }
@@ -1112,11 +1116,10 @@ impl fmt::Debug for Mbuf {
         if self.has_pkthdr() {
             mbuf.field("pkthdr", self.pkthdr());
         }
-        mbuf.field(
-            "lens",
-            &fmt::from_fn(|f| f.debug_list().entries(self.iter().map(Mbuf::len)).finish()),
-        )
-        .finish()
+        mbuf.field("len", &self.length())
+            .field("data", &self.data())
+            .field("next", &self.next().map(Mbuf::len))
+            .finish()
     }
 }
 

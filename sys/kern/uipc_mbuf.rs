@@ -73,7 +73,7 @@ impl Mbuf {
 
     /// Takes over flags that belong to the packet and not to its storage.
     fn inherit_flags(&mut self, flags: MFlags) {
-        self.add_flags(flags & MFlags::COPYFLAGS - MFlags::RDONLY);
+        self.add_flags(flags & (MFlags::COPYFLAGS - MFlags::RDONLY));
     }
 
     /// Refers to the external storage of `m` from its byte `off` on, `len` bytes.

@@ -131,7 +131,7 @@ pub struct DmaRing<T> {
 impl<T: FromBytes + IntoBytes + Immutable + Copy> DmaRing<T> {
     const WORDS: usize = {
         assert!(
-            size_of::<T>() % 8 == 0 && size_of::<T>() > 0,
+            size_of::<T>().is_multiple_of(8) && size_of::<T>() > 0,
             "descriptors are words of 64 bits"
         );
         size_of::<T>() / 8

@@ -52,7 +52,10 @@ impl<A> Copy for Reg<A> {}
 impl<A: rights::Rights> Reg<A> {
     /// The register at byte `offset`.
     pub const fn at(offset: u32) -> Self {
-        assert!(offset % 4 == 0, "a register is 32 bits wide and aligned");
+        assert!(
+            offset.is_multiple_of(4),
+            "a register is 32 bits wide and aligned"
+        );
         Self {
             offset,
             _rights: PhantomData,
@@ -84,7 +87,7 @@ impl<A> Copy for RegArray<A> {}
 impl<A: rights::Rights> RegArray<A> {
     /// `n` registers from byte offset `first` on, `stride` bytes apart.
     pub const fn at(first: u32, stride: u32, n: u32) -> Self {
-        assert!(first % 4 == 0 && stride % 4 == 0 && stride > 0);
+        assert!(first.is_multiple_of(4) && stride.is_multiple_of(4) && stride > 0);
         Self {
             first,
             stride,

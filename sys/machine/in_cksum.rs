@@ -205,7 +205,7 @@ mod tests {
 
     /// Equal as one's-complement numbers: 0 and 0xffff are the same.
     fn same(a: u16, b: u16) -> bool {
-        a == b || (a % 0xffff == 0 && b % 0xffff == 0)
+        a == b || (a.is_multiple_of(0xffff) && b.is_multiple_of(0xffff))
     }
 
     #[test]

@@ -139,10 +139,10 @@ fn is_taken(size: usize) -> bool {
 #[inline]
 fn zone_for(layout: Layout) -> Option<&'static Zone> {
     let (size, align) = (layout.size(), layout.align());
-    if align == DEDICATED_ALIGN {
-        if let Some(zone) = dedicated(size) {
-            return Some(zone);
-        }
+    if align == DEDICATED_ALIGN
+        && let Some(zone) = dedicated(size)
+    {
+        return Some(zone);
     }
     // Pieces of a power of two are aligned to their size, all to 16.
     let size = if align > 16 {

@@ -917,17 +917,15 @@ impl Zone {
     #[doc(alias = "zone_release")]
     fn release(&self, items: impl Iterator<Item = NonNull<u8>>) {
         let mut count = 0;
-        let items = items.inspect(|_| count += 1).map(|item| {
+        // One by one, so that `fini` runs without the keg's lock.
+        for item in items {
             if let Some(fini) = self.hooks.fini {
                 fini(item);
             }
             self.note_release(item);
-            item
-        });
-        // With a lock for each, so that `fini` runs without it.
-        for item in items {
             // SAFETY: the zone's, thus the keg's; free by the callers' promise.
             unsafe { self.keg().give(core::iter::once(item)) };
+            count += 1;
         }
         self.held.fetch_sub(count, Ordering::Relaxed);
     }

@@ -158,11 +158,8 @@ fn stamp(item: NonNull<u8>, _: How) -> bool {
 
 fn stamped(item: NonNull<u8>) {
     // SAFETY: an item of 64 bytes, ours.
-    assert_eq!(
-        unsafe { item.cast::<u64>().read() },
-        STAMP,
-        "kept while cached"
-    );
+    let found = unsafe { item.cast::<u64>().read() };
+    assert_eq!(found, STAMP, "kept while cached");
 }
 
 #[test]
@@ -319,7 +316,7 @@ fn item_at(address: usize) -> NonNull<u8> {
 fn wander(zone: &'static Zone, shared: &Mutex<Vec<usize>, Leaf>) {
     for round in 0..3000 {
         let random = machine::random_u64();
-        if random % 2 == 0 {
+        if random.is_multiple_of(2) {
             if let Some(item) = zone.alloc(How::NoWait) {
                 // SAFETY: ours; the address stands in the item until it is freed.
                 unsafe {
@@ -338,11 +335,8 @@ fn wander(zone: &'static Zone, shared: &Mutex<Vec<usize>, Leaf>) {
             drop(list);
             let item = item_at(address);
             // SAFETY: in use, by us now.
-            assert_eq!(
-                unsafe { item.cast::<usize>().read() },
-                address,
-                "given out twice"
-            );
+            let found = unsafe { item.cast::<usize>().read() };
+            assert_eq!(found, address, "given out twice");
             give(zone, [item]);
         }
         if round % 16 == 0 {
