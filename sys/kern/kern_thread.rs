@@ -275,7 +275,7 @@ impl Thread {
         let waits = matches!(self.state(), ThreadState::Sleeping | ThreadState::Blocked);
         if !waits
             || address == 0
-            || before % 2 != 0
+            || !before.is_multiple_of(2)
             || self.td_wmesg_gen.load(Ordering::Relaxed) != before
         {
             return "";

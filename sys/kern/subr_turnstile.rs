@@ -69,6 +69,14 @@ impl Turnstile {
     }
 
     /// # Safety
+    /// `turnstile` belongs to a thread of the machine, and so lives as long as that.
+    unsafe fn lasting(turnstile: &Turnstile) -> &'static Turnstile {
+        let pointer: *const Turnstile = turnstile;
+        // SAFETY: promised by the caller.
+        unsafe { &*pointer }
+    }
+
+    /// # Safety
     /// The caller holds the chain's lock and keeps only one of the references at a time.
     #[expect(
         clippy::mut_from_ref,
@@ -138,7 +146,7 @@ pub(crate) fn trywait(lock: usize) -> LockedChain {
         .iter()
         .find(|turnstile| turnstile.lock.get() == lock);
     // SAFETY: turnstiles live as long as the machine; the list gives out shorter references.
-    let turnstile = turnstile.map(|turnstile| unsafe { &*(&raw const *turnstile) });
+    let turnstile = turnstile.map(|turnstile| unsafe { Turnstile::lasting(turnstile) });
     LockedChain {
         chain,
         lock,
