@@ -158,7 +158,7 @@ fn print_frame(out: &mut Console, number: usize, address: u64, back: u64) {
 fn backtrace(mut frame: u64, mut f: impl FnMut(u64) -> bool) {
     for _ in 0..MAX_FRAMES {
         let readable =
-            |va: u64| va % 8 == 0 && va >= pmap::DMAP_BASE && pmap_kextract(va).is_some();
+            |va: u64| va.is_multiple_of(8) && va >= pmap::DMAP_BASE && pmap_kextract(va).is_some();
         if !readable(frame) || !readable(frame + 8) {
             return;
         }

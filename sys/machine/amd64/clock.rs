@@ -163,12 +163,12 @@ pub fn sbinuptime() -> Sbintime {
     // Another CPU's TSC may be a few counts behind the one that set TSC_BOOT.
     let counts = rdtsc().saturating_sub(TSC_BOOT.load(Ordering::Relaxed));
     let scale = TSC_SCALE.load(Ordering::Relaxed);
-    Sbintime((u128::from(counts) * u128::from(scale) >> 32) as i64)
+    Sbintime(((u128::from(counts) * u128::from(scale)) >> 32) as i64)
 }
 
 /// The TSC's value at the time `sbt`.
 pub(super) fn tsc_at(sbt: Sbintime) -> u64 {
-    let counts = u128::from(sbt.0.max(0) as u64) * u128::from(tsc_hz()) >> 32;
+    let counts = (u128::from(sbt.0.max(0) as u64) * u128::from(tsc_hz())) >> 32;
     TSC_BOOT
         .load(Ordering::Relaxed)
         .saturating_add(counts as u64)

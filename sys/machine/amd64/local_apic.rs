@@ -225,7 +225,7 @@ pub fn set_event_timer(deadline: Sbintime) {
         return;
     }
     let away = (deadline.0.saturating_sub(clock::sbinuptime().0)).max(0) as u64;
-    let counts = (u128::from(away) * u128::from(lapic_timer_hz()) >> 32) + 1;
+    let counts = ((u128::from(away) * u128::from(lapic_timer_hz())) >> 32) + 1;
     // Rounded up: too early is for nothing, and 0 would disarm. If it is too far, it fires early and is set again.
     write(LAPIC_TIMER_INITIAL, counts.min(u128::from(u32::MAX)) as u32);
 }
