@@ -356,6 +356,9 @@ pub fn worth_an_update(tp: &Tcpcb, hiwat: u32, recwin: u32) -> bool {
     }
     let oldwin = tp.rcv_adv.since(tp.rcv_nxt);
     let adv = recwin.saturating_sub(oldwin);
+    // Differs from FreeBSD: of a buffer larger than the largest window only that window counts. Otherwise a peer without
+    // window scaling, stopped just above zero, never hears that all of it is open again.
+    let hiwat = hiwat.min(TCP_MAXWIN << tp.rcv_scale);
     // What does not change the scaled window is no news.
     if oldwin >> tp.rcv_scale >= (adv + oldwin) >> tp.rcv_scale {
         return false;

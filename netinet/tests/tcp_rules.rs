@@ -394,6 +394,30 @@ fn a_reader_that_reads_moves_the_window_by_an_update() {
 }
 
 #[test]
+fn a_window_that_cannot_be_scaled_opens_at_once_however_large_the_buffer() {
+    in_world(|world| {
+        let so = tcp(&world.a);
+        so.setsockopt_int(SOL_SOCKET, SO_RCVBUF, 300_500).unwrap();
+        let mut peer = Peer::accept(world, &so, mss_only());
+        let mut sent = 0;
+        let last = loop {
+            peer.send(ACK, &pattern(sent, 1000));
+            sent += 1;
+            let last = std::iter::from_fn(|| peer.next()).last();
+            if let Some(last) = last.filter(|last| last.th.th_win < 1000) {
+                break last;
+            }
+            assert!(sent < 400, "the window never closed");
+        };
+        assert_eq!(last.th.th_ack, peer.seq);
+        let mut buffer = std::vec![0; 300_000];
+        so.recv(&mut buffer, MsgFlags::empty()).unwrap();
+        let update = peer.expect();
+        assert_eq!((update.th.th_flags, update.th.th_win), (ACK, 65535));
+    });
+}
+
+#[test]
 fn a_router_that_needs_smaller_packets_gets_them_at_once() {
     in_world(|world| {
         let so = tcp(&world.a);
