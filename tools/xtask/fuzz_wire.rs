@@ -80,7 +80,10 @@ pub fn run(guest: &Guest, image: &Image, dir: &Path, time: Duration, seed: u64) 
     qemu.console
         .interrupt()
         .context("after the malformed frames")?;
-    fuzzer.ping().context("after the malformed frames")?;
+    if let Err(e) = fuzzer.ping() {
+        guest::diagnose(&mut qemu.console);
+        return Err(e.context("after the malformed frames"));
+    }
     let after = guest::dropped(&guest::statistics(&mut qemu.console)?);
     outcome.dropped = after.saturating_sub(before);
     if outcome.dropped == 0 {

@@ -68,6 +68,22 @@ pub fn wait_for_mbufs(console: &mut Console, start: &MbufUse, within: Duration) 
     }
 }
 
+/// Lets the guest say what state it is in, for whoever reads the log of a check that failed.
+pub fn diagnose(console: &mut Console) {
+    for command in [
+        "netstat -m",
+        "netstat -i",
+        "arp -an",
+        "netstat -an",
+        "netstat -s",
+        "vmstat -i",
+    ] {
+        if console.run(command, LIMIT).is_err() {
+            return;
+        }
+    }
+}
+
 /// All counters of `netstat -s`: what is counted, and how often.
 pub fn statistics(console: &mut Console) -> Result<BTreeMap<String, u64>> {
     let text = console.run("netstat -s", LIMIT)?;
