@@ -295,6 +295,20 @@ impl TcpOpt {
         }
     }
 
+    /// Writes a block that is exactly NOP, NOP, timestamps, to the front of `out`.
+    #[inline]
+    pub fn write_timestamp_only(tsval: u32, tsecr: u32, out: &mut [u8; TCP_MAXOLEN]) {
+        let kind = [
+            TCPOPT_NOP,
+            TCPOPT_NOP,
+            TCPOPT_TIMESTAMP,
+            TCPOLEN_TIMESTAMP as u8,
+        ];
+        out[0..4].copy_from_slice(&kind);
+        out[4..8].copy_from_slice(&tsval.to_be_bytes());
+        out[8..12].copy_from_slice(&tsecr.to_be_bytes());
+    }
+
     /// The SACK blocks.
     pub fn sacks(&self) -> &[SackBlk] {
         &self.to_sacks[..usize::from(self.to_nsacks).min(TCP_MAX_SACK)]
@@ -304,10 +318,6 @@ impl TcpOpt {
     #[doc(alias = "tcp_addoptions")]
     pub fn write(&self, out: &mut [u8; TCP_MAXOLEN]) -> usize {
         let mut w = OptionWriter { out, len: 0 };
-        if self.to_flags == TcpOptFlags::TS {
-            w.timestamps(self.to_tsval, self.to_tsecr);
-            return w.len;
-        }
         if self.to_flags.contains(TcpOptFlags::MSS) {
             w.pad_until(TCPOLEN_MAXSEG, |len| len % 4 == 0);
             let [high, low] = self.to_mss.to_be_bytes();

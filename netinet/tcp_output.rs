@@ -40,28 +40,14 @@ pub fn tcp_output(c: &Conn<'_>, tp: &mut Tcpcb) -> Result<(), Errno> {
         tp.t_flags |= Tf::LASTIDLE;
         idle = false;
     }
-    loop {
-        match send_one(c, tp, idle)? {
-            Round::Again => {}
-            Round::Done => return Ok(()),
-        }
-    }
-}
-
-/// Plans, builds and sends one packet.
-fn send_one(c: &Conn<'_>, tp: &mut Tcpcb, idle: bool) -> Result<Round, Errno> {
-    if tp.t_flags.contains(Tf::SACK_PERMIT) && tp.snd_nxt.lt(tp.snd_max) {
-        tp.sack_adjust();
-    }
-    let tun = &c.vt.tun;
     let (rcv_space, rcv_hiwat) = {
         let rcv = c.so.rcv.lock();
         (rcv.space().max(0) as u32, rcv.hiwat())
     };
-    let mut snd = c.so.snd.lock();
-    let world = World {
+    let tun = &c.vt.tun;
+    let mut world = World {
         buffers: Buffers {
-            snd_avail: snd.used(),
+            snd_avail: 0,
             rcv_space,
             rcv_hiwat,
         },
@@ -74,13 +60,28 @@ fn send_one(c: &Conn<'_>, tp: &mut Tcpcb, idle: bool) -> Result<Round, Errno> {
             .as_ref()
             .map_or(0, |options| options.len() as u32),
     };
-    let verdict = match plan(tp, &world) {
+    loop {
+        match send_one(c, tp, &mut world)? {
+            Round::Again => {}
+            Round::Done => return Ok(()),
+        }
+    }
+}
+
+/// Plans, builds and sends one packet.
+fn send_one(c: &Conn<'_>, tp: &mut Tcpcb, world: &mut World) -> Result<Round, Errno> {
+    if tp.t_flags.contains(Tf::SACK_PERMIT) && tp.snd_nxt.lt(tp.snd_max) {
+        tp.sack_adjust();
+    }
+    let mut snd = c.so.snd.lock();
+    world.buffers.snd_avail = snd.used();
+    let verdict = match plan(tp, world) {
         Verdict::EnterPersist => {
             tp.t_timers.stop(TcpTimer::Rexmt);
             tp.t_rxtshift = 0;
             tp.snd_nxt = tp.snd_una;
             tcp_setpersist(c, tp);
-            plan(tp, &world)
+            plan(tp, world)
         }
         verdict => verdict,
     };
@@ -110,7 +111,7 @@ fn send_one(c: &Conn<'_>, tp: &mut Tcpcb, idle: bool) -> Result<Round, Errno> {
     if plan.len > 0 {
         tcp_sndbuf_autoscale(c, tp, &mut snd);
     }
-    let Some(m) = build::build(c, tp, &world, &mut plan, &mut snd) else {
+    let Some(m) = build::build(c, tp, world, &mut plan, &mut snd) else {
         drop(snd);
         // What could not be built is sent when the retransmission timer expires.
         return account::no_buffers(c, tp).map(|()| Round::Done);

@@ -6,7 +6,9 @@ use sys::mbuf::MAX_LINKHDR;
 use sys::time::Ticks;
 
 use crate::ip::Ip;
-use crate::tcp::{TCP_HLEN, TCP_MAXOLEN, TCP_MAXWIN, TcpFlags, TcpOpt, TcpOptFlags};
+use crate::tcp::{
+    TCP_HLEN, TCP_MAXOLEN, TCP_MAXWIN, TCPOLEN_TSTAMP_APPA, TcpFlags, TcpOpt, TcpOptFlags,
+};
 use crate::tcp_seq::TcpSeq;
 use crate::tcp_timer::TcpTimer;
 use crate::tcp_var::{Tcpcb, Tf};
@@ -181,7 +183,8 @@ pub fn plan(tp: &Tcpcb, world: &World) -> Verdict {
     let Some(why) = reason(tp, world, flags, off, len, recwin, hole.is_some()) else {
         return Verdict::Hold(held(tp, avail));
     };
-    let (options, optlen, nsacks) = options(tp, world, flags);
+    let mut bytes = [0; TCP_MAXOLEN];
+    let (optlen, nsacks) = options(tp, world, flags, &mut bytes);
     let mut tso = tp.t_flags.contains(Tf::TSO)
         && world.tso
         && len > tp.t_maxseg
@@ -217,7 +220,7 @@ pub fn plan(tp: &Tcpcb, world: &World) -> Verdict {
         recwin,
         hole: hole.map(|hole| (hole.at, hole.rxmit)),
         sendwin_open,
-        options,
+        options: bytes,
         optlen,
         nsacks,
     })
@@ -232,6 +235,7 @@ struct ToFill {
 }
 
 /// The first hole of the scoreboard that recovery has not filled yet, as far as the window allows.
+#[inline]
 fn hole_to_fill(tp: &Tcpcb, sendwin: u32) -> Option<ToFill> {
     if !tp.t_flags.contains(Tf::SACK_PERMIT) || !tp.in_fastrecovery() {
         return None;
@@ -386,13 +390,30 @@ fn held(tp: &Tcpcb, avail: u32) -> Held {
     }
 }
 
-/// The options of a segment with `flags`: bytes, their number, the number of SACK blocks.
+/// Writes the options of a segment with `flags`: how many bytes, and how many SACK blocks.
 #[inline]
-fn options(tp: &Tcpcb, world: &World, flags: TcpFlags) -> ([u8; TCP_MAXOLEN], u32, u8) {
-    let mut bytes = [0; TCP_MAXOLEN];
+fn options(tp: &Tcpcb, world: &World, flags: TcpFlags, bytes: &mut [u8; TCP_MAXOLEN]) -> (u32, u8) {
     if tp.t_flags.contains(Tf::NOOPT) {
-        return (bytes, 0, 0);
+        return (0, 0);
     }
+    let timestamps = tp.t_flags.contains(Tf::RCVD_TSTMP);
+    if !flags.contains(TcpFlags::SYN) && tp.t_sack.is_none() {
+        // What nearly every segment carries.
+        if !timestamps {
+            return (0, 0);
+        }
+        TcpOpt::write_timestamp_only(tp.ts_now(world.now), tp.ts_recent, bytes);
+        return (TCPOLEN_TSTAMP_APPA as u32, 0);
+    }
+    all_options(tp, world, flags, bytes)
+}
+
+fn all_options(
+    tp: &Tcpcb,
+    world: &World,
+    flags: TcpFlags,
+    bytes: &mut [u8; TCP_MAXOLEN],
+) -> (u32, u8) {
     let mut to = TcpOpt::default();
     let syn = flags.contains(TcpFlags::SYN);
     if syn {
@@ -419,8 +440,7 @@ fn options(tp: &Tcpcb, world: &World, flags: TcpFlags) -> ([u8; TCP_MAXOLEN], u3
         sack.report(&mut to);
     }
     if to.to_flags.is_empty() {
-        return (bytes, 0, 0);
+        return (0, 0);
     }
-    let len = to.write(&mut bytes);
-    (bytes, len as u32, to.to_nsacks)
+    (to.write(bytes) as u32, to.to_nsacks)
 }
