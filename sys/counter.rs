@@ -63,14 +63,16 @@ impl Counter {
     /// Returns the sum over all CPUs. Additions that happen meanwhile may or may not be in it.
     #[doc(alias = "counter_u64_fetch")]
     pub fn fetch(&self) -> u64 {
-        self.slots()
-            .fold(0, |sum, slot| sum.wrapping_add(slot.load(Ordering::Relaxed)))
+        self.slots().fold(0, |sum, slot| {
+            sum.wrapping_add(slot.load(Ordering::Relaxed))
+        })
     }
 
     /// Starts again from zero.
     #[doc(alias = "counter_u64_zero")]
     pub fn zero(&self) {
-        self.slots().for_each(|slot| slot.store(0, Ordering::Relaxed));
+        self.slots()
+            .for_each(|slot| slot.store(0, Ordering::Relaxed));
     }
 
     fn slots(&self) -> impl Iterator<Item = &AtomicU64> {

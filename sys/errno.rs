@@ -9,7 +9,6 @@ macro_rules! errnos {
         /// Why a system or socket call failed.
         #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
         #[repr(i32)]
-        #[expect(clippy::upper_case_acronyms, reason = "the names are FreeBSD's")]
         pub enum Errno {
             $(#[doc = $text] $name = $value,)*
         }

@@ -91,7 +91,11 @@ impl Env {
 }
 
 /// Goes on with a program's work on a thread of its own.
-pub fn spawn(env: &Env, name: &str, work: impl FnOnce(&Env) -> i32 + Send + 'static) -> ThreadHandle {
+pub fn spawn(
+    env: &Env,
+    name: &str,
+    work: impl FnOnce(&Env) -> i32 + Send + 'static,
+) -> ThreadHandle {
     let env = env.clone();
     kthread_add(name, Pri::PUSER, None, move || {
         work(&env);

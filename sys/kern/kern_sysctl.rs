@@ -46,8 +46,15 @@ impl SysctlTree {
     pub fn unregister(&self, prefix: &str) {
         let removed: Vec<Leaf> = {
             let mut leaves = self.leaves.write();
-            let names: Vec<String> = leaves.keys().filter(|name| below(name, prefix)).cloned().collect();
-            names.iter().filter_map(|name| leaves.remove(name)).collect()
+            let names: Vec<String> = leaves
+                .keys()
+                .filter(|name| below(name, prefix))
+                .cloned()
+                .collect();
+            names
+                .iter()
+                .filter_map(|name| leaves.remove(name))
+                .collect()
         };
         // A leaf may own what takes locks when it goes.
         drop(removed);
@@ -82,7 +89,10 @@ impl SysctlTree {
                 .map(|(name, leaf)| (name.clone(), leaf.clone()))
                 .collect()
         };
-        leaves.into_iter().map(|(name, leaf)| (name, leaf.get())).collect()
+        leaves
+            .into_iter()
+            .map(|(name, leaf)| (name, leaf.get()))
+            .collect()
     }
 
     fn leaf(&self, name: &str) -> Option<Leaf> {
@@ -141,13 +151,18 @@ impl Kenv {
     /// Sets `name`, before anything reads it.
     #[doc(alias = "kern_setenv")]
     pub fn set(&self, name: &str, value: &str) {
-        self.values.write().insert(name.to_string(), value.to_string());
+        self.values
+            .write()
+            .insert(name.to_string(), value.to_string());
     }
 
     /// All names and values.
     pub fn all(&self) -> Vec<(String, String)> {
         let values = self.values.read();
-        values.iter().map(|(name, value)| (name.clone(), value.clone())).collect()
+        values
+            .iter()
+            .map(|(name, value)| (name.clone(), value.clone()))
+            .collect()
     }
 }
 
@@ -178,10 +193,16 @@ mod tests {
     fn what_cannot_be_written_or_found_says_so() {
         Machine::builder().run(|| {
             let tree = SysctlTree::new();
-            tree.register("test.seen", Arc::new(ReadOnly::new("Seen", || "3".to_string())));
+            tree.register(
+                "test.seen",
+                Arc::new(ReadOnly::new("Seen", || "3".to_string())),
+            );
             assert_eq!(tree.set("test.seen", "4"), Err(Errno::EPERM));
             assert_eq!(tree.set("test.unseen", "4"), Err(Errno::ENOENT));
-            assert_eq!(tree.walk("test"), [("test.seen".to_string(), "3".to_string())]);
+            assert_eq!(
+                tree.walk("test"),
+                [("test.seen".to_string(), "3".to_string())]
+            );
             tree.unregister("test");
             assert_eq!(tree.get("test.seen"), None);
         });

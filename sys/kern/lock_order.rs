@@ -177,9 +177,9 @@ mod tests {
 
     #[test]
     fn classes_rank_in_the_order_of_the_table() {
-        assert!(InpClass::RANK < SoSnd::RANK);
-        assert!(SoSnd::RANK < LleClass::RANK);
-        assert!(UmaZone::RANK < UmaKeg::RANK);
+        const { assert!(InpClass::RANK < SoSnd::RANK) };
+        const { assert!(SoSnd::RANK < LleClass::RANK) };
+        const { assert!(UmaZone::RANK < UmaKeg::RANK) };
         assert_eq!(ORDER[RunQueue::RANK as usize], RunQueue::NAME);
     }
 }

@@ -1,6 +1,9 @@
 //! Locks, threads, time, mbuf and socket algorithms.
 
-#[expect(unsafe_code, reason = "an interrupt handler is handed the address of its event")]
+#[expect(
+    unsafe_code,
+    reason = "an interrupt handler is handed the address of its event"
+)]
 pub mod kern_intr;
 pub mod kern_ipc;
 #[allow(unsafe_code, reason = "makes mbufs from zone memory")]
@@ -13,9 +16,15 @@ pub mod kern_rwlock;
 pub mod kern_sx;
 pub mod kern_synch;
 pub mod kern_sysctl;
-#[allow(unsafe_code, reason = "threads are shared by the scheduler and everything that waits")]
+#[allow(
+    unsafe_code,
+    reason = "threads are shared by the scheduler and everything that waits"
+)]
 pub mod kern_thread;
-#[expect(unsafe_code, reason = "callouts are linked into the wheel where they are")]
+#[expect(
+    unsafe_code,
+    reason = "callouts are linked into the wheel where they are"
+)]
 pub mod kern_timeout;
 pub mod lock_order;
 #[expect(unsafe_code, reason = "switches stacks; run queues link threads")]
@@ -30,7 +39,10 @@ pub mod subr_smp;
 pub mod subr_taskqueue;
 #[expect(unsafe_code, reason = "turnstiles link threads")]
 pub mod subr_turnstile;
-#[cfg_attr(debug_assertions, expect(unsafe_code, reason = "a thread's own list of locks"))]
+#[cfg_attr(
+    debug_assertions,
+    expect(unsafe_code, reason = "a thread's own list of locks")
+)]
 pub mod subr_witness;
 pub mod uipc_domain;
 #[allow(unsafe_code, reason = "walks and links mbufs by raw pointer")]

@@ -81,7 +81,8 @@ pub fn dmesg() -> String {
         return text.into_owned();
     }
     // What is left of an overwritten line is not shown.
-    text.split_once('\n').map_or(String::new(), |(_, rest)| rest.into())
+    text.split_once('\n')
+        .map_or(String::new(), |(_, rest)| rest.into())
 }
 
 #[cfg(test)]

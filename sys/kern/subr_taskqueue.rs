@@ -79,7 +79,15 @@ impl Taskqueue {
     pub fn drain(&self) {
         let mut queue = self.shared.queue.lock();
         while queue.running || !queue.tasks.is_empty() {
-            queue = MutexGuard::msleep(queue, WChan::of(&self.shared.queue), Pri::PUSER, "tqdrain", None, false).0;
+            queue = MutexGuard::msleep(
+                queue,
+                WChan::of(&self.shared.queue),
+                Pri::PUSER,
+                "tqdrain",
+                None,
+                false,
+            )
+            .0;
         }
     }
 }

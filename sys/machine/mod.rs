@@ -33,7 +33,6 @@
 //! current thread, locks work), sets up memory and interrupts, then `kern::start_bsp()` (idle, clock and epoch
 //! threads). Each other CPU calls `kern::sched::idle_ap()` with interrupts disabled, which never returns.
 
-mod local;
 pub mod atomic;
 #[allow(
     unsafe_code,
@@ -43,6 +42,7 @@ pub mod bus_dma;
 #[allow(unsafe_code, reason = "device registers, reached by volatile access")]
 pub mod bus_space;
 pub mod in_cksum;
+mod local;
 #[allow(unsafe_code, reason = "port input and output")]
 pub mod pci_cfg;
 mod pcpu;
@@ -55,21 +55,24 @@ pub mod amd64;
 use amd64 as backend;
 
 #[cfg(not(target_os = "none"))]
-#[expect(unsafe_code, reason = "switches stacks, maps memory, keeps one value of a static per machine")]
+#[expect(
+    unsafe_code,
+    reason = "switches stacks, maps memory, keeps one value of a static per machine"
+)]
 pub mod hosted;
 #[cfg(not(target_os = "none"))]
 use hosted as backend;
 
 pub use crate::param::MAXCPU;
 pub use backend::{
-    IntrState, KStack, Pcb, console_write, counter_u64_add, cpu_idle, cpu_spinwait, cpu_switch, critical_enter,
-    critical_exit, curcpu, curthread_raw, intr_alloc, intr_disable, intr_enabled, intr_free, intr_restore, ipi_send,
-    ncpus, pcpu, pcpu_find, phys_avail, phys_to_virt, pmap_mapdev, poweroff, random_u64, reboot, sbinuptime,
-    set_event_timer, virt_to_phys,
+    IntrState, KStack, Pcb, console_write, counter_u64_add, cpu_idle, cpu_spinwait, cpu_switch,
+    critical_enter, critical_exit, curcpu, curthread_raw, intr_alloc, intr_disable, intr_enabled,
+    intr_free, intr_restore, ipi_send, ncpus, pcpu, pcpu_find, phys_avail, phys_to_virt,
+    pmap_mapdev, poweroff, random_u64, reboot, sbinuptime, set_event_timer, virt_to_phys,
 };
 pub use local::MachineLocal;
-pub(crate) use local::{interleave, leak, teardown_started, unwind_thread};
 pub use local::call_thread_body;
+pub(crate) use local::{interleave, leak, teardown_started, unwind_thread};
 pub use pcpu::{CachePadded, Critical, Pcpu, PerCpu};
 pub use upcall::{ThreadRef, curthread, smp_rendezvous, stop_other_cpus};
 
