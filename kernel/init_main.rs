@@ -107,6 +107,7 @@ pub fn mi_startup(md: &Machdep) -> ! {
         kenv().set(name, value);
     }
     kern::start_bsp();
+    sys::vm::malloc::startup();
     (md.start_all_aps)();
     register_sysctls(md);
 

@@ -399,10 +399,10 @@ impl OptionWriter<'_> {
 
     /// Ends the list and pads it to 32-bit words.
     fn finish(mut self) -> usize {
-        if self.len % 4 != 0 {
+        if !self.len.is_multiple_of(4) {
             self.put(&[TCPOPT_EOL]);
         }
-        while self.len % 4 != 0 {
+        while !self.len.is_multiple_of(4) {
             self.put(&[0]);
         }
         self.len

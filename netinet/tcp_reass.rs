@@ -113,25 +113,25 @@ impl ReassQueue {
         }
         let mut dup = 0;
         let mut repeated = SackBlk::default();
-        if let Some(before) = self.ranges.get(at) {
-            if before.start.leq(seq) {
-                let overlap = before.end.since(seq);
-                if overlap >= len {
-                    let within = SackBlk {
-                        start: before.start,
-                        end: before.end,
-                    };
-                    return Queued::Duplicate { within };
-                }
-                if overlap > 0 {
-                    repeated = SackBlk {
-                        start: seq,
-                        end: before.end,
-                    };
-                    m.trim_front(overlap as usize);
-                    seq += overlap;
-                    dup += overlap;
-                }
+        if let Some(before) = self.ranges.get(at)
+            && before.start.leq(seq)
+        {
+            let overlap = before.end.since(seq);
+            if overlap >= len {
+                let within = SackBlk {
+                    start: before.start,
+                    end: before.end,
+                };
+                return Queued::Duplicate { within };
+            }
+            if overlap > 0 {
+                repeated = SackBlk {
+                    start: seq,
+                    end: before.end,
+                };
+                m.trim_front(overlap as usize);
+                seq += overlap;
+                dup += overlap;
             }
         }
         // Ranges wholly inside the segment give way to it; it is cut at the start of one that reaches further.

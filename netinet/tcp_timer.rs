@@ -136,10 +136,10 @@ impl TcpTimers {
     fn next(&self) -> Option<(TcpTimer, Ticks)> {
         let mut first: Option<(TcpTimer, Ticks)> = None;
         for timer in TcpTimer::ALL {
-            if let Some(deadline) = self.deadline(timer) {
-                if first.is_none_or(|(_, earliest)| earliest - deadline > 0) {
-                    first = Some((timer, deadline));
-                }
+            if let Some(deadline) = self.deadline(timer)
+                && first.is_none_or(|(_, earliest)| earliest - deadline > 0)
+            {
+                first = Some((timer, deadline));
             }
         }
         first

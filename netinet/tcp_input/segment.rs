@@ -103,12 +103,11 @@ fn steps(c: &Conn<'_>, tp: &mut Tcpcb, seg: &mut Segment) -> Step<Exit> {
             ack::check_ack_bit(tp, seg)?
         }
     };
-    let step6 = match resume {
+    match resume {
         Resume::Ack => ack::ack_processing(c, tp, seg, &mut need_output)?,
         Resume::ProcessAck => ack::process_ack(c, tp, seg, &mut need_output, false)?,
         Resume::Step6 => {}
-    };
-    let () = step6;
+    }
     need_output |= data::update_window(c, tp, seg);
     data::urgent(c, tp, seg);
     data::dodata(c, tp, seg)?;

@@ -81,10 +81,6 @@ pub enum Held {
 
 /// The outcome.
 #[derive(Clone, Copy, Debug)]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "made once for a segment, and nearly always a plan"
-)]
 pub enum Verdict {
     /// Send this.
     Send(Plan),

@@ -55,7 +55,6 @@ pub mod uipc_syscalls;
 /// called, memory and interrupts work.
 pub fn start_bsp() {
     kern_mbuf::mbinit();
-    crate::vm::malloc::startup();
     sched::start_bsp();
     kern_timeout::start_softclock();
     subr_epoch::start();

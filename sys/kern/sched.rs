@@ -728,8 +728,7 @@ mod tests {
                     })
                     .collect();
                 threads.into_iter().for_each(|thread| thread.join());
-                let order = order.lock().clone();
-                order
+                Vec::clone(&order.lock())
             })
         };
         assert_eq!(run(1), run(1));

@@ -395,7 +395,7 @@ mod tests {
                 .next
                 .replace(middle.next.get(&section));
             assert_eq!(values(&list), [2, 0]);
-            let _ = pause_sbt("test", Sbintime::from_ms(20));
+            pause_sbt("test", Sbintime::from_ms(20));
             assert_eq!(middle.next.load(&section).unwrap().value, 0);
             drop(section);
             epoch_drain_callbacks();
