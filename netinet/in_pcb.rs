@@ -972,15 +972,6 @@ pub(crate) fn group_ifaddr<'e>(cx: &NetCx<'e>, flag: IfFlags) -> Option<&'e Arc<
     })
 }
 
-/// As [`in_pcbladdr`], where the route may be remembered.
-#[inline]
-pub fn route_source(cx: &NetCx<'_>, ro: &Route, faddr: Ipv4Addr) -> Result<Ipv4Addr, Errno> {
-    match ro.get(cx, faddr) {
-        Some(cached) => nhop_source(cx, &cached.nhop),
-        None => in_pcbladdr(cx, faddr),
-    }
-}
-
 fn nhop_source(cx: &NetCx<'_>, nhop: &Nexthop) -> Result<Ipv4Addr, Errno> {
     let first = || nhop.nh_ifp.addrs(cx.epoch).first().map(|ia| ia.ia_addr);
     nhop.src().or_else(first).ok_or(Errno::EADDRNOTAVAIL)

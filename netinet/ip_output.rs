@@ -206,6 +206,9 @@ fn find_way<'e>(
         return Ok(Way::by_interface(cx, by_index(args.ifindex)?, dst));
     }
     if let Some(ro) = args.ro
+        && !args
+            .flags
+            .intersects(IpOutFlags::SENDONES | IpOutFlags::ROUTETOIF)
         && let Some(cached) = ro.get(cx, dst)
     {
         let way = cached_way(cached, dst);

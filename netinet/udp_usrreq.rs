@@ -4,7 +4,7 @@
 //! Input and output take the control block's lock for reading only: any number of threads send and receive on one socket at
 //! once. Only bind, connect and options take it for writing.
 
-use crate::in_pcb::{InConninfo, InpFlags, InpHdr, InpRead, Inpcb, Lookup, Route, route_source};
+use crate::in_pcb::{InConninfo, InpFlags, InpHdr, InpRead, Inpcb, Lookup, in_pcbladdr};
 use crate::ip::{IP_DF, IP_MAXPACKET, IPPROTO_UDP, Ip, in_multicast};
 use crate::ip_ctloutput::{ip_ctloutput, ip_savecontrol};
 use crate::ip_icmp::{Bandlim, ICMP_UNREACH, ICMP_UNREACH_PORT, badport_bandlim, icmp_error};
@@ -321,12 +321,7 @@ struct Ends {
 
 /// Finds the ends of a datagram without changing the control block; `None`: it has no local port yet.
 #[inline]
-fn ends(
-    cx: &NetCx<'_>,
-    hdr: &InpHdr,
-    ro: &Route,
-    to: Option<&SockAddrIn>,
-) -> Result<Option<Ends>, Errno> {
+fn ends(cx: &NetCx<'_>, hdr: &InpHdr, to: Option<&SockAddrIn>) -> Result<Option<Ends>, Errno> {
     let (faddr, fport) = match to {
         Some(_) if hdr.is_connected() => return Err(Errno::EISCONN),
         Some(to) => {
@@ -343,8 +338,10 @@ fn ends(
     }
     let mut laddr = hdr.laddr();
     // A socket bound to a group or a broadcast address sends from an address of ours all the same.
-    if laddr == Ipv4Addr::UNSPECIFIED || in_multicast(laddr) || is_group(cx, laddr) {
-        laddr = source_for(cx, hdr, ro, faddr)?;
+    if !hdr.is_connected()
+        && (laddr == Ipv4Addr::UNSPECIFIED || in_multicast(laddr) || is_group(cx, laddr))
+    {
+        laddr = source_for(cx, hdr, faddr)?;
     }
     Ok(Some(Ends {
         laddr,
@@ -355,12 +352,7 @@ fn ends(
 }
 
 /// The source address for a datagram of an unbound socket.
-fn source_for(
-    cx: &NetCx<'_>,
-    hdr: &InpHdr,
-    ro: &Route,
-    faddr: Ipv4Addr,
-) -> Result<Ipv4Addr, Errno> {
+fn source_for(cx: &NetCx<'_>, hdr: &InpHdr, faddr: Ipv4Addr) -> Result<Ipv4Addr, Errno> {
     if in_multicast(faddr)
         && let Some(imo) = hdr.inp_moptions.as_deref()
         && imo.imo_ifindex.is_some()
@@ -375,7 +367,7 @@ fn source_for(
             .map(|ia| ia.ia_addr)
             .ok_or(Errno::EADDRNOTAVAIL);
     }
-    route_source(cx, ro, faddr)
+    in_pcbladdr(cx, faddr)
 }
 
 /// Sends a datagram.
@@ -394,7 +386,7 @@ pub fn udp_output(
         return Err(Errno::EMSGSIZE);
     }
     let mut guard = inp.read();
-    let ends = match ends(&cx, &guard, &inp.inp_route, to)? {
+    let ends = match ends(&cx, &guard, to)? {
         Some(ends) => ends,
         None => {
             // The first datagram of a socket that was never bound: give it a port.
@@ -405,7 +397,7 @@ pub fn udp_output(
             }
             drop(writer);
             guard = inp.read();
-            self::ends(&cx, &guard, &inp.inp_route, to)?.ok_or(Errno::EADDRNOTAVAIL)?
+            self::ends(&cx, &guard, to)?.ok_or(Errno::EADDRNOTAVAIL)?
         }
     };
     let mut m = m.prepend(Ip::LEN + Udphdr::LEN, How::NoWait).map_err(|_| {
@@ -467,7 +459,8 @@ pub fn udp_output(
     cx.vnet.udpstat.udps_opackets.inc();
     let args = IpOutArgs {
         options: guard.inp_options.as_deref(),
-        ro: Some(&inp.inp_route),
+        // Who sends to many would forget one route for the other each time.
+        ro: guard.is_connected().then_some(&inp.inp_route),
         flags: out,
         imo: guard.inp_moptions.as_deref(),
         ifindex: IfIndex::NONE,

@@ -447,3 +447,63 @@ fn an_unconnected_socket_needs_to_be_told_where_to_send() {
         assert_eq!(send_to(&a, b"x", ADDR_B, 0), Err(Errno::EADDRNOTAVAIL));
     });
 }
+
+#[test]
+fn a_socket_that_must_not_use_routes_reaches_only_its_networks() {
+    World::run(WireConfig::default(), |world| {
+        let far = Ipv4Addr::new(192, 0, 2, 1);
+        world
+            .a
+            .inet
+            .rib
+            .add(sys::net::route::RouteSpec {
+                dst: Ipv4Addr::UNSPECIFIED,
+                prefix_len: 0,
+                gw: Some(ADDR_B),
+                ifp: world.a.ifp.clone(),
+                ifa: None,
+                flags: sys::net::route::RtFlags::GATEWAY,
+                mtu: 0,
+            })
+            .unwrap();
+        let (a, b) = (udp(&world.a, 5), udp(&world.b, 7));
+        let tap = Tap::on(world);
+        assert_eq!(send_to(&a, b"far", far, 7), Ok(3));
+        a.setsockopt_int(SOL_SOCKET, SO_DONTROUTE, 1).unwrap();
+        assert_eq!(send_to(&a, b"far", far, 7), Err(Errno::ENETUNREACH));
+        assert_eq!(send_to(&a, b"near", ADDR_B, 7), Ok(4));
+        assert_eq!(receive(&b).expect("a datagram").0, b"near");
+        assert_eq!(tap.seen(Dir::AtoB, IP).len(), 2);
+    });
+}
+
+#[test]
+fn a_route_that_changes_takes_effect_for_the_next_datagram() {
+    World::run(WireConfig::default(), |world| {
+        let a = udp(&world.a, 5);
+        a.connect(&SockAddr::v4(ADDR_B, 7)).unwrap();
+        let b = udp(&world.b, 7);
+        let tap = Tap::on(world);
+        a.send(&pattern(1400), MsgFlags::empty()).unwrap();
+        receive(&b).expect("a datagram");
+        assert_eq!(tap.seen(Dir::AtoB, IP).len(), 1);
+        // A host route with a smaller MTU: the same datagram now goes in two pieces.
+        world
+            .a
+            .inet
+            .rib
+            .add(sys::net::route::RouteSpec {
+                dst: ADDR_B,
+                prefix_len: 32,
+                gw: None,
+                ifp: world.a.ifp.clone(),
+                ifa: None,
+                flags: sys::net::route::RtFlags::HOST,
+                mtu: 1000,
+            })
+            .unwrap();
+        a.send(&pattern(1400), MsgFlags::empty()).unwrap();
+        assert_eq!(receive(&b).expect("a datagram").0, pattern(1400));
+        assert_eq!(tap.seen(Dir::AtoB, IP).len(), 3);
+    });
+}
