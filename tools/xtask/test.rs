@@ -164,15 +164,10 @@ fn hosted(suite: &mut Suite, size: &Size, soak: bool) {
             || {
                 let frames = size.hosted_fuzz_frames.to_string();
                 let mut cargo = image::cargo();
-                cargo.args([
-                    "run",
-                    "--quiet",
-                    "--profile",
-                    "hosted",
-                    "--package",
-                    "fuzz",
-                    "--",
-                ]);
+                // A long run is worth compiling again for.
+                let profile = if soak { "hosted" } else { "dev" };
+                cargo.args(["run", "--quiet", "--profile", profile]);
+                cargo.args(["--package", "fuzz", "--"]);
                 cargo.args(["--seed", &seed.to_string(), "--frames", &frames]);
                 let said = proc::run(&mut cargo, CARGO_LIMIT)?;
                 Ok(said.lines().last().unwrap_or_default().to_string())
