@@ -48,7 +48,7 @@ pub fn run_all(plan: &Plan) -> Result<Suite> {
     let soak = plan.size == "soak";
     let mut suite = Suite::new(&plan.only);
     source(&mut suite);
-    hosted(&mut suite, &size, soak);
+    hosted(&mut suite, &size);
     if !any_guest_wanted(&suite) {
         return Ok(suite);
     }
@@ -153,7 +153,7 @@ fn source(suite: &mut Suite) {
 }
 
 /// Tests and fuzzing on the host.
-fn hosted(suite: &mut Suite, size: &Size, soak: bool) {
+fn hosted(suite: &mut Suite, size: &Size) {
     suite.check_many("tests on the host", || {
         let tests = host_tests()?;
         Ok((tests, format!("{tests} tests")))
@@ -189,13 +189,7 @@ fn cargo(args: &[&str]) -> Result<String> {
 /// Runs all tests of the host crates and counts them.
 fn host_tests() -> Result<u64> {
     let mut cargo = image::cargo();
-    cargo.args([
-        "test",
-        "--workspace",
-        "--exclude",
-        "kernel",
-        "--no-fail-fast",
-    ]);
+    cargo.args(["test", "--workspace", "--no-fail-fast"]);
     cargo.stdin(Stdio::null()).stdout(Stdio::piped());
     let mut process = proc::Process::start(&mut cargo)?;
     let Some(stdout) = process.child().stdout.take() else {
