@@ -48,7 +48,7 @@ pub fn run_all(plan: &Plan) -> Result<Suite> {
     let soak = plan.size == "soak";
     let mut suite = Suite::new(&plan.only);
     source(&mut suite);
-    hosted(&mut suite, &size);
+    hosted(&mut suite, &size, soak);
     if !any_guest_wanted(&suite) {
         return Ok(suite);
     }
@@ -153,7 +153,7 @@ fn source(suite: &mut Suite) {
 }
 
 /// Tests and fuzzing on the host.
-fn hosted(suite: &mut Suite, size: &Size) {
+fn hosted(suite: &mut Suite, size: &Size, soak: bool) {
     suite.check_many("tests on the host", || {
         let tests = host_tests()?;
         Ok((tests, format!("{tests} tests")))
