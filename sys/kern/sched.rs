@@ -501,6 +501,9 @@ pub fn idle_ap() -> ! {
     machine::pcpu()
         .idlethread
         .store((idle as *const Thread).cast_mut().cast(), Ordering::Relaxed);
+    // What was asked of this CPU before it could be interrupted is on its queues; the interrupts themselves are lost.
+    mine().ipi_pending.store(false, Ordering::SeqCst);
+    super::kern_timeout::timer_check();
     idle_loop()
 }
 
