@@ -683,7 +683,6 @@ tunables! {
         sack_enable: bool = true, "net.inet.tcp.sack.enable", "Enable/Disable TCP SACK support";
         sack_revised: bool = true, "net.inet.tcp.sack.revised", "Use revised SACK loss recovery per RFC 6675";
         sack_maxholes: u32 = 128, "net.inet.tcp.sack.maxholes", "Maximum number of TCP SACK holes allowed per connection";
-        sack_globalmaxholes: u32 = 65_536, "net.inet.tcp.sack.globalmaxholes", "Global maximum number of TCP SACK holes";
         tso: bool = true, "net.inet.tcp.tso", "Enable TCP Segmentation Offload";
         path_mtu_discovery: bool = true, "net.inet.tcp.path_mtu_discovery", "Enable Path MTU Discovery";
         blackhole: u32 = 0, "net.inet.tcp.blackhole", "Do not send RST on segments to closed ports";

@@ -90,6 +90,17 @@ impl Console {
         Ok(text.trim_start_matches('\n').to_string())
     }
 
+    /// Where the output stands now, for [`Console::since`].
+    pub fn mark(&self) -> usize {
+        self.shared.lock().text.len()
+    }
+
+    /// Everything printed since `mark`, by whatever program.
+    pub fn since(&self, mark: usize) -> String {
+        let out = self.shared.lock();
+        out.text.get(mark..).unwrap_or_default().to_string()
+    }
+
     /// Interrupts the running command and waits for the prompt.
     pub fn interrupt(&mut self) -> Result<String> {
         self.send("\x03")?;
