@@ -6,14 +6,18 @@ use core::fmt::{self, Write};
 use core::sync::atomic::{AtomicUsize, Ordering};
 use kernel::init_main::Crash;
 use kernel::ksyms::ksyms_lookup;
+use sys::machine::amd64::clock::delay_us;
 use sys::machine::amd64::cpufunc::{disable_intr, frame_pointer, halt};
 use sys::machine::amd64::intr_machdep::stop_cpus_hard;
 use sys::machine::amd64::pmap::{self, pmap_kextract};
+use sys::machine::amd64::reset::debug_exit;
 use sys::machine::amd64::uart;
-use sys::machine::{curcpu, curthread, curthread_raw, poweroff, sbinuptime};
+use sys::machine::{curcpu, curthread, curthread_raw, reboot, sbinuptime};
 
 /// QEMU's exit status is twice this and one.
 const EXIT_PANIC: u8 = 0x11;
+/// FreeBSD's PANIC_REBOOT_WAIT_TIME.
+const REBOOT_WAIT_S: u64 = 15;
 /// More frames than fit on a stack mean a loop.
 const MAX_FRAMES: usize = 4096;
 const MAX_LINES: usize = 64;
@@ -60,7 +64,7 @@ fn begin() {
         Err(other) if other == me => {
             uart::uart_panic();
             let _ = writeln!(Console, "\npanic within the panic");
-            poweroff(EXIT_PANIC);
+            die();
         }
         Err(_) => halt(),
     }
@@ -78,7 +82,15 @@ fn vpanic(report: &dyn fmt::Display, frame: u64, rip: Option<u64>) -> ! {
     let _ = writeln!(out, "KDB: stack backtrace:");
     print_backtrace(&mut out, frame, rip);
     let _ = writeln!(out, "Uptime: {}s", sbinuptime().as_s());
-    poweroff(EXIT_PANIC)
+    die()
+}
+
+/// Ends QEMU with a failure, or on other machines restarts after a time to read the report.
+fn die() -> ! {
+    debug_exit(EXIT_PANIC);
+    let _ = writeln!(Console, "Automatic reboot in {REBOOT_WAIT_S} seconds");
+    delay_us(REBOOT_WAIT_S * 1_000_000);
+    reboot()
 }
 
 fn print_thread(out: &mut Console) {

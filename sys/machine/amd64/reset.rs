@@ -24,21 +24,23 @@ pub fn set_s5(pm1a_control: u16, sleep_type: u16) {
     );
 }
 
-/// Turns the machine off. A `code` other than 0 becomes QEMU's exit status (2 code + 1), where QEMU has the device
-/// for that.
+/// Ends QEMU with status `2 code + 1`, if it has the device for that; otherwise returns.
+pub fn debug_exit(code: u8) {
+    // SAFETY: the port is that device's; elsewhere it is unused.
+    unsafe { outl(DEBUG_EXIT, u32::from(code)) };
+    delay_us(1_000);
+}
+
+/// Turns the machine off. A `code` other than 0 becomes QEMU's exit status, where QEMU has the device for that.
 pub fn poweroff(code: u8) -> ! {
-    // SAFETY: the ports are the device's that ends everything; elsewhere they are unused.
-    unsafe {
-        if code != 0 {
-            outl(DEBUG_EXIT, u32::from(code));
-            // No such device: the code is lost, the machine stops all the same.
-            delay_us(1_000);
-        }
-        let s5 = S5.load(Ordering::Relaxed);
-        if s5 != 0 {
-            outw(s5 as u16, (s5 >> 16) as u16 | SLP_EN);
-            delay_us(100_000);
-        }
+    if code != 0 {
+        debug_exit(code);
+    }
+    let s5 = S5.load(Ordering::Relaxed);
+    if s5 != 0 {
+        // SAFETY: ACPI says that this turns the machine off.
+        unsafe { outw(s5 as u16, (s5 >> 16) as u16 | SLP_EN) };
+        delay_us(100_000);
     }
     halt()
 }
