@@ -79,8 +79,11 @@ impl Console {
         // The end of what is there already: late kernel messages after the prompt are not this command's.
         self.seen = self.shared.lock().text.len();
         self.send(&format!("{command}\r"))?;
-        self.expect(command.trim_end(), Duration::from_secs(10))
-            .with_context(|| format!("the shell does not echo `{command}`"))?;
+        let echo = command.trim();
+        self.wait(Duration::from_secs(10), |out| {
+            echo_end(out, echo).map(|end| (0, end))
+        })
+        .with_context(|| format!("the shell does not echo `{command}`"))?;
         Ok(())
     }
 
@@ -193,6 +196,21 @@ impl Console {
     }
 }
 
+/// Where the echo of `command` ends in the output. What a program in the background or the kernel prints meanwhile
+/// may stand between its letters.
+fn echo_end(output: &str, command: &str) -> Option<usize> {
+    if let Some(at) = output.find(command) {
+        return Some(at + command.len());
+    }
+    let mut letters = output.char_indices();
+    let mut end = 0;
+    for wanted in command.chars() {
+        let (at, letter) = letters.find(|(_, letter)| *letter == wanted)?;
+        end = at + letter.len_utf8();
+    }
+    Some(end)
+}
+
 /// A panic's first line, once it is complete.
 fn panic_line(text: &str) -> Option<&str> {
     let start = if text.starts_with(PANIC) {
@@ -294,6 +312,17 @@ mod tests {
         });
         assert_eq!(console.run("echo hi", SOON).unwrap(), "hi\n");
         drop(answer.join().unwrap());
+    }
+
+    #[test]
+    fn an_echo_is_recognised_through_what_others_print_meanwhile() {
+        assert_eq!(echo_end("# ls -l\n", "ls -l"), Some(7));
+        assert_eq!(
+            echo_end("ifcobound to 1\nnfig em0\n", "ifconfig em0"),
+            Some(23)
+        );
+        assert_eq!(echo_end("ifcobound to 1\nnfig", "ifconfig em0"), None);
+        assert_eq!(echo_end("anything", ""), Some(0));
     }
 
     #[test]

@@ -71,7 +71,8 @@ impl Peer<'_> {
     /// Words for the kernel's command line that give the guest its address.
     pub fn append(&self) -> String {
         match self.netns {
-            None => "em0=dhcp".into(),
+            // In the foreground, so that the prompt comes when the address is there.
+            None => "em0=SYNCDHCP".into(),
             Some(_) => format!("em0={}/24", netns::GUEST),
         }
     }
