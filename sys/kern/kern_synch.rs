@@ -85,6 +85,20 @@ fn until(timo: Option<Sbintime>, catch: bool) -> SleepUntil {
     }
 }
 
+/// Queues the thread on `chan`, lets go of `guard`, and sleeps: a wakeup in between finds the thread queued.
+#[track_caller]
+fn sleep<G>(
+    chan: WChan,
+    wmesg: &'static str,
+    until: SleepUntil,
+    guard: G,
+) -> Result<(), SleepError> {
+    sleepq::add(chan, wmesg, until);
+    drop(guard);
+    witness::check_sleep(curthread(), wmesg);
+    sleepq::wait(chan, until)
+}
+
 impl<'a, T: ?Sized, C: LockClass> MutexGuard<'a, T, C> {
     /// Lets go of the mutex and sleeps on `chan` in one step, and locks the mutex again.
     ///
@@ -100,11 +114,7 @@ impl<'a, T: ?Sized, C: LockClass> MutexGuard<'a, T, C> {
     ) -> (Self, Result<(), SleepError>) {
         let _ = pri;
         let mutex = MutexGuard::mutex(&guard);
-        let until = until(timo, catch);
-        sleepq::add(chan, wmesg, until);
-        drop(guard);
-        witness::check_sleep(curthread(), wmesg);
-        let result = sleepq::wait(chan, until);
+        let result = sleep(chan, wmesg, until(timo, catch), guard);
         (mutex.lock(), result)
     }
 }
@@ -122,11 +132,7 @@ impl<'a, T: ?Sized, C: LockClass> RwWriteGuard<'a, T, C> {
     ) -> (Self, Result<(), SleepError>) {
         let _ = pri;
         let lock = RwWriteGuard::lock(&guard);
-        let until = until(timo, catch);
-        sleepq::add(chan, wmesg, until);
-        drop(guard);
-        witness::check_sleep(curthread(), wmesg);
-        let result = sleepq::wait(chan, until);
+        let result = sleep(chan, wmesg, until(timo, catch), guard);
         (lock.write(), result)
     }
 }
@@ -144,11 +150,7 @@ impl<'a, T: ?Sized, C: LockClass> SxGuard<'a, T, C> {
     ) -> (Self, Result<(), SleepError>) {
         let _ = pri;
         let lock = SxGuard::lock(&guard);
-        let until = until(timo, catch);
-        sleepq::add(chan, wmesg, until);
-        drop(guard);
-        witness::check_sleep(curthread(), wmesg);
-        let result = sleepq::wait(chan, until);
+        let result = sleep(chan, wmesg, until(timo, catch), guard);
         (lock.xlock(), result)
     }
 }
