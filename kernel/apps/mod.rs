@@ -19,6 +19,7 @@ pub mod digest;
 pub mod inetd;
 pub mod io;
 pub mod iperf3;
+pub mod kbench;
 pub mod ktest;
 pub mod netblast;
 pub mod ping;

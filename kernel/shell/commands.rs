@@ -1,6 +1,6 @@
 //! The programs the shell can run.
 
-use crate::apps::{Env, dhclient, digest, inetd, iperf3, ktest, netblast, ping, rr};
+use crate::apps::{Env, dhclient, digest, inetd, iperf3, kbench, ktest, netblast, ping, rr};
 use crate::shell::{arp, ifconfig, netstat, route, sysctl, system, vmstat};
 
 /// A program.
@@ -30,7 +30,8 @@ pub(super) const PROGRAMS: &[Program] = programs! {
     "inetd", inetd::main, "serve echo, discard and chargen";
     "iperf3", iperf3::main, "measure throughput with any iperf3";
     "kenv", system::kenv, "display the words the kernel was booted with";
-    "ktest", ktest::main, "torture and measure the kernel's locks, threads and timers";
+    "kbench", kbench::main, "measure what the kernel's own operations cost";
+    "ktest", ktest::main, "torture the kernel's locks, threads and timers on all CPUs";
     "netblast", netblast::main, "send UDP datagrams as fast as possible";
     "netstat", netstat::main, "show network status and statistics";
     "ping", ping::main, "send ICMP echo requests to a host";

@@ -1,9 +1,4 @@
-//! A torture of the kernel's locks, threads, callouts and epochs on all CPUs, and what each costs.
-//!
-//! FreeBSD: sys/tests/ (callout_test, epoch_test), tools/regression
-//!
-//! Everything checks itself: a value that two threads changed at once, a thread that moved while it was pinned, a sleep
-//! that ended early, or a callout that ran too often is an error with its words.
+//! Everything at once, on all CPUs: locks, sleeps, callouts, epochs, rendezvous, pins, threads that come and go.
 
 use alloc::format;
 use alloc::string::String;
@@ -18,44 +13,12 @@ use sys::kern::kern_synch::{
 };
 use sys::kern::kern_thread::{Pri, ThreadHandle, kthread_add};
 use sys::kern::kern_timeout::{Callout, CalloutTarget};
-use sys::kern::lock_order::{App, Console, Leaf, LockClass};
+use sys::kern::lock_order::{App, Console, Leaf};
 use sys::kern::subr_epoch::{EpochCell, NetEpoch, epoch_drain_callbacks};
 use sys::machine::atomic::{AtomicBool, AtomicU64, Ordering};
 use sys::machine::{self, CpuSet, Critical, smp_rendezvous};
 use sys::machine_local;
 use sys::time::Sbintime;
-
-use crate::apps::Env;
-use crate::apps::io::{self, Failure};
-use crate::outln;
-use crate::shell::getopt::Getopt;
-
-const USAGE: &str = "usage: ktest [-b] [-t seconds]\n";
-
-/// Runs `ktest`.
-pub fn main(env: &Env) -> i32 {
-    io::finish(env, USAGE, run(env))
-}
-
-fn run(env: &Env) -> Result<(), Failure> {
-    let mut time = Sbintime::from_s(5);
-    let mut only_costs = false;
-    for option in Getopt::new(&env.args, "bt:") {
-        match option.map_err(Failure::Usage)? {
-            ('t', value) => time = io::seconds("time", value)?,
-            _ => only_costs = true,
-        }
-    }
-    if !only_costs {
-        let report = torture(time).map_err(Failure::Other)?;
-        outln!(env, "ktest: {report}");
-    }
-    for (what, cost) in costs() {
-        outln!(env, "ktest: {what:<28} {:>9} ns", cost.as_ns());
-    }
-    outln!(env, "ktest: ok");
-    Ok(())
-}
 
 /// Two numbers that are equal whenever nobody changes them.
 #[derive(Default)]
@@ -362,121 +325,5 @@ impl Torture {
             self.late.load(Ordering::Relaxed),
             LATE.as_ms()
         ))
-    }
-}
-
-/// Measures what the basic operations cost.
-pub fn costs() -> Vec<(&'static str, Sbintime)> {
-    let mutex = Mutex::<u64, Leaf>::new(0);
-    let rwlock = RwLock::<u64, Leaf>::new(0);
-    let spin = sys::kern::kern_mutex::SpinMutex::<u64, Leaf>::new(0);
-    let counter = sys::counter::Counter::new();
-    let callout = Callout::new();
-    let tick = Arc::new(Tick {
-        state: Mutex::new(TickState::default()),
-    });
-    let costs = alloc::vec![
-        (
-            "critical section",
-            each(100_000, || drop(Critical::enter()))
-        ),
-        ("counter, one added", each(100_000, || counter.inc())),
-        ("epoch section", each(100_000, || drop(NetEpoch::enter()))),
-        ("mutex, alone", each(100_000, || *mutex.lock() += 1)),
-        ("spin mutex, alone", each(100_000, || *spin.lock() += 1)),
-        ("rwlock, one reader", each(100_000, || drop(rwlock.read()))),
-        ("rwlock, alone", each(100_000, || *rwlock.write() += 1)),
-        (
-            "time of day",
-            each(100_000, || {
-                let _ = machine::sbinuptime();
-            })
-        ),
-        ("callout, set back", {
-            callout.reset(Sbintime::from_s(60), &tick);
-            each(100_000, || {
-                callout.reset(Sbintime::from_s(61), &tick);
-            })
-        }),
-        (
-            "callout, armed and stopped",
-            each(50_000, || {
-                callout.reset(Sbintime::from_s(60), &tick);
-                callout.stop();
-            })
-        ),
-        (
-            "wakeup of nobody",
-            each(50_000, || wakeup(WChan::of(&mutex)))
-        ),
-        (
-            "thread, started and joined",
-            each(500, || kthread_add("short", Pri::PUSER, None, || {}).join())
-        ),
-        (
-            "switch to a thread and back",
-            ping_pong(Some(machine::curcpu()))
-        ),
-    ];
-    let mut costs = costs;
-    if machine::ncpus() > 1 {
-        let other = (machine::curcpu() + 1) % machine::ncpus();
-        costs.push(("wakeup on another CPU and back", ping_pong(Some(other))));
-    }
-    costs
-}
-
-fn each(times: u32, mut f: impl FnMut()) -> Sbintime {
-    let before = machine::sbinuptime();
-    for _ in 0..times {
-        f();
-    }
-    Sbintime((machine::sbinuptime() - before).0 / i64::from(times))
-}
-
-/// Two threads that wake each other in turn.
-fn ping_pong(cpu: Option<usize>) -> Sbintime {
-    const TURNS: u32 = 2_000;
-    sched_pin();
-    let ball = Arc::new(Mutex::<u32, Leaf>::new(0));
-    let theirs = Arc::clone(&ball);
-    let other = kthread_add("pong", Pri::PUSER, cpu, move || hit(&theirs, 1, TURNS));
-    let before = machine::sbinuptime();
-    hit(&ball, 0, TURNS);
-    let took = machine::sbinuptime() - before;
-    other.join();
-    sched_unpin();
-    Sbintime(took.0 / i64::from(TURNS))
-}
-
-fn hit<C: LockClass>(ball: &Mutex<u32, C>, side: u32, turns: u32) {
-    for _ in 0..turns {
-        let mut guard = ball.lock();
-        while *guard % 2 != side {
-            guard = MutexGuard::msleep(guard, WChan::of(ball), PSOCK, "ball", None, false).0;
-        }
-        *guard += 1;
-        drop(guard);
-        wakeup(WChan::of(ball));
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use sys::machine::hosted::Machine;
-
-    use super::*;
-
-    #[test]
-    fn nothing_goes_wrong_under_torture_on_any_number_of_cpus() {
-        for seed in 0..12 {
-            Machine::builder()
-                .seed(seed)
-                .cpus(1 + seed as usize % 4)
-                .run(|| {
-                    let report = torture(Sbintime::from_ms(20));
-                    assert!(report.is_ok(), "seed {seed}: {report:?}");
-                });
-        }
     }
 }
