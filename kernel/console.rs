@@ -1,4 +1,4 @@
-//! The console: bytes that were typed wait here for who reads them.
+//! The console: bytes that were typed wait here for who reads them, and who writes waits here for the line.
 //!
 //! FreeBSD: sys/kern/kern_cons.c, sys/kern/tty.c
 //! Differs from FreeBSD: no line discipline; the shell edits lines itself. Ctrl-C ends the program in the foreground, and
@@ -41,6 +41,8 @@ machine_local! {
         queue: VecDeque::new(),
         foreground: None,
     });
+    /// Held while room for output is looked for, and let go of to wait for some.
+    static OUTPUT: Mutex<(), lock_order::Console> = Mutex::new(());
 }
 
 /// Takes what was typed. May block, so it is called from a thread.
@@ -101,10 +103,38 @@ pub fn cn_checkc() -> Option<u8> {
     INPUT.lock().queue.pop_front()
 }
 
-/// Writes to the console.
-#[doc(alias = "cnputs")]
+/// Writes a program's output, waiting while the line takes no more. Ctrl-C ends the waiting and drops the rest.
+#[doc(alias = "ttydisc_write")]
 pub fn cn_write(bytes: &[u8]) {
-    machine::console_write(bytes);
+    let mut output = OUTPUT.lock();
+    let mut rest = bytes;
+    loop {
+        rest = &rest[machine::console_write_some(rest)..];
+        if rest.is_empty() {
+            return;
+        }
+        let result;
+        (output, result) = MutexGuard::msleep(
+            output,
+            WChan::of(OUTPUT.get()),
+            Pri::PWAIT,
+            "ttyout",
+            None,
+            true,
+        );
+        if result.is_err() {
+            return;
+        }
+    }
+}
+
+/// The line takes output again.
+#[doc(alias = "ttydisc_getc")]
+pub fn cn_writable() {
+    // Under the lock, so that nobody is between finding no room and sleeping.
+    let output = OUTPUT.lock();
+    wakeup(WChan::of(OUTPUT.get()));
+    drop(output);
 }
 
 fn chan() -> WChan {

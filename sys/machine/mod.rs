@@ -20,7 +20,8 @@
 //! - `Pcb`: `const fn new()`, `unsafe fn prepare(&self, stack: &KStack, entry: extern "C" fn(usize) -> !, arg: usize)`;
 //!   `unsafe fn cpu_switch(old: &Pcb, new: &Pcb)`: saves the registers of the caller in `old` and continues `new`;
 //!   always called with interrupts disabled, returns so. `KStack::alloc(size) -> Option<KStack>`, with a guard page.
-//! - `console_write(&[u8])`, `poweroff(code: u8) -> !`, `reboot() -> !`.
+//! - `console_write(&[u8])`: a kernel message, never waits; `console_write_some(&[u8]) -> usize`: what there is room for;
+//!   `poweroff(code: u8) -> !`, `reboot() -> !`.
 //! - `phys_avail() -> &'static [PhysRange]`, `phys_to_virt(pa: u64) -> *mut u8`, `virt_to_phys(*const u8) -> u64`,
 //!   `pmap_mapdev(pa, len) -> NonNull<u8>`.
 //! - `intr_alloc(IrqSource, cpu, handler: fn(usize), arg) -> Result<Vector, Errno>`, `intr_free(Vector)`: the handler runs with
@@ -65,10 +66,11 @@ use hosted as backend;
 
 pub use crate::param::MAXCPU;
 pub use backend::{
-    IntrState, KStack, Pcb, console_write, counter_u64_add, cpu_idle, cpu_spinwait, cpu_switch,
-    critical_enter, critical_exit, curcpu, curthread_raw, intr_alloc, intr_disable, intr_enabled,
-    intr_free, intr_restore, ipi_send, ncpus, pcpu, pcpu_find, phys_avail, phys_to_virt,
-    pmap_mapdev, poweroff, random_u64, reboot, sbinuptime, set_event_timer, virt_to_phys,
+    IntrState, KStack, Pcb, console_write, console_write_some, counter_u64_add, cpu_idle,
+    cpu_spinwait, cpu_switch, critical_enter, critical_exit, curcpu, curthread_raw, intr_alloc,
+    intr_disable, intr_enabled, intr_free, intr_restore, ipi_send, ncpus, pcpu, pcpu_find,
+    phys_avail, phys_to_virt, pmap_mapdev, poweroff, random_u64, reboot, sbinuptime,
+    set_event_timer, virt_to_phys,
 };
 pub use local::MachineLocal;
 pub use local::call_thread_body;

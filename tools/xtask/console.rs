@@ -32,6 +32,8 @@ struct Shared {
 struct Output {
     text: String,
     ended: bool,
+    /// Nothing is read, as if the terminal were stopped.
+    paused: bool,
 }
 
 impl Shared {
@@ -115,6 +117,12 @@ impl Console {
     pub fn expect(&mut self, text: &str, within: Duration) -> Result<String> {
         let found = self.wait(within, |out| out.find(text).map(|at| (at, at + text.len())));
         found.with_context(|| format!("waited for \"{}\"", text.escape_debug()))
+    }
+
+    /// Stops reading what the guest prints, or goes on. What is read already is kept.
+    pub fn pause_reading(&self, paused: bool) {
+        self.shared.lock().paused = paused;
+        self.shared.more.notify_all();
     }
 
     /// Sends characters as typed.
@@ -226,6 +234,11 @@ fn read_all(mut from: impl Read, mut log: File, to: &Shared) {
     let mut bytes = [0; 4096];
     let mut plain = Plain::default();
     loop {
+        let mut out = to.lock();
+        while out.paused {
+            out = to.more.wait(out).unwrap_or_else(|e| e.into_inner());
+        }
+        drop(out);
         let n = match from.read(&mut bytes) {
             Ok(0) | Err(_) => break,
             Ok(n) => n,

@@ -23,6 +23,7 @@ mod suite;
 mod tap;
 mod test;
 mod ui;
+mod unread;
 mod wire;
 
 use std::process::ExitCode;

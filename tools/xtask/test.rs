@@ -16,6 +16,7 @@ use crate::setup::TARGET;
 use crate::suite::Suite;
 use crate::tap::Tap;
 use crate::ui;
+use crate::unread;
 use crate::wire::Wire;
 use anyhow::{Context, Result, bail};
 use netsim::impair::{Link, Loss};
@@ -30,6 +31,12 @@ const CARGO_LIMIT: Duration = Duration::from_secs(1200);
 const SEED: u64 = 1;
 /// Time the guest gets to give back what held the last transfer: 2 MSL.
 const SETTLE: Duration = Duration::from_secs(90);
+
+const KERNEL_BUILDS: &str = "kernel builds";
+const UNREAD: &str = "console that nobody reads";
+const PAIR: &str = "pair";
+const RELAY: &str = "relay with loss, reordering, duplication";
+const WIRE_FUZZ: &str = "malformed frames on the wire";
 
 /// Which checks, and how large.
 pub struct Plan {
@@ -49,34 +56,38 @@ pub fn run_all(plan: &Plan) -> Result<Suite> {
     let mut suite = Suite::new(&plan.only);
     source(&mut suite);
     hosted(&mut suite, &size, soak);
-    if !any_guest_wanted(&suite) {
-        return Ok(suite);
-    }
-    let mut image = None;
-    suite.check("kernel builds", || {
-        image = Some(image::build()?);
-        Ok(String::new())
-    });
-    let image = match image {
-        Some(image) => image,
-        None if suite.wants("kernel builds") => return Ok(suite),
-        None => image::build()?,
-    };
-    let dir = image::work_dir(plan.size)?;
     let boots: Vec<_> = scenarios
         .boot
         .iter()
         .filter(|b| soak || !b.soak_only)
         .collect();
-    for boot in boots {
-        let name = format!("boot {} with {} CPUs, {}", boot.machine, boot.smp, boot.mem);
-        suite.check(&name, || boot_and_move(plan, boot, &image, &dir, &size));
+    if !any_guest_wanted(&suite, &boots) {
+        return Ok(suite);
     }
-    suite.check("pair", || {
+    let mut image = None;
+    suite.check(KERNEL_BUILDS, || {
+        image = Some(image::build()?);
+        Ok(String::new())
+    });
+    let image = match image {
+        Some(image) => image,
+        None if suite.wants(KERNEL_BUILDS) => return Ok(suite),
+        None => image::build()?,
+    };
+    let dir = image::work_dir(plan.size)?;
+    for boot in boots {
+        suite.check(&boot_name(boot), || {
+            boot_and_move(plan, boot, &image, &dir, &size)
+        });
+    }
+    suite.check(UNREAD, || {
+        unread::check(&guest_of(plan, "unread"), &image, &dir)
+    });
+    suite.check(PAIR, || {
         pair::check(&guest_of(plan, "pair"), &image, &dir, size.pair_mib)
     });
     for seed in SEED..SEED + size.seeds {
-        let name = format!("relay with loss, reordering, duplication, seed {seed}");
+        let name = format!("{RELAY}, seed {seed}");
         match Netns::obstacle() {
             Some(why) => suite.skip(&name, &why),
             None => suite.check(&name, || {
@@ -85,41 +96,27 @@ pub fn run_all(plan: &Plan) -> Result<Suite> {
         }
     }
     for seed in SEED..SEED + size.seeds {
-        suite.check(
-            &format!("malformed frames on the wire, seed {seed}"),
-            || {
-                let time = Duration::from_secs(size.fuzz_s);
-                let guest = guest_of(plan, "fuzz");
-                let o = fuzz_wire::run(&guest, &image, &dir, time, seed)?;
-                Ok(format!(
-                    "{} frames, {} refused at a full ring, {} answers, {} drops counted",
-                    o.sent, o.refused, o.answers, o.dropped
-                ))
-            },
-        );
+        suite.check(&format!("{WIRE_FUZZ}, seed {seed}"), || {
+            let time = Duration::from_secs(size.fuzz_s);
+            let guest = guest_of(plan, "fuzz");
+            let o = fuzz_wire::run(&guest, &image, &dir, time, seed)?;
+            Ok(format!(
+                "{} frames, {} refused at a full ring, {} answers, {} drops counted",
+                o.sent, o.refused, o.answers, o.dropped
+            ))
+        });
     }
     Ok(suite)
 }
 
-fn any_guest_wanted(suite: &Suite) -> bool {
-    [
-        "kernel builds",
-        "boot pc",
-        "boot q35",
-        "pair",
-        "relay with",
-        "malformed frames on the wire",
-    ]
-    .iter()
-    .any(|n| suite.wants(n))
-        || Scenarios::load().is_ok_and(|s| {
-            s.boot.iter().any(|b| {
-                suite.wants(&format!(
-                    "boot {} with {} CPUs, {}",
-                    b.machine, b.smp, b.mem
-                ))
-            })
-        })
+fn any_guest_wanted(suite: &Suite, boots: &[&Boot]) -> bool {
+    let names = [KERNEL_BUILDS, UNREAD, PAIR, RELAY, WIRE_FUZZ];
+    names.iter().any(|name| suite.wants(name))
+        || boots.iter().any(|boot| suite.wants(&boot_name(boot)))
+}
+
+fn boot_name(boot: &Boot) -> String {
+    format!("boot {} with {} CPUs, {}", boot.machine, boot.smp, boot.mem)
 }
 
 /// Format, lints, layers.

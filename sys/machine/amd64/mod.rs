@@ -28,4 +28,4 @@ pub use pmap::{KStack, phys_to_virt, pmap_mapdev, virt_to_phys};
 pub use random::random_u64;
 pub use reset::{poweroff, reboot};
 pub use switch::{Pcb, cpu_switch};
-pub use uart::uart_write as console_write;
+pub use uart::{uart_write as console_write, uart_write_some as console_write_some};

@@ -4,6 +4,7 @@
 
 use super::clock::delay_us;
 use super::cpufunc::{halt, outb, outl, outw};
+use super::uart::uart_drain;
 use core::sync::atomic::{AtomicU32, Ordering};
 
 /// QEMU's `isa-debug-exit,iobase=0xf4`: a write of `n` ends it with status `2 n + 1`.
@@ -33,6 +34,7 @@ pub fn debug_exit(code: u8) {
 
 /// Turns the machine off. A `code` other than 0 becomes QEMU's exit status, where QEMU has the device for that.
 pub fn poweroff(code: u8) -> ! {
+    uart_drain();
     if code != 0 {
         debug_exit(code);
     }
@@ -47,6 +49,7 @@ pub fn poweroff(code: u8) -> ! {
 
 /// Restarts the machine.
 pub fn reboot() -> ! {
+    uart_drain();
     // SAFETY: all of these reset the machine or do nothing.
     unsafe {
         outb(RESET_CONTROL, 0x02);

@@ -146,6 +146,12 @@ pub fn console_write(bytes: &[u8]) {
     machine().console_write(bytes);
 }
 
+/// Writes output of a program; returns how many bytes there was room for, here always all.
+pub fn console_write_some(bytes: &[u8]) -> usize {
+    console_write(bytes);
+    bytes.len()
+}
+
 /// Ends the machine as a panic of `run`'s caller.
 pub fn poweroff(code: u8) -> ! {
     machine().power_off(&std::format!(
