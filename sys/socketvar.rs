@@ -136,6 +136,8 @@ pub struct Socket {
 pub type SndGuard<'a> = MutexGuard<'a, Sockbuf, SoSnd>;
 /// The locked receive buffer.
 pub type RcvGuard<'a> = MutexGuard<'a, Sockbuf, SoRcv>;
+/// The locked listen queues.
+pub(crate) type ListenGuard<'a> = MutexGuard<'a, Listen, SoListen>;
 
 impl Drop for Socket {
     fn drop(&mut self) {

@@ -19,7 +19,9 @@ use crate::mbuf::{How, MAX_HDR, Mbuf};
 use crate::protosw::{PrFlags, Protosw, SendFlags, SockOpt};
 use crate::sockbuf::{SbFlags, SbState, Sockbuf, Upcall};
 use crate::socket::*;
-use crate::socketvar::{PollEvents, PollWaiter, QState, RcvGuard, SndGuard, SoState, Socket};
+use crate::socketvar::{
+    ListenGuard, PollEvents, PollWaiter, QState, RcvGuard, SndGuard, SoState, Socket,
+};
 use crate::time::Sbintime;
 
 /// mbufs taken off the receive buffer at a time.
@@ -309,17 +311,7 @@ impl Socket {
                 if nonblocking {
                     return Err(Errno::EWOULDBLOCK);
                 }
-                listen.waiting = true;
-                let (guard, result) = MutexGuard::msleep(
-                    listen,
-                    WChan::of(&self.listen),
-                    PSOCK,
-                    "accept",
-                    timo,
-                    true,
-                );
-                result.map_err(sleep_errno)?;
-                listen = guard;
+                listen = wait_for_state(self, listen, "accept", timo)?;
             }
         };
         so.set_qstate(QState::None);
@@ -359,18 +351,8 @@ impl Socket {
         {
             let mut listen = self.listen.lock();
             while self.state_has(SoState::ISCONNECTING) && self.error().is_none() {
-                listen.waiting = true;
-                let (guard, result) = MutexGuard::msleep(
-                    listen,
-                    WChan::of(&self.listen),
-                    PSOCK,
-                    "connec",
-                    None,
-                    true,
-                );
                 // Interrupted, the connection goes on being made.
-                result.map_err(sleep_errno)?;
-                listen = guard;
+                listen = wait_for_state(self, listen, "connec", None)?;
             }
         }
         match self.take_error() {
@@ -478,20 +460,25 @@ fn linger(so: &Arc<Socket>, seconds: u32) {
         if left <= Sbintime::ZERO {
             return;
         }
-        listen.waiting = true;
-        let (guard, result) = MutexGuard::msleep(
-            listen,
-            WChan::of(&so.listen),
-            PSOCK,
-            "soclos",
-            Some(left),
-            true,
-        );
-        if result.is_err() {
+        let Ok(guard) = wait_for_state(so, listen, "soclos", Some(left)) else {
             return;
-        }
+        };
         listen = guard;
     }
+}
+
+/// Sleeps until the socket's state changes or a connection comes; the caller looks again which it was.
+fn wait_for_state<'a>(
+    so: &'a Socket,
+    mut listen: ListenGuard<'a>,
+    wmesg: &'static str,
+    timo: Option<Sbintime>,
+) -> Result<ListenGuard<'a>, Errno> {
+    listen.waiting = true;
+    let chan = WChan::of(&so.listen);
+    let (listen, result) = MutexGuard::msleep(listen, chan, PSOCK, wmesg, timo, true);
+    result.map_err(sleep_errno)?;
+    Ok(listen)
 }
 
 /// Ends a connection that no program has.
