@@ -36,6 +36,8 @@ pub mod subr_prf;
 pub mod subr_sleepqueue;
 #[expect(unsafe_code, reason = "another CPU is handed a function's address")]
 pub mod subr_smp;
+#[expect(unsafe_code, reason = "follows pointers that readers share")]
+pub mod subr_smr;
 pub mod subr_taskqueue;
 #[expect(unsafe_code, reason = "turnstiles link threads")]
 pub mod subr_turnstile;
