@@ -615,7 +615,7 @@ machine_local! {
 }
 
 /// Unwinds every other thread, so that what their stacks own is dropped. Only when nothing else runs any more.
-#[cfg(not(target_os = "none"))]
+#[cfg(not(any(target_os = "none", native)))]
 pub(crate) fn unwind_all() {
     witness::disable();
     let me = curthread();
@@ -643,7 +643,7 @@ pub(crate) fn unwind_all() {
     }
 }
 
-#[cfg(not(target_os = "none"))]
+#[cfg(not(any(target_os = "none", native)))]
 fn pcpu_after_unwinding() {
     let pcpu = machine::pcpu();
     pcpu.critnest.store(1, Ordering::Relaxed);

@@ -1,14 +1,14 @@
 //! Values of which each machine has one.
 //!
-//! On bare metal there is one machine, and the value is a plain static. On the host many machines live in one process, and the
-//! static only names a value of the current one, which is made when it is first asked for.
+//! On bare metal and on the native machine there is one machine, and the value is a plain static. Of hosted machines many
+//! live in one process, and the static only names a value of the current one, which is made when it is first asked for.
 
 use core::ops::Deref;
 
 /// Declares values of which each machine has one: `machine_local! { static FOO: Foo = Foo::new(); }`.
 ///
 /// The initial value must be constant for bare metal's sake. `FOO.get()` is a `&'static Foo`; `FOO` also derefs to it.
-#[cfg(target_os = "none")]
+#[cfg(any(target_os = "none", native))]
 #[macro_export]
 macro_rules! machine_local {
     ($($(#[$attr:meta])* $vis:vis static $name:ident : $ty:ty = $init:expr;)*) => { $(
@@ -20,7 +20,7 @@ macro_rules! machine_local {
 /// Declares values of which each machine has one: `machine_local! { static FOO: Foo = Foo::new(); }`.
 ///
 /// The initial value must be constant for bare metal's sake. `FOO.get()` is a `&'static Foo`; `FOO` also derefs to it.
-#[cfg(not(target_os = "none"))]
+#[cfg(not(any(target_os = "none", native)))]
 #[macro_export]
 macro_rules! machine_local {
     ($($(#[$attr:meta])* $vis:vis static $name:ident : $ty:ty = $init:expr;)*) => { $(
@@ -30,10 +30,10 @@ macro_rules! machine_local {
 }
 
 /// A static that stands for the current machine's value.
-#[cfg(target_os = "none")]
+#[cfg(any(target_os = "none", native))]
 pub struct MachineLocal<T>(T);
 
-#[cfg(target_os = "none")]
+#[cfg(any(target_os = "none", native))]
 impl<T> MachineLocal<T> {
     #[doc(hidden)]
     pub const fn new(value: T) -> MachineLocal<T> {
@@ -47,26 +47,26 @@ impl<T> MachineLocal<T> {
     }
 }
 
-#[cfg(not(target_os = "none"))]
+#[cfg(not(any(target_os = "none", native)))]
 pub use super::hosted::MachineLocal;
 
 impl<T: Send + Sync> Deref for MachineLocal<T> {
     type Target = T;
     #[inline(always)]
     fn deref(&self) -> &T {
-        #[cfg(target_os = "none")]
+        #[cfg(any(target_os = "none", native))]
         return &self.0;
-        #[cfg(not(target_os = "none"))]
+        #[cfg(not(any(target_os = "none", native)))]
         return self.lookup();
     }
 }
 
-#[cfg(not(target_os = "none"))]
+#[cfg(not(any(target_os = "none", native)))]
 pub use super::hosted::call_thread_body;
-#[cfg(not(target_os = "none"))]
+#[cfg(not(any(target_os = "none", native)))]
 pub(crate) use super::hosted::{interleave, leak, teardown_started, unwind_thread};
 
-#[cfg(target_os = "none")]
+#[cfg(any(target_os = "none", native))]
 mod bare {
     use alloc::boxed::Box;
 
@@ -96,7 +96,7 @@ mod bare {
     }
 }
 
-#[cfg(target_os = "none")]
+#[cfg(any(target_os = "none", native))]
 pub use bare::call_thread_body;
-#[cfg(target_os = "none")]
+#[cfg(any(target_os = "none", native))]
 pub(crate) use bare::{interleave, leak, teardown_started, unwind_thread};

@@ -1,7 +1,8 @@
 //! The contract with the machine; exactly one backend is compiled.
 //!
-//! `amd64` is the bare machine, `hosted` the host. The scheduler, the run queues, sleep queues, turnstiles, the callout
-//! wheel and epochs are the kernel's own and the same on both; a backend supplies what stands in the list of
+//! `amd64` is the bare machine, `hosted` the host with virtual CPUs and virtual time, `native` (`--cfg native`) the host
+//! with a thread of its own for each CPU. The scheduler, the run queues, sleep queues, turnstiles, the callout
+//! wheel and epochs are the kernel's own and the same on all; a backend supplies what stands in the list of
 //! re-exports below, with the signatures that `hosted` shows:
 //!
 //! - `curcpu() -> usize`, `ncpus() -> usize`, `pcpu() -> &'static Pcpu` (only meaningful while the thread cannot
@@ -56,26 +57,40 @@ pub mod amd64;
 use amd64 as backend;
 
 #[cfg(not(target_os = "none"))]
+#[expect(unsafe_code, reason = "switches stacks, maps memory")]
+mod host;
+
+#[cfg(not(any(target_os = "none", native)))]
+#[expect(unsafe_code, reason = "keeps one value of a static per machine")]
+pub mod hosted;
+#[cfg(not(any(target_os = "none", native)))]
+use hosted as backend;
+
+#[cfg(native)]
 #[expect(
     unsafe_code,
-    reason = "switches stacks, maps memory, keeps one value of a static per machine"
+    reason = "the machine itself, made of threads and signals"
 )]
-pub mod hosted;
-#[cfg(not(target_os = "none"))]
-use hosted as backend;
+pub mod native;
+#[cfg(native)]
+use native as backend;
+
+#[cfg(any(target_os = "none", native))]
+#[expect(unsafe_code, reason = "GS-relative instructions")]
+mod pcpu_gs;
 
 pub use crate::param::MAXCPU;
 pub use backend::{
-    IntrState, KStack, Pcb, console_write, console_write_some, counter_u64_add, cpu_idle,
-    cpu_spinwait, cpu_switch, critical_enter, critical_exit, curcpu, curthread_raw, intr_alloc,
-    intr_disable, intr_enabled, intr_free, intr_restore, ipi_send, ncpus, pcpu, pcpu_find,
-    phys_avail, phys_to_virt, pmap_mapdev, poweroff, random_u64, reboot, sbinuptime,
-    set_event_timer, virt_to_phys,
+    KStack, Pcb, console_write, console_write_some, counter_u64_add, cpu_idle, cpu_spinwait,
+    cpu_switch, critical_enter, critical_exit, curcpu, curthread_raw, intr_alloc, intr_disable,
+    intr_enabled, intr_free, intr_restore, ipi_send, ncpus, pcpu, pcpu_find, phys_avail,
+    phys_to_virt, pmap_mapdev, poweroff, random_u64, reboot, sbinuptime, set_event_timer,
+    virt_to_phys,
 };
 pub use local::MachineLocal;
 pub use local::call_thread_body;
 pub(crate) use local::{interleave, leak, teardown_started, unwind_thread};
-pub use pcpu::{CachePadded, Critical, Pcpu, PerCpu};
+pub use pcpu::{CachePadded, Critical, IntrState, Pcpu, PerCpu};
 pub use upcall::{ThreadRef, curthread, smp_rendezvous, stop_other_cpus};
 
 use crate::time::Ticks;

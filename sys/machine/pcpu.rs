@@ -55,6 +55,32 @@ impl Pcpu {
     }
 }
 
+/// Whether interrupts were on before they were turned off.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[must_use = "interrupts stay off until this is restored"]
+pub struct IntrState(bool);
+
+impl IntrState {
+    pub(super) const fn new(on: bool) -> IntrState {
+        IntrState(on)
+    }
+
+    #[inline(always)]
+    pub(super) const fn is_on(self) -> bool {
+        self.0
+    }
+
+    /// The state as a number, to be kept in a word.
+    pub const fn to_raw(self) -> usize {
+        self.0 as usize
+    }
+
+    /// The state that `to_raw` gave.
+    pub const fn from_raw(raw: usize) -> IntrState {
+        IntrState(raw != 0)
+    }
+}
+
 /// A critical section: the thread stays on this CPU and is not preempted until the guard is dropped.
 ///
 /// Interrupts stay enabled.

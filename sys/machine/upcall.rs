@@ -35,7 +35,7 @@ pub fn critical_exit_owed() {
     }
 }
 
-/// Starts the kernel's services on the first thread of a hosted machine; `tunables` is the kernel's command line.
+/// Starts the kernel's services on the first thread of a machine on the host; `tunables` is the kernel's command line.
 #[cfg(not(target_os = "none"))]
 pub(super) fn boot(tunables: &str) {
     crate::kern::kern_thread::init0();
@@ -45,24 +45,24 @@ pub(super) fn boot(tunables: &str) {
             kenv.set(name, value);
         }
     }
-    super::hosted::release_cpus();
+    super::backend::release_cpus();
     crate::kern::start_bsp();
 }
 
-/// Runs an application processor of a hosted machine.
+/// Runs an application processor of a machine on the host.
 #[cfg(not(target_os = "none"))]
 pub(super) fn start_application_cpu() -> ! {
     crate::kern::sched::idle_ap()
 }
 
 /// Unwinds the threads of a hosted machine that ends.
-#[cfg(not(target_os = "none"))]
+#[cfg(not(any(target_os = "none", native)))]
 pub(super) fn end() {
     crate::kern::kern_thread::unwind_all();
 }
 
 /// Says who sleeps where, for the report of a deadlock.
-#[cfg(not(target_os = "none"))]
+#[cfg(not(any(target_os = "none", native)))]
 pub(super) fn describe_sleepers() -> alloc::string::String {
     crate::kern::kern_thread::describe_sleepers()
 }

@@ -53,6 +53,14 @@ pub fn cargo() -> Command {
     cargo
 }
 
+/// A cargo command that builds for the native machine (`sys/machine/native`), apart from everything else.
+pub fn native_cargo() -> Command {
+    let mut cargo = cargo();
+    cargo.env("RUSTFLAGS", "--cfg native");
+    cargo.env("CARGO_TARGET_DIR", target_dir().join("native"));
+    cargo
+}
+
 /// Builds the kernel for release, and its symbols.
 pub fn build() -> Result<Image> {
     ui::step("building the kernel");

@@ -22,7 +22,7 @@ use anyhow::{Context, Result, bail};
 use netsim::impair::{Link, Loss};
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 /// Limit for one run of cargo.
@@ -146,6 +146,12 @@ fn source(suite: &mut Suite) {
             "-Dwarnings",
         ])
     });
+    suite.check("lints, native", || {
+        let mut clippy = image::native_cargo();
+        clippy.args(["clippy", "--quiet", "--package", "sys", "--test", "native"]);
+        clippy.args(["--", "-Dwarnings"]);
+        run_cargo(clippy)
+    });
     suite.check("layers", || layers::check().map(|()| String::new()));
 }
 
@@ -154,6 +160,13 @@ fn hosted(suite: &mut Suite, size: &Size, soak: bool) {
     suite.check_many("tests on the host", || {
         let tests = host_tests()?;
         Ok((tests, format!("{tests} tests")))
+    });
+    suite.check("native machine", || {
+        let mut cargo = image::native_cargo();
+        cargo.args(["test", "--quiet", "--package", "sys", "--test", "native"]);
+        let said = proc::run(&mut cargo, CARGO_LIMIT)?;
+        let result = said.lines().last().unwrap_or_default();
+        Ok(result.trim_start_matches("test result: ").to_string())
     });
     for seed in SEED..SEED + size.seeds {
         suite.check(
@@ -175,10 +188,19 @@ fn hosted(suite: &mut Suite, size: &Size, soak: bool) {
 
 fn cargo(args: &[&str]) -> Result<String> {
     let mut cargo = image::cargo();
-    cargo.args(args).stdin(Stdio::null());
+    cargo.args(args);
+    run_cargo(cargo)
+}
+
+fn run_cargo(mut cargo: Command) -> Result<String> {
+    cargo.stdin(Stdio::null());
     let status = proc::Process::start(&mut cargo)?.wait(CARGO_LIMIT)?;
     if !status.success() {
-        bail!("`cargo {}` fails; see above", args.join(" "));
+        let args = cargo.get_args().map(|arg| arg.to_string_lossy());
+        bail!(
+            "`cargo {}` fails; see above",
+            args.collect::<Vec<_>>().join(" ")
+        );
     }
     Ok(String::new())
 }

@@ -5,7 +5,7 @@ use core::ptr::NonNull;
 use super::machine::machine;
 use crate::errno::Errno;
 use crate::machine::atomic::{AtomicU64, Ordering};
-use crate::machine::{Ipi, IrqSource, Pcpu, PhysRange, Vector, upcall};
+use crate::machine::{IntrState, Ipi, IrqSource, Pcpu, PhysRange, Vector, upcall};
 use crate::param::PCPU_STRIDE;
 use crate::time::Sbintime;
 
@@ -57,32 +57,16 @@ pub fn critical_exit() {
     }
 }
 
-/// Whether interrupts were enabled.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct IntrState(bool);
-
-impl IntrState {
-    /// Turns it into a number, to be kept.
-    pub const fn to_raw(self) -> usize {
-        self.0 as usize
-    }
-
-    /// Turns the number back.
-    pub const fn from_raw(raw: usize) -> IntrState {
-        IntrState(raw != 0)
-    }
-}
-
 /// Disables interrupts, and tells whether they were enabled.
 #[inline]
 pub fn intr_disable() -> IntrState {
-    IntrState(machine().vcpu().intr_enabled.replace(false))
+    IntrState::new(machine().vcpu().intr_enabled.replace(false))
 }
 
 /// Returns to what `intr_disable` found; pending interrupts are handled now.
 #[inline]
 pub fn intr_restore(state: IntrState) {
-    if state.0 {
+    if state.is_on() {
         let machine = machine();
         machine.vcpu().intr_enabled.set(true);
         machine.deliver_interrupts();

@@ -11,8 +11,8 @@ use std::panic::{catch_unwind, resume_unwind};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
-use super::context::{KStack, Pcb, cpu_switch};
 use crate::machine::atomic::{AtomicU32, Ordering};
+use crate::machine::host::{Arena, KStack, Pcb, cpu_switch};
 use crate::machine::{Ipi, MAXCPU, Pcpu, PhysRange, upcall};
 use crate::time::Sbintime;
 
@@ -208,7 +208,7 @@ impl Machine {
 
     fn new(builder: Builder) -> Machine {
         let arena = Arena::map(builder.memory);
-        let start = arena.base as u64;
+        let start = arena.base() as u64;
         let mut interleaving = builder.seed;
         let period = [4, 32, 256, 2048][(split_mix(&mut interleaving) % 4) as usize];
         Machine {
@@ -228,7 +228,7 @@ impl Machine {
             leaked: RefCell::new(Vec::new()),
             phys: [PhysRange {
                 start,
-                end: start + arena.len as u64,
+                end: start + arena.len() as u64,
             }],
             _arena: arena,
             host: Pcb::new(),
@@ -816,55 +816,6 @@ impl<T: Send + Sync> MachineLocal<T> {
         locals[index] = Some(value);
         machine.local_order.borrow_mut().push(index);
         reference
-    }
-}
-
-/// The machine's physical memory.
-struct Arena {
-    base: *mut u8,
-    len: usize,
-}
-
-impl Arena {
-    fn map(len: usize) -> Arena {
-        const ALIGN: usize = 2 << 20;
-        // SAFETY: an anonymous mapping at an address of the host's choice disturbs nothing.
-        let base = unsafe {
-            libc::mmap(
-                ptr::null_mut(),
-                len + ALIGN,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
-                -1,
-                0,
-            )
-        };
-        assert!(
-            base != libc::MAP_FAILED,
-            "no address space for {len} bytes of memory"
-        );
-        let start = base as usize;
-        let aligned = start.next_multiple_of(ALIGN);
-        // SAFETY: both ranges are parts of the mapping just made, outside the aligned middle.
-        unsafe {
-            if aligned > start {
-                libc::munmap(base, aligned - start);
-            }
-            if start + ALIGN > aligned {
-                libc::munmap((aligned + len) as *mut _, start + ALIGN - aligned);
-            }
-        }
-        Arena {
-            base: aligned as *mut u8,
-            len,
-        }
-    }
-}
-
-impl Drop for Arena {
-    fn drop(&mut self) {
-        // SAFETY: the mapping is ours, and the machine has ended.
-        unsafe { libc::munmap(self.base.cast(), self.len) };
     }
 }
 

@@ -8,11 +8,10 @@
 //! Differs from the plan's std threads: a switch costs nanoseconds instead of two trips through the host's scheduler,
 //! and it is the shipped scheduler that is tested, not a second one.
 
-mod context;
 mod contract;
 mod machine;
 
-pub use context::{KStack, Pcb, cpu_switch};
+pub use super::host::{KStack, Pcb, cpu_switch};
 pub use contract::*;
 pub use machine::{
     Builder, InterruptLine, Machine, MachineLocal, call_thread_body, interrupt, pump,

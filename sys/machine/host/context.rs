@@ -7,7 +7,7 @@ use std::ptr;
 
 #[cfg(not(target_arch = "x86_64"))]
 compile_error!(
-    "the hosted machine switches stacks in x86-64 assembly; other hosts are not supported yet"
+    "machines on a host switch stacks in x86-64 assembly; other hosts are not supported yet"
 );
 
 /// The saved stack pointer of a context that does not run; the registers are on its stack.

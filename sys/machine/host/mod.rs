@@ -1,0 +1,7 @@
+//! What the machines that run in a process of the host share: stacks, the switch between them, and memory.
+
+mod arena;
+mod context;
+
+pub use arena::Arena;
+pub use context::{KStack, Pcb, cpu_switch};

@@ -1,0 +1,421 @@
+//! The native machine: its CPUs are truly parallel, its interrupts truly interrupt.
+//!
+//! One machine per process, so each test runs in a process of its own: this one again, with the test's name.
+//! `cargo xtask test native` builds and runs it (`--cfg native`); otherwise there is nothing to test.
+
+#[cfg(not(native))]
+fn main() {}
+
+#[cfg(native)]
+fn main() {
+    native::main();
+}
+
+#[cfg(native)]
+mod native {
+    use std::process::{Command, exit};
+    use std::sync::Arc;
+    use std::time::{Duration, Instant};
+
+    use sys::kern::kern_mutex::{Mutex, MutexGuard};
+    use sys::kern::kern_rwlock::RwLock;
+    use sys::kern::kern_synch::{WChan, pause_sbt, wakeup, wakeup_one};
+    use sys::kern::kern_thread::{Pri, ThreadHandle, kthread_add};
+    use sys::kern::kern_timeout::{Callout, CalloutTarget};
+    use sys::kern::lock_order::Leaf;
+    use sys::machine::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+    use sys::machine::native::Machine;
+    use sys::machine::{self, CpuSet, Critical, IrqSource, smp_rendezvous};
+    use sys::time::Sbintime;
+
+    const TESTS: &[(&str, fn())] = &[
+        (
+            "the_body_runs_on_a_kernel_thread_and_its_value_comes_back",
+            body,
+        ),
+        ("two_cpus_run_at_the_same_time", parallel),
+        ("sleepers_are_woken_across_cpus", wakeups),
+        ("a_sleep_lasts_as_long_as_it_should", sleep),
+        ("additions_under_a_mutex_are_not_lost", mutex),
+        ("writers_of_an_rwlock_are_alone", rwlock),
+        ("the_timer_preempts_a_thread_that_never_waits", preemption),
+        ("programs_take_turns_on_one_cpu", turns),
+        ("a_critical_section_is_not_preempted", critical),
+        ("a_rendezvous_interrupts_threads_that_compute", rendezvous),
+        (
+            "a_device_model_interrupts_from_a_thread_of_the_host",
+            device,
+        ),
+        (
+            "counters_lose_nothing_to_preemption_and_migration",
+            counters,
+        ),
+        (
+            "memory_may_be_allocated_wherever_a_thread_is_preempted",
+            allocation,
+        ),
+    ];
+
+    /// A process that takes longer hangs.
+    const LIMIT: Duration = Duration::from_secs(60);
+
+    pub fn main() {
+        let filter = std::env::args().nth(1).filter(|arg| !arg.starts_with('-'));
+        if let Some((_, test)) = filter
+            .as_ref()
+            .and_then(|name| TESTS.iter().find(|(known, _)| known == name))
+        {
+            return test();
+        }
+        let exe = std::env::current_exe().expect("the path of this test");
+        let wanted = TESTS.iter().filter(|(name, _)| {
+            filter
+                .as_ref()
+                .is_none_or(|part| name.contains(part.as_str()))
+        });
+        let mut passed = 0;
+        let mut failed = 0;
+        for (name, _) in wanted {
+            let mut child = Command::new(&exe)
+                .arg(name)
+                .spawn()
+                .expect("this test again");
+            let start = Instant::now();
+            let status = loop {
+                if let Some(status) = child.try_wait().expect("a child of ours") {
+                    break Some(status);
+                }
+                if start.elapsed() > LIMIT {
+                    let _ = child.kill();
+                    let _ = child.wait();
+                    break None;
+                }
+                std::thread::sleep(Duration::from_millis(1));
+            };
+            match status {
+                Some(status) if status.success() => {
+                    passed += 1;
+                    println!("test {name} ... ok");
+                }
+                Some(status) => {
+                    failed += 1;
+                    println!("test {name} ... FAILED: {status}");
+                }
+                None => {
+                    failed += 1;
+                    println!("test {name} ... FAILED: hangs");
+                }
+            }
+        }
+        println!("\ntest result: {passed} passed; {failed} failed");
+        if failed != 0 {
+            exit(1);
+        }
+    }
+
+    fn run<T: Send + 'static>(cpus: usize, body: impl FnOnce() -> T + Send + 'static) -> T {
+        Machine::builder().cpus(cpus).quiet().run(body)
+    }
+
+    fn join_all(threads: impl IntoIterator<Item = ThreadHandle>) {
+        // All run before the first is waited for.
+        let threads: Vec<_> = threads.into_iter().collect();
+        threads.into_iter().for_each(ThreadHandle::join);
+    }
+
+    fn bound(cpu: usize, f: impl FnOnce() + Send + 'static) -> ThreadHandle {
+        kthread_add("bound", Pri::PUSER, Some(cpu), f)
+    }
+
+    /// Waits without giving up the CPU.
+    fn spin_until(what: &str, ready: impl Fn() -> bool) {
+        let end = machine::sbinuptime() + Sbintime::from_s(30);
+        while !ready() {
+            assert!(machine::sbinuptime() < end, "waited in vain for {what}");
+            machine::cpu_spinwait();
+        }
+    }
+
+    fn body() {
+        let value = run(1, || {
+            assert_eq!(machine::curthread().name(), "kernel");
+            assert!(machine::intr_enabled());
+            vec![1, 2, 3]
+        });
+        assert_eq!(value, [1, 2, 3]);
+    }
+
+    fn parallel() {
+        run(2, || {
+            // Each waits for the other's step, with interrupts off: on one CPU neither would ever get further.
+            let ball = Arc::new(AtomicU32::new(0));
+            join_all((0..2).map(|me| {
+                let ball = Arc::clone(&ball);
+                bound(me, move || {
+                    let state = machine::intr_disable();
+                    for turn in 0..1000 {
+                        spin_until("the other CPU", || {
+                            ball.load(Ordering::Acquire) == 2 * turn + me as u32
+                        });
+                        assert_eq!(machine::curcpu(), me);
+                        ball.fetch_add(1, Ordering::Release);
+                    }
+                    machine::intr_restore(state);
+                })
+            }));
+        });
+    }
+
+    fn wakeups() {
+        run(2, || {
+            let ball = Arc::new(Mutex::<u32, Leaf>::new(0));
+            const TURNS: u32 = 2000;
+            join_all((0..2).map(|me| {
+                let ball = Arc::clone(&ball);
+                bound(me, move || {
+                    let chan = WChan::of(&*ball);
+                    let mut guard = ball.lock();
+                    while *guard < TURNS {
+                        if *guard % 2 == me as u32 {
+                            *guard += 1;
+                            wakeup_one(chan);
+                        } else {
+                            (guard, _) =
+                                MutexGuard::msleep(guard, chan, Pri::PWAIT, "ball", None, false);
+                        }
+                    }
+                    drop(guard);
+                    wakeup(chan);
+                })
+            }));
+            assert_eq!(*ball.lock(), TURNS);
+        });
+    }
+
+    fn sleep() {
+        run(2, || {
+            for us in [1, 50, 500, 5_000] {
+                let start = machine::sbinuptime();
+                pause_sbt("sleep", Sbintime::from_us(us));
+                assert!(machine::sbinuptime() - start >= Sbintime::from_us(us));
+            }
+        });
+    }
+
+    fn mutex() {
+        run(2, || {
+            let sum = Arc::new(Mutex::<u64, Leaf>::new(0));
+            join_all((0..4).map(|_| {
+                let sum = Arc::clone(&sum);
+                kthread_add("adder", Pri::PUSER, None, move || {
+                    for _ in 0..50_000 {
+                        *sum.lock() += 1;
+                    }
+                })
+            }));
+            assert_eq!(*sum.lock(), 200_000);
+        });
+    }
+
+    fn rwlock() {
+        run(2, || {
+            let twins = Arc::new(RwLock::<(u64, u64), Leaf>::new((0, 0)));
+            join_all((0..4).map(|number| {
+                let twins = Arc::clone(&twins);
+                kthread_add("user", Pri::PUSER, None, move || {
+                    for turn in 0..20_000 {
+                        if (turn + number) % 8 == 0 {
+                            let mut guard = twins.write();
+                            guard.0 += 1;
+                            guard.1 += 1;
+                        } else {
+                            let guard = twins.read();
+                            assert_eq!(guard.0, guard.1);
+                        }
+                    }
+                })
+            }));
+            assert_eq!(twins.read().0, 10_000);
+        });
+    }
+
+    fn preemption() {
+        run(1, || {
+            let rang = Arc::new(AtomicBool::new(false));
+            let theirs = Arc::clone(&rang);
+            // Asleep until the timer wakes it; this thread never gives up the only CPU.
+            let sleeper = kthread_add("sleeper", Pri::PI_NET, None, move || {
+                pause_sbt("alarm", Sbintime::from_ms(2));
+                theirs.store(true, Ordering::Release);
+            });
+            spin_until("the sleeper", || rang.load(Ordering::Acquire));
+            sleeper.join();
+        });
+    }
+
+    fn turns() {
+        run(1, || {
+            // Who got the CPU, in order. Neither gives it up until there were some turns.
+            let order = Arc::new(Mutex::<Vec<usize>, Leaf>::new(Vec::new()));
+            join_all((0..2).map(|number| {
+                let order = Arc::clone(&order);
+                kthread_add("program", Pri::PUSER, None, move || {
+                    spin_until("the other's turn", || {
+                        let mut order = order.lock();
+                        if order.last() != Some(&number) {
+                            order.push(number);
+                        }
+                        order.len() >= 6
+                    });
+                })
+            }));
+        });
+    }
+
+    fn critical() {
+        run(1, || {
+            let rang = Arc::new(AtomicU32::new(0));
+            let done = Arc::new(AtomicBool::new(false));
+            let (their_rang, their_done) = (Arc::clone(&rang), Arc::clone(&done));
+            let sleeper = kthread_add("sleeper", Pri::PI_NET, None, move || {
+                while !their_done.load(Ordering::Relaxed) {
+                    pause_sbt("alarm", Sbintime::from_ms(1));
+                    their_rang.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+            let section = Critical::enter();
+            let before = rang.load(Ordering::Relaxed);
+            let end = machine::sbinuptime() + Sbintime::from_ms(5);
+            while machine::sbinuptime() < end {
+                assert_eq!(rang.load(Ordering::Relaxed), before);
+            }
+            drop(section);
+            assert!(
+                rang.load(Ordering::Relaxed) > before,
+                "the debt is paid at the end"
+            );
+            done.store(true, Ordering::Relaxed);
+            sleeper.join();
+        });
+    }
+
+    static SEEN: [AtomicU32; 2] = [const { AtomicU32::new(0) }; 2];
+
+    fn rendezvous() {
+        run(2, || {
+            const ROUNDS: u32 = 300;
+            // Both call for both, in the middle of each other's call.
+            join_all((0..2).map(|cpu| {
+                bound(cpu, || {
+                    for _ in 0..ROUNDS {
+                        smp_rendezvous(
+                            CpuSet::all(),
+                            |_| {
+                                SEEN[machine::curcpu()].fetch_add(1, Ordering::Relaxed);
+                            },
+                            0,
+                        );
+                    }
+                })
+            }));
+            assert_eq!(SEEN[0].load(Ordering::Relaxed), 2 * ROUNDS);
+            assert_eq!(SEEN[1].load(Ordering::Relaxed), 2 * ROUNDS);
+        });
+    }
+
+    static INTERRUPTS: AtomicU32 = AtomicU32::new(0);
+
+    fn device() {
+        run(2, || {
+            let handler = |arg| {
+                assert_eq!((arg, machine::curcpu()), (7, 1));
+                assert!(!machine::intr_enabled());
+                INTERRUPTS.fetch_add(1, Ordering::Release);
+            };
+            let vector = machine::intr_alloc(IrqSource::Msi, 1, handler, 7).expect("a vector");
+            let model = machine::native::hostcall(|| {
+                std::thread::spawn(move || {
+                    for expected in 1..=200 {
+                        machine::native::raise(vector.irq);
+                        while INTERRUPTS.load(Ordering::Acquire) < expected {
+                            std::thread::yield_now();
+                        }
+                    }
+                })
+            });
+            spin_until("the interrupts", || {
+                INTERRUPTS.load(Ordering::Acquire) == 200
+            });
+            machine::native::hostcall(|| model.join().expect("no panic there"));
+            machine::intr_free(vector);
+        });
+    }
+
+    /// A callout that rings every 50 µs, so that whatever runs is interrupted and preempted all the time.
+    struct Nuisance(Callout, AtomicU64, AtomicBool);
+
+    impl Nuisance {
+        fn start() -> Arc<Nuisance> {
+            let nuisance = Arc::new(Nuisance(
+                Callout::new(),
+                AtomicU64::new(0),
+                AtomicBool::new(false),
+            ));
+            nuisance.0.reset(Sbintime::from_us(50), &nuisance);
+            nuisance
+        }
+
+        fn stop(&self) -> u64 {
+            self.2.store(true, Ordering::Relaxed);
+            self.0.drain();
+            self.1.load(Ordering::Relaxed)
+        }
+    }
+
+    impl CalloutTarget for Nuisance {
+        fn callout(self: Arc<Self>, _: Sbintime) {
+            drop(vec![0_u8; 100]);
+            self.1.fetch_add(1, Ordering::Relaxed);
+            if !self.2.load(Ordering::Relaxed) {
+                self.0.reset(Sbintime::from_us(50), &self);
+            }
+        }
+    }
+
+    fn counters() {
+        run(2, || {
+            let nuisance = Nuisance::start();
+            let counter = Arc::new(sys::counter::Counter::new());
+            join_all((0..5).map(|_| {
+                let counter = Arc::clone(&counter);
+                kthread_add("counts", Pri::PUSER, None, move || {
+                    for _ in 0..1_000_000 {
+                        counter.inc();
+                    }
+                })
+            }));
+            assert_eq!(counter.fetch(), 5_000_000);
+            assert!(nuisance.stop() > 10);
+        });
+    }
+
+    fn allocation() {
+        run(2, || {
+            let nuisance = Nuisance::start();
+            join_all((0..5).map(|number| {
+                kthread_add("allocates", Pri::PUSER, None, move || {
+                    let mut kept: Vec<Vec<u8>> = Vec::new();
+                    for turn in 0..50_000_usize {
+                        let size = 1 + (turn * 37 + number * 11) % 500;
+                        kept.push(vec![number as u8; size]);
+                        if kept.len() > 50 {
+                            let old = kept.swap_remove(turn % 50);
+                            assert!(old.iter().all(|&byte| byte == number as u8));
+                        }
+                    }
+                })
+            }));
+            assert!(nuisance.stop() > 10);
+        });
+    }
+}
