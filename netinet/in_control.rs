@@ -1,6 +1,7 @@
 //! Addresses of interfaces: assigns and removes them, and keeps the table by which input knows its own.
 //!
 //! FreeBSD: sys/netinet/in.c (in_control, in_aifaddr_ioctl, in_difaddr_ioctl, in_ifscrub), in_var.h
+//! Not carried over: `in_ifaddr_lock`, an rmlock; the table is read in a section of the network epoch, by one load.
 
 use crate::if_ether;
 use crate::ip::{in_experimental, in_loopback, in_multicast, in_zeronet};

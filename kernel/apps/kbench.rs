@@ -9,8 +9,9 @@ use alloc::vec::Vec;
 
 use sys::counter::Counter;
 use sys::kern::kern_mutex::{Mutex, MutexGuard, SpinMutex};
+use sys::kern::kern_rmlock::RmLock;
 use sys::kern::kern_rwlock::RwLock;
-use sys::kern::kern_synch::{PSOCK, WChan, pause_sbt, sched_pin, sched_unpin, wakeup};
+use sys::kern::kern_synch::{PSOCK, WChan, pause_sbt, sched_pin, wakeup};
 use sys::kern::kern_thread::{Pri, kthread_add};
 use sys::kern::kern_timeout::{Callout, CalloutTarget};
 use sys::kern::lock_order::{App, Leaf, LockClass};
@@ -93,6 +94,7 @@ fn basic(figures: &mut Vec<Figure>) {
     const TIMES: u32 = 100_000;
     let mutex = Mutex::<u64, Leaf>::new(0);
     let rwlock = RwLock::<u64, Leaf>::new(0);
+    let rmlock = RmLock::<u64, Leaf>::new(0);
     let spin = SpinMutex::<u64, Leaf>::new(0);
     let counter = Counter::new();
     let (callout, nothing) = (Callout::new(), Arc::new(Nothing));
@@ -104,6 +106,8 @@ fn basic(figures: &mut Vec<Figure>) {
         each("spin_mutex_alone", TIMES, || *spin.lock() += 1),
         each("rwlock_read_alone", TIMES, || drop(rwlock.read())),
         each("rwlock_write_alone", TIMES, || *rwlock.write() += 1),
+        each("rmlock_read_alone", TIMES, || drop(rmlock.read())),
+        each("rmlock_write_again", TIMES, || *rmlock.write() += 1),
         each("sbinuptime", TIMES, || {
             machine::sbinuptime();
         }),
@@ -124,14 +128,14 @@ fn switch(figures: &mut Vec<Figure>) {
     figures.push(each("thread_start_and_join", 500, || {
         kthread_add("short", Pri::PUSER, None, || {}).join();
     }));
-    sched_pin();
+    let pinned = sched_pin();
     let here = machine::curcpu();
     figures.push(ping_pong("switch_same_cpu_round_trip", here));
     if machine::ncpus() > 1 {
         let other = (here + 1) % machine::ncpus();
         figures.push(ping_pong("wakeup_other_cpu_round_trip", other));
     }
-    sched_unpin();
+    drop(pinned);
 }
 
 fn ping_pong(name: &str, cpu: usize) -> Figure {
@@ -211,12 +215,12 @@ fn ipi(figures: &mut Vec<Figure>) {
     if machine::ncpus() == 1 {
         return;
     }
-    sched_pin();
+    let pinned = sched_pin();
     let other = CpuSet::single((machine::curcpu() + 1) % machine::ncpus());
     let ask = |cpus| smp_rendezvous(cpus, |_| {}, 0);
     figures.push(each("ipi_round_trip", TIMES, || ask(other)));
     figures.push(each("ipi_round_trip_all", TIMES, || ask(CpuSet::others())));
-    sched_unpin();
+    drop(pinned);
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ use core::marker::PhantomData;
 use core::ops::{Deref, DerefMut};
 use core::panic::Location;
 
+use super::kern_rmlock::sealed::RawLock;
 use super::kern_thread::{Thread, ThreadRef, curthread};
 use super::lock_order::{Held, LockClass};
 use super::subr_turnstile::{self as turnstile, TurnstileQueue};
@@ -96,23 +97,8 @@ impl<T: ?Sized, C: LockClass> Mutex<T, C> {
     #[inline]
     pub fn try_lock(&self) -> Option<MutexGuard<'_, T, C>> {
         let me = curthread();
-        machine::interleave();
-        if let Err(value) =
-            self.word
-                .compare_exchange(UNOWNED, me.as_word(), Ordering::Acquire, Ordering::Relaxed)
-        {
-            // Free, but others wait for it.
-            let free = value == CONTESTED;
-            let mine = me.as_word() | CONTESTED;
-            if !free
-                || self
-                    .word
-                    .compare_exchange(CONTESTED, mine, Ordering::Acquire, Ordering::Relaxed)
-                    .is_err()
-            {
-                return None;
-            }
-            turnstile::claim(self.address(), me);
+        if !self.try_word(me) {
+            return None;
         }
         witness::acquired::<C>(me, self.address(), LockKind::Mutex, Location::caller());
         Some(MutexGuard {
@@ -182,9 +168,37 @@ impl<T: ?Sized, C: LockClass> Mutex<T, C> {
     }
 
     #[inline]
+    fn try_word(&self, me: ThreadRef) -> bool {
+        machine::interleave();
+        if let Err(value) =
+            self.word
+                .compare_exchange(UNOWNED, me.as_word(), Ordering::Acquire, Ordering::Relaxed)
+        {
+            // Free, but others wait for it.
+            let free = value == CONTESTED;
+            let mine = me.as_word() | CONTESTED;
+            if !free
+                || self
+                    .word
+                    .compare_exchange(CONTESTED, mine, Ordering::Acquire, Ordering::Relaxed)
+                    .is_err()
+            {
+                return false;
+            }
+            turnstile::claim(self.address(), me);
+        }
+        true
+    }
+
+    #[inline]
     fn unlock(&self) {
         let me = curthread();
         witness::released(me, self.address());
+        self.unlock_word(me);
+    }
+
+    #[inline]
+    fn unlock_word(&self, me: ThreadRef) {
         if self
             .word
             .compare_exchange(me.as_word(), UNOWNED, Ordering::Release, Ordering::Relaxed)
@@ -193,6 +207,20 @@ impl<T: ?Sized, C: LockClass> Mutex<T, C> {
             unlock_sleep(&self.word, me);
         }
         machine::interleave();
+    }
+}
+
+impl<C: LockClass> RawLock for Mutex<(), C> {
+    fn acquire(&self) {
+        self.lock_word(curthread());
+    }
+
+    fn try_acquire(&self) -> bool {
+        self.try_word(curthread())
+    }
+
+    fn release(&self) {
+        self.unlock_word(curthread());
     }
 }
 

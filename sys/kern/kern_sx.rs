@@ -9,6 +9,7 @@ use core::marker::PhantomData;
 use core::ops::{Deref, DerefMut};
 use core::panic::Location;
 
+use super::kern_rmlock::sealed::RawLock;
 use super::kern_synch::{WChan, wakeup};
 use super::kern_thread::curthread;
 use super::lock_order::{Held, LockClass};
@@ -58,12 +59,7 @@ impl<T: ?Sized, C: LockClass> Sx<T, C> {
     pub fn xlock(&self) -> SxGuard<'_, T, C> {
         let me = curthread();
         witness::check_order::<C>(me, self.address(), LockKind::Sx, Location::caller());
-        machine::interleave();
-        if !self.try_exclusive() {
-            self.exclusive_waiters.fetch_add(1, Ordering::SeqCst);
-            self.wait_for(|| self.try_exclusive());
-            self.exclusive_waiters.fetch_sub(1, Ordering::SeqCst);
-        }
+        self.lock_exclusive();
         witness::acquired::<C>(me, self.address(), LockKind::Sx, Location::caller());
         SxGuard {
             sx: self,
@@ -135,6 +131,17 @@ impl<T: ?Sized, C: LockClass> Sx<T, C> {
     }
 
     #[inline]
+    #[track_caller]
+    fn lock_exclusive(&self) {
+        machine::interleave();
+        if !self.try_exclusive() {
+            self.exclusive_waiters.fetch_add(1, Ordering::SeqCst);
+            self.wait_for(|| self.try_exclusive());
+            self.exclusive_waiters.fetch_sub(1, Ordering::SeqCst);
+        }
+    }
+
+    #[inline]
     fn try_exclusive(&self) -> bool {
         let value = self.word.load(Ordering::Relaxed);
         value & !WAITERS == 0
@@ -184,12 +191,32 @@ impl<T: ?Sized, C: LockClass> Sx<T, C> {
     #[inline]
     fn unlock(&self, unit: usize) {
         witness::released(curthread(), self.address());
+        self.unlock_unit(unit);
+    }
+
+    #[inline]
+    fn unlock_unit(&self, unit: usize) {
         let before = self.word.fetch_sub(unit, Ordering::SeqCst);
         if before & WAITERS != 0 && (before - unit) & !WAITERS == 0 {
             self.word.fetch_and(!WAITERS, Ordering::SeqCst);
             wakeup(WChan(self.address()));
         }
         machine::interleave();
+    }
+}
+
+impl<C: LockClass> RawLock for Sx<(), C> {
+    fn acquire(&self) {
+        self.lock_exclusive();
+    }
+
+    fn try_acquire(&self) -> bool {
+        machine::interleave();
+        self.try_exclusive()
+    }
+
+    fn release(&self) {
+        self.unlock_unit(EXCLUSIVE);
     }
 }
 

@@ -16,7 +16,7 @@ use crate::errno::Errno;
 use crate::machine;
 use crate::time::Sbintime;
 
-pub use super::sched::{kern_yield, sched_bind, sched_pin, sched_prio, sched_unbind, sched_unpin};
+pub use super::sched::{kern_yield, sched_bind, sched_pin, sched_prio, sched_unbind};
 
 /// Priority of waiting for a socket.
 pub const PSOCK: Pri = Pri::PSOCK;

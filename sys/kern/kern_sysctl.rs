@@ -10,6 +10,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use crate::errno::Errno;
+use crate::kern::kern_rmlock::RmSleepable;
 use crate::kern::kern_rwlock::RwLock;
 use crate::kern::lock_order;
 use crate::machine_local;
@@ -19,14 +20,14 @@ type Leaf = Arc<dyn SysctlNode>;
 
 /// A tree of settings and figures.
 pub struct SysctlTree {
-    leaves: RwLock<BTreeMap<String, Leaf>, lock_order::SysctlTree>,
+    leaves: RmSleepable<BTreeMap<String, Leaf>, lock_order::SysctlTree>,
 }
 
 impl SysctlTree {
     /// An empty tree.
     pub const fn new() -> SysctlTree {
         SysctlTree {
-            leaves: RwLock::new(BTreeMap::new()),
+            leaves: RmSleepable::new_sleepable(BTreeMap::new()),
         }
     }
 

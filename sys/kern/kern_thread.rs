@@ -12,6 +12,7 @@ use core::fmt;
 use intrusive_collections::{LinkedList, LinkedListLink};
 
 use super::kern_mutex::SpinMutex;
+use super::kern_rmlock::{self, RmTrackers};
 use super::kern_synch::WChan;
 use super::kern_timeout::CalloutNode;
 use super::lock_order::Allproc;
@@ -146,6 +147,9 @@ pub struct Thread {
     pub(crate) td_slpcallout: CalloutNode,
     /// Read locks that it holds: such a thread passes waiting writers, so that it cannot deadlock with them.
     pub(crate) td_rw_rlocks: AtomicU32,
+    /// Read-mostly locks that it reads, and its place among the pinned threads that its CPU does not run.
+    pub(crate) td_rm: RmTrackers,
+    pub(crate) td_rmlink: LinkedListLink,
     /// Times that it was given a CPU.
     pub(crate) td_switches: AtomicU64,
     td_tid: AtomicU32,
@@ -223,6 +227,8 @@ impl Thread {
             td_flags: AtomicU32::new(0),
             td_slpcallout: CalloutNode::new_direct(sleepq::timeout),
             td_rw_rlocks: AtomicU32::new(0),
+            td_rm: RmTrackers::new(),
+            td_rmlink: LinkedListLink::new(),
             td_switches: AtomicU64::new(0),
             td_tid: AtomicU32::new(0),
             td_name: UnsafeCell::new(ThreadName::new("")),
@@ -503,7 +509,10 @@ fn kthread_exit() -> ! {
     if machine::teardown_started() {
         back_to_reaper();
     }
-    curthread().td_flags.fetch_or(TDF_EXITED, Ordering::Relaxed);
+    let me = curthread();
+    kern_rmlock::check_thread_end(me);
+    me.td_pinned.store(0, Ordering::Relaxed);
+    me.td_flags.fetch_or(TDF_EXITED, Ordering::Relaxed);
     sched::throw()
 }
 

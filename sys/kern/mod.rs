@@ -10,6 +10,11 @@ pub mod kern_ipc;
 pub mod kern_mbuf;
 #[expect(unsafe_code, reason = "a lock lends out what is in it")]
 pub mod kern_mutex;
+#[expect(
+    unsafe_code,
+    reason = "a lock lends out what is in it; a CPU is handed its address"
+)]
+pub mod kern_rmlock;
 #[expect(unsafe_code, reason = "a lock lends out what is in it")]
 pub mod kern_rwlock;
 #[expect(unsafe_code, reason = "a lock lends out what is in it")]

@@ -9,6 +9,7 @@ use core::cell::UnsafeCell;
 use intrusive_collections::{LinkedList, intrusive_adapter};
 
 use super::kern_mutex::{RawSpin, owe_ipi, spinlock_enter, spinlock_exit};
+use super::kern_rmlock;
 use super::kern_thread::{self, NOCPU, Pri, TDF_EXITED, Thread, ThreadRef, ThreadState, curthread};
 use super::kern_timeout::CalloutNode;
 use crate::machine::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering, fence};
@@ -444,6 +445,12 @@ fn mi_switch(tdq: &'static Tdq) {
     if me.is_idle_thread() {
         IDLE_CPUS.get().fetch_and(!(1 << cpu), Ordering::Relaxed);
     }
+    if me.td_pinned.load(Ordering::Relaxed) != 0 {
+        kern_rmlock::switched_out(me);
+    }
+    if next.td_pinned.load(Ordering::Relaxed) != 0 {
+        kern_rmlock::switched_in(next);
+    }
     let saved = pcpu.spinlock_saved.load(Ordering::Relaxed);
     pcpu.prevthread
         .store((me as *const Thread).cast_mut().cast(), Ordering::Relaxed);
@@ -581,22 +588,47 @@ fn steal(me: usize) -> bool {
 
 // Affinity.
 
-/// Keeps the running thread on its CPU until the matching `sched_unpin`; it may still be preempted and sleep.
-pub fn sched_pin() {
-    let pinned = &curthread().td_pinned;
-    pinned.store(pinned.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+/// Keeps the running thread on its CPU while it lives; the thread may still be preempted and sleep.
+#[doc(alias = "sched_unpin")]
+#[must_use = "the thread is pinned only until this is dropped"]
+pub struct Pinned(core::marker::PhantomData<*const ()>);
+
+/// Keeps the running thread on its CPU until what it returns is dropped.
+///
+/// Differs from FreeBSD: read-mostly locks rely on it, so that nobody may end what another has begun.
+pub fn sched_pin() -> Pinned {
+    pin(curthread());
+    Pinned(core::marker::PhantomData)
 }
 
-/// Ends the innermost `sched_pin`.
-pub fn sched_unpin() {
-    let pinned = &curthread().td_pinned;
-    pinned.store(pinned.load(Ordering::Relaxed) - 1, Ordering::Relaxed);
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        unpin(curthread());
+    }
+}
+
+/// Keeps `me`, the running thread, where it is until the matching `unpin`.
+#[inline]
+pub(super) fn pin(me: ThreadRef) {
+    me.td_pinned
+        .store(me.td_pinned.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+}
+
+/// Ends one `pin` of `me`, the running thread.
+#[inline]
+pub(super) fn unpin(me: ThreadRef) {
+    me.td_pinned
+        .store(me.td_pinned.load(Ordering::Relaxed) - 1, Ordering::Relaxed);
 }
 
 /// Moves the running thread to `cpu`, to stay.
 pub fn sched_bind(cpu: usize) {
     assert!(cpu < machine::ncpus(), "no CPU {cpu}");
     let me = curthread();
+    assert!(
+        me.td_pinned.load(Ordering::Relaxed) == 0,
+        "sched_bind of a pinned thread"
+    );
     me.td_bound.store(cpu as u32, Ordering::Relaxed);
     while machine::curcpu() != cpu {
         // A short sleep: the wakeup puts the thread where it is bound, unless it comes before the thread is quite asleep.

@@ -22,6 +22,36 @@ pub enum LockKind {
     RwWrite,
     /// `Sx`: the holder may sleep.
     Sx,
+    /// `RmLock`, locked for reading.
+    RmRead,
+    /// `RmLock`, locked for writing.
+    RmWrite,
+    /// `RmSleepable`, locked for reading.
+    RmSleepRead,
+    /// `RmSleepable`, locked for writing.
+    RmSleepWrite,
+}
+
+impl LockKind {
+    /// Tells whether its holder may sleep.
+    #[doc(alias = "LO_SLEEPABLE")]
+    pub fn is_sleepable(self) -> bool {
+        match self {
+            LockKind::Sx | LockKind::RmSleepRead | LockKind::RmSleepWrite => true,
+            LockKind::SpinMutex
+            | LockKind::Mutex
+            | LockKind::RwRead
+            | LockKind::RwWrite
+            | LockKind::RmRead
+            | LockKind::RmWrite => false,
+        }
+    }
+
+    /// Tells whether a thread that holds it may take it once more.
+    #[doc(alias = "LO_RECURSABLE")]
+    pub fn is_recursable(self) -> bool {
+        matches!(self, LockKind::RmRead | LockKind::RmSleepRead)
+    }
 }
 
 #[cfg(debug_assertions)]
@@ -139,6 +169,10 @@ mod enabled {
         kind: LockKind,
         site: &'static Location<'static>,
     ) {
+        let again = |lock: &Lock| lock.address == address && lock.kind == kind;
+        if kind.is_recursable() && held.find(again).is_some() {
+            return;
+        }
         if let Some(first) = held.find(|lock| lock.rank >= C::RANK) {
             let what = if first.address == address {
                 "recursion"
@@ -231,7 +265,7 @@ mod enabled {
         if !watching() {
             return;
         }
-        if let Some(lock) = me.witness().find(|lock| lock.kind != LockKind::Sx) {
+        if let Some(lock) = me.witness().find(|lock| !lock.kind.is_sleepable()) {
             report(format_args!(
                 "sleeping on \"{wmesg}\" with a non-sleepable lock held:\n {:#x} {} ({:?}) @ {}",
                 lock.address, lock.class, lock.kind, lock.site

@@ -2,6 +2,7 @@
 //!
 //! FreeBSD: sys/net/netisr.c
 //! Differs from FreeBSD: handlers belong to a stack instance and policies to the machine; packets may come in batches.
+//! Not carried over: `netisr_rmlock`; handlers are found in a section of the network epoch, by one load, as in `pfil`.
 
 use alloc::format;
 use alloc::string::{String, ToString};

@@ -1,6 +1,8 @@
 //! Places where filters may look at packets.
 //!
 //! FreeBSD: sys/net/pfil.c
+//! Not carried over: the rmlock around the lists of FreeBSD 8. Packets come in a section of the network epoch, in which reading a list
+//! costs one load; a read lock for each would only add to that.
 //! Differs from FreeBSD: a filter owns the packet while it looks, and says in its verdict what became of it.
 
 use alloc::boxed::Box;

@@ -8,9 +8,7 @@ use alloc::vec::Vec;
 use sys::kern::kern_mutex::{Mutex, MutexGuard};
 use sys::kern::kern_rwlock::{RwLock, RwReadGuard, RwWriteGuard};
 use sys::kern::kern_sx::Sx;
-use sys::kern::kern_synch::{
-    PSOCK, WChan, kern_yield, pause_sbt, sched_pin, sched_unpin, wakeup, wakeup_one,
-};
+use sys::kern::kern_synch::{PSOCK, WChan, kern_yield, pause_sbt, sched_pin, wakeup, wakeup_one};
 use sys::kern::kern_thread::{Pri, ThreadHandle, kthread_add};
 use sys::kern::kern_timeout::{Callout, CalloutTarget};
 use sys::kern::lock_order::{App, Console, Leaf};
@@ -228,11 +226,11 @@ impl Torture {
                 }
             }
             12 => {
-                sched_pin();
+                let pinned = sched_pin();
                 let cpu = machine::curcpu();
                 kern_yield();
                 let moved = machine::curcpu() != cpu;
-                sched_unpin();
+                drop(pinned);
                 let critical = Critical::enter();
                 let cpu = machine::curcpu();
                 let moved = moved || (0..50).any(|_| machine::curcpu() != cpu);

@@ -145,6 +145,8 @@ pub fn lapic_eoi() {
 
 fn command(apic_id: u32, command: u32) {
     if is_x2apic() {
+        // Intel SDM 3A §12.12.3: this write, unlike one to memory, may pass the stores before it.
+        core::sync::atomic::fence(Ordering::SeqCst);
         // SAFETY: the command goes to a CPU we know.
         unsafe {
             wrmsr(
