@@ -10,7 +10,8 @@ use alloc::vec::Vec;
 use core::ptr::NonNull;
 
 use crate::machine;
-use crate::machine::atomic::{AtomicU64, Ordering};
+use crate::machine::atomic::Ordering;
+use crate::machine::atomic::plain::AtomicU64;
 use crate::param::{MAXCPU, PCPU_STRIDE};
 
 /// Bytes of a cache line, the unit in which counters are given out.

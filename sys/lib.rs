@@ -7,6 +7,13 @@
 
 #![no_std]
 #![deny(unsafe_code)]
+#![cfg_attr(
+    loom,
+    allow(
+        dead_code,
+        reason = "a model has no scheduler, no devices and no start"
+    )
+)]
 
 extern crate alloc;
 #[cfg(not(target_os = "none"))]

@@ -26,7 +26,7 @@ const CONTESTED: usize = 2;
 
 /// Rounds that a thread spins for an owner that runs, before it blocks all the same: the CPU of a virtual machine may
 /// itself have been taken away.
-pub(super) const MOST_SPINS: u32 = 200;
+pub(super) const MOST_SPINS: u32 = if cfg!(loom) { 1 } else { 200 };
 
 /// A mutual-exclusion lock around `T`.
 ///

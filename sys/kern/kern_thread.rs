@@ -6,7 +6,6 @@ use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::cell::{Cell, UnsafeCell};
 use core::fmt;
 
 use intrusive_collections::{LinkedList, LinkedListLink};
@@ -20,7 +19,9 @@ use super::subr_sleepqueue as sleepq;
 use super::subr_turnstile::{ContestedAdapter, Turnstile};
 use super::subr_witness as witness;
 use super::{kern_synch, sched};
-use crate::machine::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use crate::machine::atomic::{
+    AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Cell, Ordering, UnsafeCell,
+};
 use crate::machine::{self, KStack, Pcb};
 use crate::machine_local;
 
@@ -624,7 +625,7 @@ machine_local! {
 }
 
 /// Unwinds every other thread, so that what their stacks own is dropped. Only when nothing else runs any more.
-#[cfg(not(any(target_os = "none", native)))]
+#[cfg(not(any(target_os = "none", native, loom)))]
 pub(crate) fn unwind_all() {
     witness::disable();
     let me = curthread();
@@ -652,7 +653,7 @@ pub(crate) fn unwind_all() {
     }
 }
 
-#[cfg(not(any(target_os = "none", native)))]
+#[cfg(not(any(target_os = "none", native, loom)))]
 fn pcpu_after_unwinding() {
     let pcpu = machine::pcpu();
     pcpu.critnest.store(1, Ordering::Relaxed);

@@ -32,7 +32,11 @@ pub mod kern_thread;
 )]
 pub mod kern_timeout;
 pub mod lock_order;
-#[expect(unsafe_code, reason = "switches stacks; run queues link threads")]
+#[cfg_attr(loom, path = "sched_model.rs")]
+#[cfg_attr(
+    not(loom),
+    expect(unsafe_code, reason = "switches stacks; run queues link threads")
+)]
 pub mod sched;
 #[expect(unsafe_code, reason = "frees what readers have left")]
 pub mod subr_epoch;

@@ -4,8 +4,6 @@
 //! Differs from FreeBSD: a chain lists the sleeping threads themselves; there are few per chain, so that no queue per event
 //! is needed.
 
-use core::cell::UnsafeCell;
-
 use intrusive_collections::{LinkedList, LinkedListLink, intrusive_adapter};
 
 use super::kern_mutex::RawSpin;
@@ -16,7 +14,7 @@ use super::kern_thread::{
 };
 use super::sched;
 use super::subr_witness as witness;
-use crate::machine::atomic::Ordering;
+use crate::machine::atomic::{Ordering, UnsafeCell};
 use crate::machine::{self, CachePadded};
 use crate::machine_local;
 use crate::time::Sbintime;

@@ -7,14 +7,13 @@
 //! Each thread owns one turnstile. The first to block on a lock lends its own to the lock; later ones park theirs on
 //! the free list of the one in use, and every thread that wakes takes one away.
 
-use core::cell::{Cell, UnsafeCell};
-
 use intrusive_collections::{LinkedList, LinkedListLink, intrusive_adapter};
 
 use super::kern_mutex::RawSpin;
 use super::kern_thread::{Pri, Thread, ThreadRef, ThreadState};
 use super::sched;
 use crate::machine::CachePadded;
+use crate::machine::atomic::{Cell, UnsafeCell};
 use crate::machine_local;
 
 intrusive_adapter!(ChainAdapter = &'static Turnstile: Turnstile { chain_link => LinkedListLink });

@@ -2,9 +2,26 @@
 //!
 //! FreeBSD: sys/amd64/include/atomic.h
 //!
-//! Lock code takes its atomics from here and nowhere else, so that a model checker can put its own in their place.
+//! Lock code takes its atomics, and the cells that stand under a lock, from here and nowhere else, so that a model checker
+//! can put its own in their place (`machine/model`). It knows a store before a load to be in order only by a fence.
 
+#[cfg(not(loom))]
+pub use core::cell::{Cell, UnsafeCell};
+#[cfg(not(loom))]
 pub use core::sync::atomic::{
     AtomicBool, AtomicI32, AtomicI64, AtomicPtr, AtomicU8, AtomicU16, AtomicU32, AtomicU64,
     AtomicUsize, Ordering, compiler_fence, fence,
 };
+
+#[cfg(loom)]
+pub use super::model::atomic::{
+    AtomicBool, AtomicI32, AtomicI64, AtomicPtr, AtomicU8, AtomicU16, AtomicU32, AtomicU64,
+    AtomicUsize, Cell, Ordering, UnsafeCell, compiler_fence, fence,
+};
+
+/// Atomics on which no order rests: statistics, and what only one CPU and its own interrupt handlers use.
+///
+/// A model checker has nothing to find in them, and each of its own costs a step.
+pub mod plain {
+    pub use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, AtomicUsize};
+}

@@ -48,9 +48,9 @@ impl<T> MachineLocal<T> {
 }
 
 #[cfg(not(any(target_os = "none", native)))]
-pub use super::hosted::MachineLocal;
+pub use super::backend::MachineLocal;
 
-impl<T: Send + Sync> Deref for MachineLocal<T> {
+impl<T: Send + Sync + 'static> Deref for MachineLocal<T> {
     type Target = T;
     #[inline(always)]
     fn deref(&self) -> &T {
@@ -62,9 +62,11 @@ impl<T: Send + Sync> Deref for MachineLocal<T> {
 }
 
 #[cfg(not(any(target_os = "none", native)))]
-pub use super::hosted::call_thread_body;
+pub use super::backend::call_thread_body;
+#[cfg(not(any(target_os = "none", native, loom)))]
+pub(crate) use super::backend::unwind_thread;
 #[cfg(not(any(target_os = "none", native)))]
-pub(crate) use super::hosted::{interleave, leak, teardown_started, unwind_thread};
+pub(crate) use super::backend::{interleave, leak, teardown_started};
 
 #[cfg(any(target_os = "none", native))]
 mod bare {

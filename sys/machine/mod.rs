@@ -1,8 +1,9 @@
 //! The contract with the machine; exactly one backend is compiled.
 //!
 //! `amd64` is the bare machine, `hosted` the host with virtual CPUs and virtual time, `native` (`--cfg native`) the host
-//! with a thread of its own for each CPU. The scheduler, the run queues, sleep queues, turnstiles, the callout
-//! wheel and epochs are the kernel's own and the same on all; a backend supplies what stands in the list of
+//! with a thread of its own for each CPU, `model` (`--cfg loom`) a model checker. The scheduler, the run queues, sleep
+//! queues, turnstiles, the callout wheel and epochs are the kernel's own and the same on all, but that a model has another
+//! scheduler; a backend supplies what stands in the list of
 //! re-exports below, with the signatures that `hosted` shows:
 //!
 //! - `curcpu() -> usize`, `ncpus() -> usize`, `pcpu() -> &'static Pcpu` (only meaningful while the thread cannot
@@ -56,14 +57,14 @@ pub mod amd64;
 #[cfg(target_os = "none")]
 use amd64 as backend;
 
-#[cfg(not(target_os = "none"))]
+#[cfg(not(any(target_os = "none", loom)))]
 #[expect(unsafe_code, reason = "switches stacks, maps memory")]
 mod host;
 
-#[cfg(not(any(target_os = "none", native)))]
+#[cfg(not(any(target_os = "none", native, loom)))]
 #[expect(unsafe_code, reason = "keeps one value of a static per machine")]
 pub mod hosted;
-#[cfg(not(any(target_os = "none", native)))]
+#[cfg(not(any(target_os = "none", native, loom)))]
 use hosted as backend;
 
 #[cfg(native)]
@@ -79,6 +80,15 @@ use native as backend;
 #[expect(unsafe_code, reason = "GS-relative instructions")]
 mod pcpu_gs;
 
+#[cfg(loom)]
+#[expect(
+    unsafe_code,
+    reason = "stands in for atomics and cells; keeps one value of a static per execution"
+)]
+pub mod model;
+#[cfg(loom)]
+use model as backend;
+
 pub use crate::param::MAXCPU;
 pub use backend::{
     KStack, Pcb, console_write, console_write_some, counter_u64_add, cpu_idle, cpu_spinwait,
@@ -89,7 +99,9 @@ pub use backend::{
 };
 pub use local::MachineLocal;
 pub use local::call_thread_body;
-pub(crate) use local::{interleave, leak, teardown_started, unwind_thread};
+#[cfg(not(loom))]
+pub(crate) use local::unwind_thread;
+pub(crate) use local::{interleave, leak, teardown_started};
 pub use pcpu::{CachePadded, Critical, IntrState, Pcpu, PerCpu};
 pub use upcall::{ThreadRef, curthread, smp_rendezvous, stop_other_cpus};
 

@@ -4,7 +4,7 @@
 
 use core::ops::Deref;
 
-use super::atomic::{AtomicPtr, AtomicU32, AtomicUsize};
+use super::atomic::plain::{AtomicPtr, AtomicU32, AtomicUsize};
 use super::critical_enter;
 use super::critical_exit;
 use crate::param::MAXCPU;

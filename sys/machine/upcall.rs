@@ -36,7 +36,7 @@ pub fn critical_exit_owed() {
 }
 
 /// Starts the kernel's services on the first thread of a machine on the host; `tunables` is the kernel's command line.
-#[cfg(not(target_os = "none"))]
+#[cfg(not(any(target_os = "none", loom)))]
 pub(super) fn boot(tunables: &str) {
     crate::kern::kern_thread::init0();
     let kenv = crate::kern::kern_sysctl::kenv();
@@ -50,19 +50,29 @@ pub(super) fn boot(tunables: &str) {
 }
 
 /// Runs an application processor of a machine on the host.
-#[cfg(not(target_os = "none"))]
+#[cfg(not(any(target_os = "none", loom)))]
 pub(super) fn start_application_cpu() -> ! {
     crate::kern::sched::idle_ap()
 }
 
 /// Unwinds the threads of a hosted machine that ends.
-#[cfg(not(any(target_os = "none", native)))]
+#[cfg(not(any(target_os = "none", native, loom)))]
 pub(super) fn end() {
     crate::kern::kern_thread::unwind_all();
 }
 
 /// Says who sleeps where, for the report of a deadlock.
-#[cfg(not(any(target_os = "none", native)))]
+#[cfg(not(any(target_os = "none", native, loom)))]
 pub(super) fn describe_sleepers() -> alloc::string::String {
     crate::kern::kern_thread::describe_sleepers()
+}
+
+/// Gives this CPU of a model its idle thread and the thread that it runs.
+#[cfg(loom)]
+pub(super) fn adopt_threads() {
+    let idle = crate::kern::kern_thread::adopt_idle();
+    let address = (&raw const *idle).cast_mut().cast();
+    let idlethread = &super::pcpu().idlethread;
+    idlethread.store(address, core::sync::atomic::Ordering::Relaxed);
+    crate::kern::kern_thread::init0();
 }

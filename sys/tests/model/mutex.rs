@@ -1,0 +1,51 @@
+//! `kern_mutex`: exclusion, the contended path, and the hand-over by turnstile.
+
+use crate::runner::Subject;
+use std::sync::Arc;
+use sys::kern::kern_mutex::Mutex;
+use sys::kern::lock_order::Leaf;
+use sys::machine::atomic::Cell;
+use sys::machine::model::{Model, spawn};
+
+pub const MODELS: &[Subject] = &[
+    Subject {
+        name: "mutex",
+        about: "two threads add under a mutex: alone each time, and none is forgotten",
+        model: || Model::new(2),
+        body: || add(1, 2),
+        bounds: [3, 5],
+        files: &["kern_mutex.rs", "subr_turnstile.rs"],
+        spared: &[],
+    },
+    Subject {
+        name: "mutex-three",
+        about: "three threads, so that a release finds several waiters",
+        model: || Model::new(3),
+        body: || add(2, 1),
+        bounds: [2, 3],
+        files: &["kern_mutex.rs", "subr_turnstile.rs"],
+        spared: &[],
+    },
+];
+
+struct Sum(Mutex<Cell<u32>, Leaf>);
+
+impl Sum {
+    fn add(&self) {
+        let guard = self.0.lock();
+        guard.set(guard.get() + 1);
+    }
+}
+
+fn add(others: u32, times: u32) {
+    let sum = Arc::new(Sum(Mutex::new(Cell::new(0))));
+    let threads: Vec<_> = (0..others)
+        .map(|_| {
+            let sum = Arc::clone(&sum);
+            spawn(move || (0..times).for_each(|_| sum.add()))
+        })
+        .collect();
+    (0..times).for_each(|_| sum.add());
+    threads.into_iter().for_each(|thread| thread.join());
+    assert_eq!(sum.0.lock().get(), (others + 1) * times);
+}
