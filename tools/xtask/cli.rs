@@ -5,6 +5,7 @@ use crate::layers;
 use crate::peer;
 use crate::qemu::{self, Forward, Guest, Netdev, Nic};
 use crate::run::{self, Net};
+use crate::scripts;
 use crate::setup::{self, Consent, Need};
 use crate::shell;
 use crate::suite::Suite;
@@ -44,6 +45,13 @@ enum Cmd {
     Soak(TestArgs),
     /// Benchmarks beside the peers (a later milestone)
     Bench,
+    /// Run packetdrill scripts against the stack, in virtual time [default: those in TCP_TESTSUITE]
+    #[command(disable_help_flag = true)]
+    Packetdrill {
+        /// Scripts, directories, options (`--help` lists them)
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
     /// Check who imports whom
     Layers,
     /// Serve one echo connection (the peer of `rr`)
@@ -238,6 +246,7 @@ pub fn main() -> Result<ExitCode> {
             suite.finish()?;
         }
         Cmd::Bench => bail!("benchmarks beside the peers belong to a later milestone"),
+        Cmd::Packetdrill { args } => return scripts::run(&args),
         Cmd::Layers => layers::check()?,
         Cmd::EchoOnce { bind } => peer::echo_once(&bind)?,
     }

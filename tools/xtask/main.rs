@@ -17,6 +17,7 @@ mod qemu;
 mod relay;
 mod run;
 mod scenario;
+mod scripts;
 mod setup;
 mod shell;
 mod suite;

@@ -12,6 +12,7 @@ use crate::qemu::{Guest, Nic};
 use crate::relay::Relay;
 use crate::run;
 use crate::scenario::{Boot, Relay as RelayScenario, Scenarios, Size};
+use crate::scripts;
 use crate::setup::TARGET;
 use crate::suite::Suite;
 use crate::tap::Tap;
@@ -168,6 +169,7 @@ fn hosted(suite: &mut Suite, size: &Size, soak: bool) {
         let result = said.lines().last().unwrap_or_default();
         Ok(result.trim_start_matches("test result: ").to_string())
     });
+    scripts::check(suite);
     for seed in SEED..SEED + size.seeds {
         suite.check(
             &format!("malformed frames at the hosted stack, seed {seed}"),

@@ -1,0 +1,198 @@
+//! The machine under test: one stack, one interface, and a network behind it that is the script.
+
+use core::net::{IpAddr, Ipv4Addr};
+use core::time::Duration;
+use netinet::if_ether::arp_set;
+use netinet::in_control::{AddrArgs, in_aifaddr, len_mask};
+use netinet::vnet::{InetVnet, inet_attach};
+use std::collections::VecDeque;
+use std::sync::Arc;
+use sys::errno::Errno;
+use sys::kern::kern_mutex::{Mutex, MutexGuard};
+use sys::kern::kern_synch::{PSOCK, WChan, wakeup};
+use sys::kern::lock_order::Leaf;
+use sys::kern::subr_epoch::NetEpoch;
+use sys::machine::sbinuptime;
+use sys::mbuf::{How, Mbuf};
+use sys::net::if_ethersubr::{ETHER_HDR_LEN, ETHERTYPE_IP, ETHERTYPE_IPV6, EtherHeader};
+use sys::net::if_loop::loop_attach;
+use sys::net::ifnet::{IfDriver, IfFlags, Ifnet, IfnetInit, LinkState};
+use sys::net::route::{RouteSpec, RtFlags};
+use sys::net::vnet::Vnet;
+use sys::time::Sbintime;
+
+/// Link-layer address of the gateway, behind which everybody is.
+const GATEWAY_MAC: [u8; 6] = [0x02, 0x50, 0x44, 0, 0, 2];
+const OUR_MAC: [u8; 6] = [0x02, 0x50, 0x44, 0, 0, 1];
+
+/// Addresses and size of the network.
+#[derive(Clone, Copy, Debug)]
+pub struct Network {
+    /// Address of the stack.
+    pub local: IpAddr,
+    /// Prefix length of its network.
+    pub prefix_len: u8,
+    /// Address of the gateway.
+    pub gateway: IpAddr,
+    /// MTU of its interface.
+    pub mtu: u32,
+}
+
+/// A stack with its interface.
+pub struct Testbed {
+    /// The instance.
+    pub vnet: Arc<Vnet>,
+    /// Its Internet protocols.
+    pub inet: Arc<InetVnet>,
+    ifp: Arc<Ifnet>,
+    tun: Arc<Tun>,
+}
+
+/// A frame and when it crossed the wire.
+pub type Timed = (Sbintime, Vec<u8>);
+
+#[derive(Default)]
+struct Frames {
+    /// Sent by the stack and not yet looked at.
+    fresh: VecDeque<Timed>,
+    /// All that crossed, either way.
+    history: Vec<Timed>,
+}
+
+/// The interface's driver: keeps what the stack sends.
+struct Tun {
+    frames: Mutex<Frames, Leaf>,
+}
+
+impl IfDriver for Tun {
+    fn transmit(&self, _ifp: &Ifnet, m: Mbuf) -> Result<(), Errno> {
+        let mut frame = Vec::with_capacity(m.pkt_len());
+        for piece in m.segments() {
+            frame.extend_from_slice(piece);
+        }
+        drop(m);
+        let now = sbinuptime();
+        let mut frames = self.frames.lock();
+        frames.history.push((now, frame.clone()));
+        frames.fresh.push_back((now, frame));
+        drop(frames);
+        wakeup(WChan::of(&self.frames));
+        Ok(())
+    }
+
+    fn init(&self, ifp: &Ifnet) -> Result<(), Errno> {
+        ifp.set_drv_flags(IfFlags::RUNNING, IfFlags::OACTIVE);
+        Ok(())
+    }
+
+    fn stop(&self, ifp: &Ifnet) {
+        ifp.set_drv_flags(IfFlags::empty(), IfFlags::RUNNING | IfFlags::OACTIVE);
+    }
+}
+
+impl Testbed {
+    /// Makes a stack on the machine that runs already.
+    pub fn new(network: &Network) -> Result<Testbed, String> {
+        let (IpAddr::V4(local), IpAddr::V4(gateway)) = (network.local, network.gateway) else {
+            return Err("the stack has no IPv6".into());
+        };
+        let failed = |what: &str| {
+            let what = what.to_string();
+            move |e: Errno| format!("{what}: {e}")
+        };
+        let vnet = Vnet::new("packetdrill");
+        let lo = loop_attach(&vnet);
+        let inet = inet_attach(&vnet).map_err(failed("the Internet protocols"))?;
+        let tun = Arc::new(Tun {
+            frames: Mutex::new(Frames::default()),
+        });
+        let init = IfnetInit {
+            mtu: network.mtu,
+            ..IfnetInit::ether("tun", 0, OUR_MAC)
+        };
+        let ifp = vnet.if_attach(init, tun.clone());
+        ifp.set_link_state(LinkState::Up);
+        let configure = |ifp: &Arc<Ifnet>, addr: Ipv4Addr, prefix_len: u8| {
+            let args = AddrArgs {
+                netmask: Some(len_mask(prefix_len)),
+                ..AddrArgs::default()
+            };
+            in_aifaddr(&inet, ifp, addr, &args).map_err(failed("its address"))
+        };
+        configure(&lo, Ipv4Addr::LOCALHOST, 8)?;
+        configure(&ifp, local, network.prefix_len)?;
+        arp_set(&inet, gateway, GATEWAY_MAC, false).map_err(failed("the gateway"))?;
+        let route = RouteSpec {
+            dst: Ipv4Addr::UNSPECIFIED,
+            prefix_len: 0,
+            gw: Some(gateway),
+            ifp: ifp.clone(),
+            ifa: None,
+            flags: RtFlags::GATEWAY | RtFlags::STATIC,
+            mtu: 0,
+        };
+        vnet.rib.add(route).map_err(failed("the default route"))?;
+        // What the stack says of its own accord when an address is new.
+        let mut frames = tun.frames.lock();
+        *frames = Frames::default();
+        drop(frames);
+        Ok(Testbed {
+            vnet,
+            inet,
+            ifp,
+            tun,
+        })
+    }
+
+    /// Hands an IP packet to the stack.
+    pub fn inject(&self, packet: &[u8]) {
+        let header = EtherHeader {
+            ether_dhost: OUR_MAC,
+            ether_shost: GATEWAY_MAC,
+            ether_type: match packet.first() {
+                Some(first) if first >> 4 == 6 => ETHERTYPE_IPV6,
+                _ => ETHERTYPE_IP,
+            },
+        };
+        let frame = [&header.to_bytes()[..], packet].concat();
+        let Some(mut m) = Mbuf::from_bytes(&frame, How::Wait) else {
+            return;
+        };
+        m.pkthdr_mut().rcvif = self.ifp.if_index;
+        let now = sbinuptime();
+        self.tun.frames.lock().history.push((now, frame));
+        let epoch = NetEpoch::enter();
+        self.ifp.if_input(&epoch, m);
+    }
+
+    /// The next IP packet that the stack sends, or has sent, until `deadline`; and when it did.
+    pub fn next_packet(&self, deadline: Sbintime) -> Option<Timed> {
+        let mut frames = self.tun.frames.lock();
+        loop {
+            while let Some((at, frame)) = frames.fresh.pop_front() {
+                let header = EtherHeader::parse(&frame);
+                let is_ip =
+                    |h: &EtherHeader| [ETHERTYPE_IP, ETHERTYPE_IPV6].contains(&h.ether_type);
+                if header.as_ref().is_some_and(is_ip) {
+                    return Some((at, frame[ETHER_HDR_LEN..].to_vec()));
+                }
+            }
+            let left = deadline - sbinuptime();
+            if left <= Sbintime::ZERO {
+                return None;
+            }
+            let chan = WChan::of(&self.tun.frames);
+            let (guard, _) = MutexGuard::msleep(frames, chan, PSOCK, "tun", Some(left), false);
+            frames = guard;
+        }
+    }
+
+    /// All frames that crossed the wire so far, with the time since boot.
+    pub fn history(&self) -> Vec<(Duration, Vec<u8>)> {
+        let frames = self.tun.frames.lock();
+        let timed = frames.history.iter();
+        timed
+            .map(|(at, frame)| (Duration::from_nanos(at.as_ns() as u64), frame.clone()))
+            .collect()
+    }
+}
