@@ -5,6 +5,7 @@
 
 use alloc::format;
 use alloc::string::{String, ToString};
+use alloc::vec::Vec;
 
 use crate::errno::Errno;
 pub use crate::kern::kern_sysctl::{SysctlTree, kenv, root};
@@ -25,6 +26,12 @@ pub trait SysctlNode: Send + Sync {
     fn description(&self) -> &str {
         ""
     }
+}
+
+/// A part of the tree whose leaves come and go: it is asked when somebody looks.
+pub trait SysctlBranch: Send + Sync {
+    /// The names of all leaves, below that of the branch, and their values.
+    fn walk(&self) -> Vec<(String, String)>;
 }
 
 /// A read-only leaf whose value is computed.

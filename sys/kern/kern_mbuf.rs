@@ -1,6 +1,6 @@
 //! Where mbufs and clusters come from and go to.
 //!
-//! FreeBSD: sys/kern/kern_mbuf.c, sys/sys/mbuf.h (m_get and its kin), usr.bin/netstat/mbuf.c
+//! FreeBSD: sys/kern/kern_mbuf.c, sys/sys/mbuf.h (m_get and its kin)
 //! Differs from FreeBSD: what the zones' constructors do there is done here after allocation, where the size and kind
 //! are known; a chain is freed in one critical section.
 
@@ -21,7 +21,6 @@ use crate::vm::vm_page;
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::sync::Arc;
-use core::fmt;
 use core::mem::MaybeUninit;
 use core::ptr::{NonNull, addr_of_mut};
 
@@ -38,8 +37,9 @@ struct MbZones {
 
 machine_local! {
     static ZONES: MbZones = MbZones {
-        mbuf: Zone::new("mbuf", MSIZE, MSIZE),
-        clust: Zone::new("mbuf_cluster", MCLBYTES, MCLBYTES),
+        mbuf: Zone::new("mbuf", MSIZE, MSIZE).with_warning("kern.ipc.nmbufs limit reached", None),
+        clust: Zone::new("mbuf_cluster", MCLBYTES, MCLBYTES)
+            .with_warning("kern.ipc.nmbclusters limit reached", None),
         pack: Zone::new_secondary(
             "mbuf_packet",
             MSIZE,
@@ -50,10 +50,14 @@ machine_local! {
                 init: Some(mb_zinit_pack),
                 fini: Some(mb_zfini_pack),
             },
-        ),
-        jumbop: Zone::new("mbuf_jumbo_page", MJUMPAGESIZE, MJUMPAGESIZE),
-        jumbo9: Zone::new("mbuf_jumbo_9k", MJUM9BYTES, 1024),
-        jumbo16: Zone::new("mbuf_jumbo_16k", MJUM16BYTES, MJUM16BYTES),
+        )
+        .holding(|| &zones().clust),
+        jumbop: Zone::new("mbuf_jumbo_page", MJUMPAGESIZE, MJUMPAGESIZE)
+            .with_warning("kern.ipc.nmbjumbop limit reached", None),
+        jumbo9: Zone::new("mbuf_jumbo_9k", MJUM9BYTES, 1024)
+            .with_warning("kern.ipc.nmbjumbo9 limit reached", None),
+        jumbo16: Zone::new("mbuf_jumbo_16k", MJUM16BYTES, MJUM16BYTES)
+            .with_warning("kern.ipc.nmbjumbo16 limit reached", None),
     };
 }
 
@@ -205,7 +209,7 @@ impl Mbuf {
     #[doc(alias = "m_get")]
     #[inline]
     pub fn get(how: How) -> Option<Mbuf> {
-        let item = zones().mbuf.alloc_plain(how)?;
+        let item = zones().mbuf.alloc(how)?;
         // SAFETY: of the mbuf zone, and fresh.
         unsafe {
             let data = RawMbuf::dat(item.as_ptr().cast());
@@ -217,7 +221,7 @@ impl Mbuf {
     #[doc(alias = "m_gethdr")]
     #[inline]
     pub fn gethdr(how: How) -> Option<Mbuf> {
-        let item = zones().mbuf.alloc_plain(how)?;
+        let item = zones().mbuf.alloc(how)?;
         // SAFETY: of the mbuf zone, and fresh.
         unsafe {
             let data = RawMbuf::pktdat(item.as_ptr().cast());
@@ -234,7 +238,7 @@ impl Mbuf {
 
     #[inline]
     fn get_packet(how: How, flags: MFlags) -> Option<Mbuf> {
-        let item = zones().pack.alloc_plain(how)?;
+        let item = zones().pack.alloc(how)?;
         // SAFETY: of the packet zone, thus with a cluster attached, and fresh.
         unsafe {
             let data = (*RawMbuf::ext(item.as_ptr().cast())).buf;
@@ -261,7 +265,7 @@ impl Mbuf {
             ClusterSize::K16 => ExtType::Jumbo16,
         };
         let zones = zones();
-        let item = zones.mbuf.alloc_plain(how)?;
+        let item = zones.mbuf.alloc(how)?;
         let Some(cluster) = zones.cluster(size).alloc(how) else {
             // SAFETY: just allocated.
             unsafe { zones.mbuf.free(item) };
@@ -342,7 +346,7 @@ impl Mbuf {
     pub fn from_storage(storage: Box<dyn ExtStorage>, how: How) -> Result<Mbuf, NoBufs> {
         let bytes = NonNull::from(storage.bytes());
         let len = u32::try_from(bytes.len()).map_err(|_| NoBufs)?;
-        let item = zones().mbuf.alloc_plain(how).ok_or(NoBufs)?;
+        let item = zones().mbuf.alloc(how).ok_or(NoBufs)?;
         let m: *mut RawMbuf = item.as_ptr().cast();
         // SAFETY: the mbuf is fresh; the bytes stay where they are as long as the storage lives, which is until the last
         // reference is dropped, and nothing writes storage of type `External`.
@@ -577,106 +581,4 @@ impl MbufStat {
             self.cluster.current + self.jumbop.current + self.jumbo9.current + self.jumbo16.current,
         )
     }
-
-    /// Bytes in use and cached.
-    fn bytes(&self) -> (u64, u64) {
-        let sized = [
-            (self.mbuf, MSIZE),
-            (self.cluster, MCLBYTES),
-            (self.jumbop, MJUMPAGESIZE),
-            (self.jumbo9, MJUM9BYTES),
-            (self.jumbo16, MJUM16BYTES),
-        ];
-        sized.iter().fold((0, 0), |(current, cache), (stat, size)| {
-            let size = *size as u64;
-            (current + stat.current * size, cache + stat.cache * size)
-        })
-    }
 }
-
-impl fmt::Display for MbufStat {
-    /// All of `netstat -m`.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let in_use = |s: &MbZoneStat| format!("{}/{}/{}", s.current, s.cache, s.total());
-        let limited = |s: &MbZoneStat| format!("{}/{}", in_use(s), s.max);
-        writeln!(
-            f,
-            "{} mbufs in use (current/cache/total)",
-            in_use(&self.mbuf)
-        )?;
-        writeln!(
-            f,
-            "{} mbuf clusters in use (current/cache/total/max)",
-            limited(&self.cluster)
-        )?;
-        writeln!(
-            f,
-            "{}/{} mbuf+clusters out of packet secondary zone in use (current/cache)",
-            self.packet.current, self.packet.cache
-        )?;
-        for (stat, size) in [
-            (&self.jumbop, "4k (page size)"),
-            (&self.jumbo9, "9k"),
-            (&self.jumbo16, "16k"),
-        ] {
-            let numbers = limited(stat);
-            writeln!(
-                f,
-                "{numbers} {size} jumbo clusters in use (current/cache/total/max)"
-            )?;
-        }
-        let (current, cache) = self.bytes();
-        writeln!(
-            f,
-            "{}K/{}K/{}K bytes allocated to network (current/cache/total)",
-            current / 1024,
-            cache / 1024,
-            (current + cache) / 1024
-        )?;
-        let three = |what: fn(&MbZoneStat) -> u64, [a, b, c]: [&MbZoneStat; 3]| {
-            format!("{}/{}/{}", what(a), what(b), what(c))
-        };
-        let small = [&self.mbuf, &self.cluster, &self.packet];
-        let jumbo = [&self.jumbop, &self.jumbo9, &self.jumbo16];
-        let (denied, delayed) = (|s: &MbZoneStat| s.denied, |s: &MbZoneStat| s.delayed);
-        writeln!(
-            f,
-            "{} requests for mbufs denied (mbufs/clusters/mbuf+clusters)",
-            three(denied, small)
-        )?;
-        writeln!(
-            f,
-            "{} requests for mbufs delayed (mbufs/clusters/mbuf+clusters)",
-            three(delayed, small)
-        )?;
-        writeln!(
-            f,
-            "{} requests for jumbo clusters delayed (4k/9k/16k)",
-            three(delayed, jumbo)
-        )?;
-        writeln!(
-            f,
-            "{} requests for jumbo clusters denied (4k/9k/16k)",
-            three(denied, jumbo)
-        )?;
-        // There is no sendfile: its counts are what they would be without its use.
-        for line in SENDFILE_LINES {
-            writeln!(f, "0 {line}")?;
-        }
-        Ok(())
-    }
-}
-
-const SENDFILE_LINES: [&str; 11] = [
-    "sendfile syscalls",
-    "sendfile syscalls completed without I/O request",
-    "requests for I/O initiated by sendfile",
-    "pages read by sendfile as part of a request",
-    "pages were valid at time of a sendfile request",
-    "pages were valid and substituted to bogus page",
-    "pages were requested for read ahead by applications",
-    "pages were read ahead by sendfile",
-    "times sendfile encountered an already busy page",
-    "requests for sfbufs denied",
-    "requests for sfbufs delayed",
-];

@@ -14,13 +14,14 @@ use crate::kern::kern_rmlock::RmSleepable;
 use crate::kern::kern_rwlock::RwLock;
 use crate::kern::lock_order;
 use crate::machine_local;
-use crate::sysctl::SysctlNode;
+use crate::sysctl::{SysctlBranch, SysctlNode};
 
 type Leaf = Arc<dyn SysctlNode>;
 
 /// A tree of settings and figures.
 pub struct SysctlTree {
     leaves: RmSleepable<BTreeMap<String, Leaf>, lock_order::SysctlTree>,
+    branches: RwLock<Vec<(&'static str, Arc<dyn SysctlBranch>)>, lock_order::SysctlTree>,
 }
 
 impl SysctlTree {
@@ -28,6 +29,7 @@ impl SysctlTree {
     pub const fn new() -> SysctlTree {
         SysctlTree {
             leaves: RmSleepable::new_sleepable(BTreeMap::new()),
+            branches: RwLock::new(Vec::new()),
         }
     }
 
@@ -40,6 +42,25 @@ impl SysctlTree {
             crate::kprintf!("{name}: cannot be set to '{value}'\n");
         }
         self.leaves.write().insert(name.to_string(), leaf);
+    }
+
+    /// Lets `branch` say what there is below `name`.
+    pub fn register_branch(&self, name: &'static str, branch: Arc<dyn SysctlBranch>) {
+        self.branches.write().push((name, branch));
+    }
+
+    /// Names and values that branches have at and below `prefix`.
+    fn walk_branches(&self, prefix: &str) -> Vec<(String, String)> {
+        let branches = self.branches.read().clone();
+        let mut found = Vec::new();
+        for (name, branch) in branches {
+            if below(name, prefix) || below(prefix, name) {
+                let leaves = branch.walk().into_iter();
+                let leaves = leaves.map(|(leaf, value)| (alloc::format!("{name}.{leaf}"), value));
+                found.extend(leaves.filter(|(name, _)| below(name, prefix)));
+            }
+        }
+        found
     }
 
     /// Takes out all leaves at and below `prefix`.
@@ -63,7 +84,11 @@ impl SysctlTree {
 
     /// The value at `name`.
     pub fn get(&self, name: &str) -> Option<String> {
-        self.leaf(name).map(|leaf| leaf.get())
+        if let Some(leaf) = self.leaf(name) {
+            return Some(leaf.get());
+        }
+        let mut found = self.walk_branches(name).into_iter();
+        found.find(|(leaf, _)| leaf == name).map(|(_, value)| value)
     }
 
     /// What the leaf at `name` is about.
@@ -73,7 +98,13 @@ impl SysctlTree {
 
     /// Sets the leaf at `name`; returns the values before and after. `ENOENT` if there is none.
     pub fn set(&self, name: &str, value: &str) -> Result<(String, String), Errno> {
-        let leaf = self.leaf(name).ok_or(Errno::ENOENT)?;
+        let Some(leaf) = self.leaf(name) else {
+            let found = self
+                .walk_branches(name)
+                .iter()
+                .any(|(leaf, _)| leaf == name);
+            return Err(if found { Errno::EPERM } else { Errno::ENOENT });
+        };
         let old = leaf.get();
         leaf.set(value)?;
         Ok((old, leaf.get()))
@@ -90,10 +121,16 @@ impl SysctlTree {
                 .map(|(name, leaf)| (name.clone(), leaf.clone()))
                 .collect()
         };
-        leaves
+        let mut all: Vec<(String, String)> = leaves
             .into_iter()
             .map(|(name, leaf)| (name, leaf.get()))
-            .collect()
+            .collect();
+        let listed = all.len();
+        all.extend(self.walk_branches(prefix));
+        if all.len() > listed {
+            all.sort();
+        }
+        all
     }
 
     fn leaf(&self, name: &str) -> Option<Leaf> {

@@ -62,11 +62,12 @@ pub mod uipc_sockbuf;
 pub mod uipc_socket;
 pub mod uipc_syscalls;
 
-/// Starts the services on the boot CPU: mbufs, its idle thread, the threads of callouts and epochs. `kern_thread::init0` has been
+/// Starts the services on the boot CPU: mbufs, its idle thread, the threads of callouts, epochs and zones. `kern_thread::init0` has been
 /// called, memory and interrupts work.
 pub fn start_bsp() {
     kern_mbuf::mbinit();
     sched::start_bsp();
     kern_timeout::start_softclock();
     subr_epoch::start();
+    crate::vm::uma::startup3();
 }

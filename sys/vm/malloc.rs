@@ -176,7 +176,7 @@ pub fn malloc(layout: Layout) -> Option<NonNull<u8>> {
         let (word, bit) = taken_bit(layout.size());
         word.fetch_or(bit, Ordering::Relaxed);
     }
-    zone_for(layout)?.alloc_plain(How::NoWait)
+    zone_for(layout)?.alloc(How::NoWait)
 }
 
 /// Frees a piece.

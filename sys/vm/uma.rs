@@ -13,7 +13,7 @@ use core::ops::{Deref, DerefMut};
 use core::ptr::NonNull;
 
 pub use super::uma_core::{
-    Hooks, Reclaim, Zone, ZoneFlags, find_or_create, reclaim, startup, zones,
+    Hooks, Reclaim, Zone, ZoneFlags, find_or_create, reclaim, startup, startup3, zcreate, zones,
 };
 
 /// What to do when there is no memory.
@@ -48,30 +48,6 @@ pub struct ZoneStats {
     pub sleeps: u64,
     /// Frees from another memory domain (always 0: there is one).
     pub xdomain: u64,
-}
-
-/// The heading of `vmstat -z`.
-pub const VMSTAT_Z_HEADING: &str =
-    "ITEM                   SIZE   LIMIT     USED     FREE      REQ FAIL SLEEP XDOM";
-
-impl fmt::Display for ZoneStats {
-    /// A line of `vmstat -z`: name and size end at column 27.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let width = 26_usize.saturating_sub(self.name.len());
-        write!(
-            f,
-            "{}:{:>width$},{:>7},{:>8},{:>8},{:>8},{:>4},{:>4},{:>4}",
-            self.name,
-            self.size,
-            self.limit,
-            self.used,
-            self.free,
-            self.requests,
-            self.fails,
-            self.sleeps,
-            self.xdomain
-        )
-    }
 }
 
 /// A zone of `T`.

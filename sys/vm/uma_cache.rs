@@ -4,7 +4,7 @@
 
 use super::uma_core::{Zone, ZoneFlags};
 use crate::machine;
-use crate::machine::atomic::{AtomicU64, Ordering};
+use crate::machine::atomic::{AtomicU32, AtomicU64, Ordering};
 use crate::machine_local;
 use crate::param::MAXCPU;
 use core::cell::Cell;
@@ -16,13 +16,20 @@ use core::ptr::{self, NonNull};
 pub(super) const BUCKET_MAX: usize = 254;
 
 /// A stack of free items. The items follow the header.
+#[doc(alias = "uma_bucket")]
 #[repr(C)]
 pub(super) struct Bucket {
     /// In a list of the zone.
     pub(super) next: *mut Bucket,
-    pub(super) cnt: u32,
-    pub(super) entries: u32,
+    /// Items in it; while a CPU holds the bucket, its `CacheBucket` knows better.
+    pub(super) cnt: u16,
+    /// Most items.
+    pub(super) entries: u16,
+    /// When the readers that may still look at its items will have left; 0 if there are none.
+    pub(super) seq: u32,
 }
+
+const _: () = assert!(size_of::<Bucket>() == 16);
 
 impl Bucket {
     /// # Safety
@@ -35,40 +42,37 @@ impl Bucket {
 
     /// # Safety
     /// `bucket` is a live bucket that nobody else uses, and not empty.
-    #[inline(always)]
     pub(super) unsafe fn pop(bucket: *mut Bucket) -> NonNull<u8> {
         // SAFETY: the promise.
         unsafe {
             (*bucket).cnt -= 1;
-            Self::slot(bucket, (*bucket).cnt as usize).read()
+            Self::slot(bucket, usize::from((*bucket).cnt)).read()
         }
     }
 
     /// # Safety
     /// `bucket` is a live bucket that nobody else uses, and not full.
-    #[inline(always)]
     pub(super) unsafe fn push(bucket: *mut Bucket, item: NonNull<u8>) {
         // SAFETY: the promise.
         unsafe {
-            Self::slot(bucket, (*bucket).cnt as usize).write(item);
+            Self::slot(bucket, usize::from((*bucket).cnt)).write(item);
             (*bucket).cnt += 1;
         }
+    }
+
+    /// The items.
+    ///
+    /// # Safety
+    /// `bucket` is a live bucket that nobody else uses while the iterator lives.
+    pub(super) unsafe fn items(bucket: *mut Bucket) -> impl Iterator<Item = NonNull<u8>> + Clone {
+        // SAFETY: the promise.
+        unsafe { (0..usize::from((*bucket).cnt)).map(move |i| Self::slot(bucket, i).read()) }
     }
 
     const fn size_of(entries: usize) -> usize {
         size_of::<Bucket>() + entries * size_of::<NonNull<u8>>()
     }
 }
-
-// SAFETY: a bucket is protected by whatever holds it: a zone's lock or a CPU's critical section.
-unsafe impl Sync for Bucket {}
-
-/// Stands in a cache where there is no bucket: both empty and full, so that the fast paths need not ask.
-static NONE: Bucket = Bucket {
-    next: ptr::null_mut(),
-    cnt: 0,
-    entries: 0,
-};
 
 /// Entries and largest item size of a kind of bucket.
 struct BucketKind {
@@ -126,7 +130,8 @@ machine_local! {
 }
 
 const fn bucket_zone(name: &'static str, entries: usize) -> Zone {
-    Zone::new(name, Bucket::size_of(entries), 16).with_flags(ZoneFlags::NOBUCKET)
+    Zone::new(name, Bucket::size_of(entries), 16)
+        .with_flags(ZoneFlags::NOBUCKET.union(ZoneFlags::INTERNAL))
 }
 
 /// Makes the bucket zones.
@@ -135,16 +140,16 @@ pub(super) fn startup() {
 }
 
 /// How many items a bucket of a zone with items of `size` bytes begins with.
-#[doc(alias = "bucket_select")]
-pub(super) const fn bucket_size_for(size: usize) -> usize {
-    let mut i = KINDS.len();
-    while i > 0 {
-        i -= 1;
-        if size <= KINDS[i].max_item {
-            return KINDS[i].entries;
-        }
+pub(super) const fn bucket_select(size: usize) -> usize {
+    if size > KINDS[0].max_item {
+        let share = KINDS[0].max_item * KINDS[0].entries / size;
+        return if share == 0 { 1 } else { share };
     }
-    1
+    let mut i = KINDS.len() - 1;
+    while KINDS[i].max_item < size {
+        i -= 1;
+    }
+    KINDS[i].entries
 }
 
 /// The kind of bucket that holds `entries`.
@@ -165,7 +170,8 @@ pub(super) fn bucket_alloc(entries: usize) -> Option<*mut Bucket> {
         bucket.write(Bucket {
             next: ptr::null_mut(),
             cnt: 0,
-            entries: KINDS[kind].entries as u32,
+            entries: KINDS[kind].entries as u16,
+            seq: 0,
         });
     }
     Some(bucket)
@@ -177,7 +183,7 @@ pub(super) unsafe fn bucket_free(bucket: *mut Bucket) {
     // SAFETY: the promise.
     unsafe {
         debug_assert_eq!((*bucket).cnt, 0);
-        let kind = kind_for((*bucket).entries as usize);
+        let kind = kind_for(usize::from((*bucket).entries));
         let zone: &'static Zone = &BUCKET_ZONES.get()[kind];
         zone.free(NonNull::new_unchecked(bucket.cast()));
     }
@@ -217,71 +223,195 @@ impl Drop for OnCpu {
     }
 }
 
-fn is_bucket(bucket: *mut Bucket) -> bool {
-    !ptr::eq(bucket, &NONE)
+/// What the fast paths must leave to the slow ones, in one word beside the buckets.
+pub(super) mod cache_flags {
+    /// There is a constructor.
+    pub(in super::super) const CTOR: u32 = 0x1;
+    /// There is a destructor.
+    pub(in super::super) const DTOR: u32 = 0x2;
+    /// Somebody sleeps until an item is freed: nothing stays in a cache.
+    pub(in super::super) const WAITERS: u32 = 0x4;
+    /// Items are checked, each time.
+    pub(in super::super) const DEBUG: u32 = 0x8;
+    /// Items may have readers when they are freed: they are freed otherwise.
+    pub(in super::super) const SMR: u32 = 0x10;
+
+    pub(super) const SLOW_ALLOC: u32 = CTOR | DEBUG;
+    pub(super) const SLOW_FREE: u32 = DTOR | WAITERS | DEBUG | SMR;
+}
+
+/// A bucket as a CPU holds it: the counts stand here, so that the fast paths touch one line of the cache's and one of
+/// the bucket. Without a bucket it is both empty and full, so that they need not ask.
+#[doc(alias = "uma_cache_bucket")]
+struct CacheBucket {
+    bucket: Cell<*mut Bucket>,
+    cnt: Cell<u32>,
+    entries: Cell<u32>,
+}
+
+impl CacheBucket {
+    const fn new() -> Self {
+        Self {
+            bucket: Cell::new(ptr::null_mut()),
+            cnt: Cell::new(0),
+            entries: Cell::new(0),
+        }
+    }
+
+    fn swap(&self, other: &Self) {
+        self.bucket.swap(&other.bucket);
+        self.cnt.swap(&other.cnt);
+        self.entries.swap(&other.entries);
+    }
+
+    #[inline(always)]
+    fn pop(&self) -> Option<NonNull<u8>> {
+        let cnt = self.cnt.get().checked_sub(1)?;
+        self.cnt.set(cnt);
+        // SAFETY: `cnt` counts the items of the bucket, which is live while it is here.
+        Some(unsafe { Bucket::slot(self.bucket.get(), cnt as usize).read() })
+    }
+
+    #[inline(always)]
+    fn push(&self, item: NonNull<u8>) -> bool {
+        let cnt = self.cnt.get();
+        if cnt == self.entries.get() {
+            return false;
+        }
+        // SAFETY: below `entries`; the bucket is live while it is here.
+        unsafe { Bucket::slot(self.bucket.get(), cnt as usize).write(item) };
+        self.cnt.set(cnt + 1);
+        true
+    }
+
+    /// # Safety
+    /// The bucket is live, and the caller's to give.
+    #[doc(alias = "cache_bucket_load")]
+    unsafe fn load(&self, bucket: *mut Bucket) {
+        // SAFETY: the promise.
+        unsafe {
+            self.cnt.set(u32::from((*bucket).cnt));
+            self.entries.set(u32::from((*bucket).entries));
+        }
+        self.bucket.set(bucket);
+    }
+
+    /// Takes the bucket out, if there is one; it is the caller's then.
+    #[doc(alias = "cache_bucket_unload")]
+    fn unload(&self) -> Option<*mut Bucket> {
+        let bucket = self.bucket.replace(ptr::null_mut());
+        let cnt = self.cnt.take();
+        self.entries.set(0);
+        if bucket.is_null() {
+            return None;
+        }
+        // SAFETY: a bucket in a cache is live.
+        unsafe { (*bucket).cnt = cnt as u16 };
+        Some(bucket)
+    }
 }
 
 /// A CPU's part of a zone. Only that CPU, in a critical section, touches the buckets, so that neither lock nor atomic
 /// operation is needed; the counts may be read by anyone.
-#[repr(align(64))]
+///
+/// Aligned to two lines, since processors fetch lines in pairs.
+#[doc(alias = "uma_cache")]
+#[repr(C, align(128))]
 pub(super) struct Cache {
-    pub(super) alloc: Cell<*mut Bucket>,
-    pub(super) free: Cell<*mut Bucket>,
+    alloc: CacheBucket,
+    free: CacheBucket,
     allocs: AtomicU64,
     frees: AtomicU64,
+    /// `cache_flags`; each CPU has a copy beside what it reads anyway.
+    flags: AtomicU32,
+    /// The flags that it was made with: what is in an atomic is not known to the compiler.
+    begun: u32,
 }
 
 impl Cache {
-    pub(super) const fn new() -> Self {
+    pub(super) const fn new(flags: u32) -> Self {
         Self {
-            alloc: Cell::new((&raw const NONE).cast_mut()),
-            free: Cell::new((&raw const NONE).cast_mut()),
+            alloc: CacheBucket::new(),
+            free: CacheBucket::new(),
             allocs: AtomicU64::new(0),
             frees: AtomicU64::new(0),
+            flags: AtomicU32::new(flags),
+            begun: flags,
         }
+    }
+
+    /// Sets flags of a zone that is being made.
+    pub(super) const fn begin_with(&mut self, flags: u32) {
+        let flags = flags | self.begun;
+        self.flags = AtomicU32::new(flags);
+        self.begun = flags;
+    }
+
+    #[inline(always)]
+    pub(super) fn has(&self, flags: u32) -> bool {
+        self.flags.load(Ordering::Relaxed) & flags != 0
+    }
+
+    /// Sets or clears a flag; who needs this CPU to have seen it must visit the CPU afterwards.
+    pub(super) fn set_flag(&self, flag: u32, on: bool) {
+        if on {
+            self.flags.fetch_or(flag, Ordering::AcqRel);
+        } else {
+            self.flags.fetch_and(!flag, Ordering::AcqRel);
+        }
+    }
+
+    /// The fast path: takes an item from the allocation bucket, if there is one and nothing else is to be done.
+    ///
+    /// # Safety
+    /// We hold the critical section of this cache's CPU.
+    #[inline(always)]
+    pub(super) unsafe fn alloc_fast(&self) -> Option<NonNull<u8>> {
+        if self.has(cache_flags::SLOW_ALLOC) {
+            return None;
+        }
+        let item = self.alloc.pop()?;
+        // SAFETY: the promise.
+        unsafe { self.count_alloc() };
+        Some(item)
+    }
+
+    /// The fast path: takes the item if there is room, and nothing else to be done.
+    ///
+    /// # Safety
+    /// We hold the critical section of this cache's CPU; the item is the caller's to give.
+    #[inline(always)]
+    pub(super) unsafe fn free_fast(&self, item: NonNull<u8>) -> bool {
+        // SAFETY: the promise, for both.
+        unsafe {
+            if self.has(cache_flags::SLOW_FREE) || !self.push(item) {
+                return false;
+            }
+            self.count_free();
+        }
+        true
     }
 
     /// Takes an item from the allocation bucket, else exchanges the buckets and takes one of those just freed.
     ///
     /// # Safety
     /// We hold the critical section of this cache's CPU.
-    #[inline(always)]
     pub(super) unsafe fn pop(&self) -> Option<NonNull<u8>> {
-        let mut bucket = self.alloc.get();
-        // SAFETY: buckets in a cache are live, and ours by the promise; `NONE` is empty and only read.
-        unsafe {
-            if (*bucket).cnt == 0 {
-                let full = self.free.get();
-                if (*full).cnt == 0 {
-                    return None;
-                }
-                self.alloc.set(full);
-                self.free.set(bucket);
-                bucket = full;
-            }
-            Some(Bucket::pop(bucket))
+        // What was freed to a zone with readers waits in the zone until these have left.
+        if self.alloc.cnt.get() == 0 && !self.has(cache_flags::SMR) {
+            self.alloc.swap(&self.free);
         }
+        self.alloc.pop()
     }
 
     /// Puts an item into the allocation bucket, so that the next allocation finds it warm, else into the other. False if
     /// both are full.
     ///
     /// # Safety
-    /// We hold the critical section of this cache's CPU.
+    /// We hold the critical section of this cache's CPU; the item is the caller's to give.
     #[inline(always)]
     pub(super) unsafe fn push(&self, item: NonNull<u8>) -> bool {
-        let mut bucket = self.alloc.get();
-        // SAFETY: as for `pop`; `NONE` is full and only read.
-        unsafe {
-            if (*bucket).cnt == (*bucket).entries {
-                bucket = self.free.get();
-                if (*bucket).cnt == (*bucket).entries {
-                    return false;
-                }
-            }
-            Bucket::push(bucket, item);
-        }
-        true
+        self.alloc.push(item) || self.free.push(item)
     }
 
     /// Installs a bucket with items to allocate from. Returns one that the cache has no place for.
@@ -289,36 +419,45 @@ impl Cache {
     /// # Safety
     /// We hold the critical section of this cache's CPU; the bucket is the caller's.
     pub(super) unsafe fn install_full(&self, bucket: *mut Bucket) -> Option<*mut Bucket> {
-        let old = self.alloc.get();
-        // SAFETY: as for `pop`.
-        if unsafe { (*old).cnt } > 0 {
+        if self.alloc.cnt.get() > 0 {
             // Meanwhile we moved to another CPU, or somebody freed.
             return Some(bucket);
         }
-        self.alloc.set(bucket);
-        if is_bucket(self.free.get()) {
-            return Some(old).filter(|&old| is_bucket(old));
+        if self.has(cache_flags::WAITERS) {
+            return Some(bucket);
         }
-        self.free.set(old);
+        let old = self.alloc.unload();
+        // SAFETY: the promise.
+        unsafe { self.alloc.load(bucket) };
+        let empty = old?;
+        if !self.free.bucket.get().is_null() {
+            return Some(empty);
+        }
+        // SAFETY: just taken out.
+        unsafe { self.free.load(empty) };
         None
     }
 
-    /// Installs a bucket with room to free to. Returns the one that was there.
+    /// Installs a bucket with room to free to. Returns the one that was there, or the new one if none may stay.
     ///
     /// # Safety
     /// We hold the critical section of this cache's CPU; the bucket is the caller's.
     pub(super) unsafe fn install_empty(&self, bucket: *mut Bucket) -> Option<*mut Bucket> {
-        Some(self.free.replace(bucket)).filter(|&old| is_bucket(old))
+        if self.has(cache_flags::WAITERS) {
+            return Some(bucket);
+        }
+        let old = self.free.unload();
+        // SAFETY: the promise.
+        unsafe { self.free.load(bucket) };
+        old
     }
 
-    /// Takes both buckets out.
+    /// Takes both buckets out; the second is the one that was freed to.
     ///
     /// # Safety
     /// We hold the critical section of this cache's CPU.
-    pub(super) unsafe fn take_buckets(&self) -> impl Iterator<Item = *mut Bucket> {
-        let none = (&raw const NONE).cast_mut();
-        let buckets = [self.alloc.replace(none), self.free.replace(none)];
-        buckets.into_iter().filter(|&bucket| is_bucket(bucket))
+    pub(super) unsafe fn take_buckets(&self) -> [Option<*mut Bucket>; 2] {
+        [self.alloc.unload(), self.free.unload()]
     }
 
     /// # Safety
@@ -327,7 +466,7 @@ impl Cache {
     pub(super) unsafe fn count_alloc(&self) {
         // Only this CPU writes: no read-modify-write is needed.
         let allocs = self.allocs.load(Ordering::Relaxed);
-        self.allocs.store(allocs + 1, Ordering::Relaxed);
+        self.allocs.store(allocs.wrapping_add(1), Ordering::Relaxed);
     }
 
     /// # Safety
@@ -335,7 +474,7 @@ impl Cache {
     #[inline(always)]
     pub(super) unsafe fn count_free(&self) {
         let frees = self.frees.load(Ordering::Relaxed);
-        self.frees.store(frees + 1, Ordering::Relaxed);
+        self.frees.store(frees.wrapping_add(1), Ordering::Relaxed);
     }
 
     /// Allocations and frees so far. Frees are read first, so that their difference is never below zero while others go

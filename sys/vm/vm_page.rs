@@ -7,8 +7,10 @@
 use crate::kern::kern_mutex::SpinMutex;
 use crate::kern::lock_order::VmPage;
 use crate::machine;
+use crate::machine::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 use crate::machine_local;
-use crate::param::{PAGE_SHIFT, PAGE_SIZE};
+use crate::param::{PAGE_SHIFT, PAGE_SIZE, round_up};
+use core::mem::size_of;
 use core::ptr::{self, NonNull};
 
 /// Block sizes: one page to `1 << (ORDERS - 1)` pages (1 GiB).
@@ -30,6 +32,14 @@ pub struct VmPageStats {
     pub free: usize,
 }
 
+impl VmPageStats {
+    /// With fewer pages free than this, zones are asked to give some back.
+    #[doc(alias = "v_free_min")]
+    pub fn low_water(&self) -> usize {
+        self.total / 32
+    }
+}
+
 /// The buddy system over the machine's memory.
 ///
 /// Invariant: `state[pfn - base]` is `order + 1` for the first page of a free block of that order, and 0 for every
@@ -39,6 +49,8 @@ struct Buddy {
     base: u64,
     span: usize,
     state: *mut u8,
+    /// For each page, the slab it belongs to.
+    slabs: *mut AtomicPtr<()>,
     free: [*mut FreeBlock; ORDERS],
     stats: VmPageStats,
     /// From physical to virtual: the direct map.
@@ -54,6 +66,7 @@ impl Buddy {
             base: 0,
             span: 0,
             state: ptr::null_mut(),
+            slabs: ptr::null_mut(),
             free: [ptr::null_mut(); ORDERS],
             stats: VmPageStats { total: 0, free: 0 },
             map,
@@ -77,14 +90,23 @@ impl Buddy {
         };
         self.base = first;
         self.span = (last - first) as usize;
-        let table_pages = self.span.div_ceil(PAGE_SIZE) as u64;
+        let slabs_at = round_up(self.span, size_of::<AtomicPtr<()>>());
+        let table = slabs_at + self.span * size_of::<AtomicPtr<()>>();
+        let table_pages = table.div_ceil(PAGE_SIZE) as u64;
         assert!(
             table_pages < largest.1 - largest.0,
             "vm_page: no room for the page table"
         );
         self.state = (self.map)(largest.0 << PAGE_SHIFT);
         // SAFETY: the start of the largest range, which is ours and large enough.
-        unsafe { self.state.write_bytes(0, self.span) };
+        unsafe {
+            self.slabs = self.state.add(slabs_at).cast();
+            self.state.write_bytes(0, self.span);
+            if cfg!(target_os = "none") {
+                // (The host's pages are zero already, and those that are not touched cost nothing.)
+                self.slabs.write_bytes(0, self.span);
+            }
+        }
         for (start, end) in ranges {
             let start = if start == largest.0 {
                 start + table_pages
@@ -183,6 +205,12 @@ impl Buddy {
         }
     }
 
+    /// Whether so few pages are free that zones should give some back.
+    #[doc(alias = "vm_page_count_min")]
+    fn is_short(&self) -> bool {
+        self.stats.free < self.stats.low_water()
+    }
+
     /// Takes `pages` contiguous pages aligned to `align` pages: a block, less what is not needed at its end.
     fn alloc_contig(&mut self, pages: usize, align: usize) -> Option<u64> {
         let order = pages.max(align).next_power_of_two().ilog2() as usize;
@@ -209,9 +237,55 @@ fn with<R>(f: impl FnOnce(&mut Buddy) -> R) -> R {
             .map(|range| (range.start, range.end));
         // SAFETY: `phys_avail` lists memory that the machine gave to us and to nobody else, and this happens once.
         unsafe { buddy.startup(ranges) };
+        let slabs = SLABS.get();
+        slabs.base.store(buddy.base, Ordering::Relaxed);
+        slabs.span.store(buddy.span, Ordering::Relaxed);
+        slabs.table.store(buddy.slabs, Ordering::Release);
         buddy
     });
     f(buddy)
+}
+
+/// Which slab each page belongs to, to be read without a lock: an item keeps its slab where it is.
+struct SlabTable {
+    base: AtomicU64,
+    span: AtomicUsize,
+    table: AtomicPtr<AtomicPtr<()>>,
+}
+
+machine_local! {
+    static SLABS: SlabTable = SlabTable {
+        base: AtomicU64::new(0),
+        span: AtomicUsize::new(0),
+        table: AtomicPtr::new(ptr::null_mut()),
+    };
+}
+
+fn slab_entry(page: NonNull<u8>) -> Option<&'static AtomicPtr<()>> {
+    let slabs = SLABS.get();
+    let table = slabs.table.load(Ordering::Acquire);
+    let pfn = machine::virt_to_phys(page.as_ptr()) >> PAGE_SHIFT;
+    let index = pfn.wrapping_sub(slabs.base.load(Ordering::Relaxed)) as usize;
+    // SAFETY: the table has an entry for each page of the span, and lives as long as the machine.
+    (index < slabs.span.load(Ordering::Relaxed)).then(|| unsafe { &*table.add(index) })
+}
+
+/// Makes pages that came from `alloc_contig` lead to `slab`, or to nothing.
+#[doc(alias = "vsetzoneslab")]
+pub(super) fn set_slab(first: NonNull<u8>, pages: usize, slab: *mut ()) {
+    for page in 0..pages {
+        // SAFETY: in the pages that the caller has.
+        let page = unsafe { first.add(page * PAGE_SIZE) };
+        if let Some(entry) = slab_entry(page) {
+            entry.store(slab, Ordering::Release);
+        }
+    }
+}
+
+/// The slab that the page under `item` belongs to; null if it is none's.
+#[doc(alias = "vtozoneslab")]
+pub(super) fn vtoslab(item: NonNull<u8>) -> *mut () {
+    slab_entry(item).map_or(ptr::null_mut(), |entry| entry.load(Ordering::Acquire))
 }
 
 /// Takes `pages` contiguous pages whose first address is a multiple of `align_pages` pages (a power of two), through the
@@ -223,7 +297,11 @@ pub fn alloc_contig(pages: usize, align_pages: usize) -> Option<NonNull<u8>> {
     if pages == 0 {
         return None;
     }
-    let pfn = with(|vm| vm.alloc_contig(pages, align_pages))?;
+    let (pfn, short) = with(|vm| (vm.alloc_contig(pages, align_pages), vm.is_short()));
+    if short {
+        super::uma_core::lowmem();
+    }
+    let pfn = pfn?;
     NonNull::new(machine::phys_to_virt(pfn << PAGE_SHIFT))
 }
 

@@ -388,9 +388,6 @@ fn netstat_m_counts_what_is_in_use() {
         assert_eq!(now.packet.current, before.packet.current + 1);
         assert_eq!(now.cluster.current, before.cluster.current + 1);
         assert_eq!(now.jumbo9.current, before.jumbo9.current + 1);
-        let text = std::format!("{now}");
-        assert!(text.starts_with("3/"), "{text}");
-        assert!(text.contains(" 4k (page size) jumbo clusters in use (current/cache/total/max)\n"));
         drop((held, big));
     });
 }

@@ -1,0 +1,147 @@
+//! What zones report of themselves: `vmstat -z`, `vm.zone_count`, `vm.uma`.
+//!
+//! FreeBSD: sys/vm/uma_core.c (zone_alloc_sysctl, sysctl_vm_zone_count)
+//! Not carried over: the binary stream `vm.zone_stats`, which has no reader here.
+
+use super::{Zone, zones};
+use crate::kern::kern_sysctl::root;
+use crate::machine::atomic::Ordering;
+use crate::sysctl::{ReadOnly, SysctlBranch};
+use crate::vm::uma::ZoneStats;
+use alloc::collections::BTreeMap;
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+
+/// Puts the figures into the sysctl tree.
+pub(super) fn startup() {
+    let count = ReadOnly::new("Number of UMA zones", || zones().count().to_string());
+    root().register("vm.zone_count", Arc::new(count));
+    root().register_branch("vm.uma", Arc::new(UmaBranch));
+    super::limit::startup();
+}
+
+impl Zone {
+    /// Counts now. Exact while nobody allocates or frees.
+    pub fn stats(&self) -> ZoneStats {
+        let (allocs, frees) = self.counts();
+        let used = allocs.saturating_sub(frees);
+        let cached = self.held.load(Ordering::Relaxed).saturating_sub(used);
+        let keg = self.keg().counts();
+        let in_slabs = if self.is_secondary() {
+            0
+        } else {
+            keg.free_items
+        };
+        ZoneStats {
+            name: self.name,
+            size: self.size,
+            limit: keg.max as u64,
+            used,
+            free: cached + in_slabs as u64,
+            requests: allocs,
+            fails: self.fails.load(Ordering::Relaxed),
+            sleeps: self.sleeps.load(Ordering::Relaxed),
+            xdomain: 0,
+        }
+    }
+
+    /// Allocations and frees so far.
+    fn counts(&self) -> (u64, u64) {
+        let (mut allocs, mut frees) = (0, self.strays.load(Ordering::Acquire));
+        for cache in &self.caches {
+            let (a, f) = cache.counts();
+            allocs += a;
+            frees += f;
+        }
+        (allocs, frees)
+    }
+
+    /// Items in users' hands.
+    pub(super) fn used(&self) -> u64 {
+        let (allocs, frees) = self.counts();
+        allocs.saturating_sub(frees)
+    }
+
+    /// The leaves of `vm.uma.<zone>`.
+    #[doc(alias = "zone_alloc_sysctl")]
+    fn leaves(&self) -> Vec<(&'static str, String)> {
+        let (allocs, frees) = self.counts();
+        let own = self.keg();
+        let keg = own.counts();
+        let layout = &own.layout;
+        let efficiency = 100 * layout.items * layout.rsize / layout.bytes();
+        let state = self.state.lock();
+        let (nitems, imax, imin, wss) = (state.nitems, state.imax, state.imin, state.wss);
+        let (bucket_size, bucket_size_max) = (state.bucket_size, state.bucket_size_max);
+        drop(state);
+        let counter = |value: &crate::machine::atomic::AtomicU64| value.load(Ordering::Relaxed);
+        let mut leaves = Vec::new();
+        let mut leaf = |name, value: &dyn core::fmt::Display| {
+            leaves.push((name, value.to_string()));
+        };
+        leaf("size", &self.size);
+        leaf("flags", &self.flags_text());
+        leaf("bucket_size", &bucket_size);
+        leaf("bucket_size_max", &bucket_size_max);
+        leaf("keg.name", &own.name);
+        leaf("keg.rsize", &layout.rsize);
+        leaf("keg.ppera", &layout.pages);
+        leaf("keg.ipers", &layout.items);
+        leaf("keg.align", &(own.align - 1));
+        leaf("keg.reserve", &keg.reserve);
+        leaf("keg.efficiency", &efficiency);
+        leaf("keg.domain.0.pages", &keg.pages);
+        leaf("keg.domain.0.free_items", &keg.free_items);
+        leaf("keg.domain.0.free_slabs", &keg.free_slabs);
+        leaf("limit.items", &keg.out);
+        leaf("limit.max_items", &keg.max);
+        leaf("limit.sleepers", &keg.sleepers);
+        leaf("limit.sleeps", &counter(&self.sleeps));
+        leaf("domain.0.nitems", &nitems);
+        leaf("domain.0.imax", &imax);
+        leaf("domain.0.imin", &imin);
+        leaf("domain.0.wss", &wss);
+        leaf("stats.current", &allocs.saturating_sub(frees));
+        leaf("stats.allocs", &allocs);
+        leaf("stats.frees", &frees);
+        leaf("stats.fails", &counter(&self.fails));
+        leaf("stats.xdomain", &0);
+        leaves
+    }
+
+    /// The flags as `%b` prints them.
+    fn flags_text(&self) -> String {
+        let names: Vec<&str> = self.flags.iter_names().map(|(name, _)| name).collect();
+        format!("0x{:x}<{}>", self.flags.bits(), names.join(","))
+    }
+}
+
+/// `vm.uma`: zones come at any time, so the tree asks when somebody looks.
+struct UmaBranch;
+
+impl SysctlBranch for UmaBranch {
+    fn walk(&self) -> Vec<(String, String)> {
+        let mut seen: BTreeMap<String, usize> = BTreeMap::new();
+        let mut all = Vec::new();
+        for zone in zones() {
+            let mut name = ctlname(zone.name);
+            // FreeBSD: `uz_namecnt`.
+            let count = seen.entry(name.clone()).or_default();
+            if *count > 0 {
+                name = format!("{name}_{count}");
+            }
+            *count += 1;
+            let leaves = zone.leaves().into_iter();
+            all.extend(leaves.map(|(leaf, value)| (format!("{name}.{leaf}"), value)));
+        }
+        all
+    }
+}
+
+/// A zone's name as one component of a sysctl name.
+#[doc(alias = "uz_ctlname")]
+fn ctlname(name: &str) -> String {
+    name.replace(['.', '/', '\\', ' ', '-'], "_")
+}
