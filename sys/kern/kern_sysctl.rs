@@ -17,11 +17,12 @@ use crate::machine_local;
 use crate::sysctl::{SysctlBranch, SysctlNode};
 
 type Leaf = Arc<dyn SysctlNode>;
+type Branch = (&'static str, Arc<dyn SysctlBranch>);
 
 /// A tree of settings and figures.
 pub struct SysctlTree {
     leaves: RmSleepable<BTreeMap<String, Leaf>, lock_order::SysctlTree>,
-    branches: RwLock<Vec<(&'static str, Arc<dyn SysctlBranch>)>, lock_order::SysctlTree>,
+    branches: RwLock<Vec<Branch>, lock_order::SysctlTree>,
 }
 
 impl SysctlTree {

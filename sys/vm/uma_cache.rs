@@ -3,6 +3,7 @@
 //! FreeBSD: sys/vm/uma_core.c (cache_alloc, cache_free, bucket_*), sys/vm/uma_int.h
 
 use super::uma_core::{Zone, ZoneFlags};
+use crate::kern::subr_smr::SmrSeq;
 use crate::machine;
 use crate::machine::atomic::{AtomicU32, AtomicU64, Ordering};
 use crate::machine_local;
@@ -12,8 +13,14 @@ use core::marker::PhantomData;
 use core::mem::size_of;
 use core::ptr::{self, NonNull};
 
+/// Entries of a bucket that takes as much memory as `n` pointers.
+#[doc(alias = "BUCKET_SIZE")]
+const fn bucket_entries(n: usize) -> usize {
+    n - size_of::<Bucket>() / size_of::<NonNull<u8>>()
+}
+
 /// Most items in a bucket: with its header it is 2 KiB.
-pub(super) const BUCKET_MAX: usize = 254;
+pub(super) const BUCKET_MAX: usize = bucket_entries(256);
 
 /// A stack of free items. The items follow the header.
 #[doc(alias = "uma_bucket")]
@@ -25,11 +32,9 @@ pub(super) struct Bucket {
     pub(super) cnt: u16,
     /// Most items.
     pub(super) entries: u16,
-    /// When the readers that may still look at its items will have left; 0 if there are none.
-    pub(super) seq: u32,
+    /// The goal that readers must reach before its items are used again; `INVALID` if they have none.
+    pub(super) seq: SmrSeq,
 }
-
-const _: () = assert!(size_of::<Bucket>() == 16);
 
 impl Bucket {
     /// # Safety
@@ -98,15 +103,15 @@ const KINDS: [BucketKind; 8] = [
         max_item: 1024,
     },
     BucketKind {
-        entries: 30,
+        entries: bucket_entries(32),
         max_item: 512,
     },
     BucketKind {
-        entries: 62,
+        entries: bucket_entries(64),
         max_item: 256,
     },
     BucketKind {
-        entries: 126,
+        entries: bucket_entries(128),
         max_item: 128,
     },
     BucketKind {
@@ -122,9 +127,9 @@ machine_local! {
         bucket_zone("4 Bucket", 4),
         bucket_zone("8 Bucket", 8),
         bucket_zone("16 Bucket", 16),
-        bucket_zone("32 Bucket", 30),
-        bucket_zone("64 Bucket", 62),
-        bucket_zone("128 Bucket", 126),
+        bucket_zone("32 Bucket", bucket_entries(32)),
+        bucket_zone("64 Bucket", bucket_entries(64)),
+        bucket_zone("128 Bucket", bucket_entries(128)),
         bucket_zone("256 Bucket", BUCKET_MAX),
     ];
 }
@@ -171,7 +176,7 @@ pub(super) fn bucket_alloc(entries: usize) -> Option<*mut Bucket> {
             next: ptr::null_mut(),
             cnt: 0,
             entries: KINDS[kind].entries as u16,
-            seq: 0,
+            seq: SmrSeq::INVALID,
         });
     }
     Some(bucket)
@@ -412,6 +417,14 @@ impl Cache {
     #[inline(always)]
     pub(super) unsafe fn push(&self, item: NonNull<u8>) -> bool {
         self.alloc.push(item) || self.free.push(item)
+    }
+
+    /// Puts an item that may have readers where it is not taken from.
+    ///
+    /// # Safety
+    /// As for `push`.
+    pub(super) unsafe fn push_smr(&self, item: NonNull<u8>) -> bool {
+        self.free.push(item)
     }
 
     /// Installs a bucket with items to allocate from. Returns one that the cache has no place for.

@@ -12,11 +12,13 @@ use super::uma_dbg;
 use super::vm_page;
 use crate::kern::kern_mutex::{Mutex, SpinMutex, SpinMutexGuard};
 use crate::kern::lock_order::{UmaZone, UmaZones};
+use crate::kern::subr_smr::{Smr, SmrSeq};
 use crate::machine;
 use crate::machine::atomic::{AtomicBool, AtomicI64, AtomicPtr, AtomicU64, Ordering};
 use crate::machine_local;
 use crate::param::MAXCPU;
 use alloc::boxed::Box;
+use alloc::string::String;
 use bitflags::bitflags;
 use core::ptr::{self, NonNull};
 
@@ -137,6 +139,8 @@ pub struct Zone {
     keg: KegOf,
     /// A zone of whose items this one's cached items hold some.
     holds: Option<fn() -> &'static Zone>,
+    /// Who may read items that are freed.
+    smr: Option<fn() -> &'static Smr>,
     warning: Option<&'static str>,
     maxaction: Option<fn()>,
     registered: AtomicBool,
@@ -202,6 +206,7 @@ impl Zone {
             hooks: Hooks::NONE,
             keg,
             holds: None,
+            smr: None,
             warning: None,
             maxaction: None,
             registered: AtomicBool::new(false),
@@ -246,9 +251,6 @@ impl Zone {
             BUCKET_MAX
         };
         self.state = SpinMutex::new(ZoneState::new(size, max));
-        if flags.contains(ZoneFlags::SMR) {
-            return self.with_cache_flags(cache_flags::SMR);
-        }
         self
     }
 
@@ -278,6 +280,21 @@ impl Zone {
     pub const fn holding(mut self, of: fn() -> &'static Zone) -> Self {
         self.holds = Some(of);
         self
+    }
+
+    /// The same zone, whose items may still have readers in sections of `smr` when they are freed: these have left before an
+    /// item's destructor is called and it is given out again.
+    #[doc(alias = "uma_zone_set_smr")]
+    pub const fn with_smr(self, smr: fn() -> &'static Smr) -> Self {
+        let mut zone = self.with_flags(ZoneFlags::SMR);
+        zone.smr = Some(smr);
+        zone.with_cache_flags(cache_flags::SMR)
+    }
+
+    /// Whose sections protect readers of this zone's items.
+    #[doc(alias = "uma_zone_get_smr")]
+    pub fn smr(&self) -> Option<&'static Smr> {
+        self.smr.map(|smr| smr())
     }
 
     /// The same zone, which says `warning` when its limit is reached (at most every five minutes), and then has
@@ -459,7 +476,10 @@ impl Zone {
     #[doc(alias = "zone_alloc_bucket")]
     fn bucket_fetch(&'static self, how: How) -> Result<Option<*mut Bucket>, Shortage> {
         let mut state = self.lock_state();
-        if let Some(bucket) = state.fetch() {
+        if let Some(bucket) = state.fetch(self.smr()) {
+            drop(state);
+            // SAFETY: ours, and its readers have left.
+            unsafe { self.readers_left(bucket) };
             return Ok(Some(bucket));
         }
         let (spare, want) = (state.take_spare(), state.bucket_size);
@@ -604,7 +624,13 @@ impl Zone {
         // SAFETY: `here` is the proof, for all; the item is ours to give.
         unsafe {
             cache.count_free();
-            if !cache.has(cache_flags::WAITERS) && cache.push(item) {
+            let stays = !cache.has(cache_flags::WAITERS)
+                && if self.smr.is_some() {
+                    cache.push_smr(item)
+                } else {
+                    cache.push(item)
+                };
+            if stays {
                 return here;
             }
         }
@@ -618,10 +644,41 @@ impl Zone {
     fn destruct(&self, item: NonNull<u8>) {
         #[cfg(debug_assertions)]
         uma_dbg::check_free(self, item);
-        if let Some(dtor) = self.hooks.dtor {
+        if let Some(dtor) = self.hooks.dtor
+            && self.smr.is_none()
+        {
             dtor(item);
         }
         self.trash(item);
+    }
+
+    /// The readers of a bucket's items have left: what a free puts off until then is done.
+    ///
+    /// # Safety
+    /// The bucket is the caller's, and its items are free.
+    unsafe fn readers_left(&self, bucket: *mut Bucket) {
+        // SAFETY: the promise.
+        unsafe {
+            if (*bucket).seq != SmrSeq::INVALID {
+                (*bucket).seq = SmrSeq::INVALID;
+                if let Some(dtor) = self.hooks.dtor {
+                    Bucket::items(bucket).for_each(dtor);
+                }
+            }
+        }
+    }
+
+    /// Notes on a bucket of items that were just freed which readers may have them.
+    ///
+    /// # Safety
+    /// The bucket is the caller's.
+    unsafe fn tag(&self, bucket: *mut Bucket) {
+        // SAFETY: the promise, for both.
+        if let Some(smr) = self.smr()
+            && unsafe { (*bucket).cnt } > 0
+        {
+            unsafe { (*bucket).seq = smr.advance() };
+        }
     }
 
     /// Fills an item that nobody uses, in debug builds.
@@ -646,6 +703,12 @@ impl Zone {
             spare.or_else(|| bucket_alloc(want))
         };
         let Some(empty) = empty else {
+            if let Some(smr) = self.smr() {
+                smr.synchronize();
+                if let Some(dtor) = self.hooks.dtor {
+                    dtor(item);
+                }
+            }
             self.release(core::iter::once(item));
             return;
         };
@@ -653,7 +716,12 @@ impl Zone {
         unsafe {
             let here = OnCpu::enter();
             let cache = here.cache(&self.caches);
-            let left = if cache.push(item) {
+            let pushed = if self.smr.is_some() {
+                cache.push_smr(item)
+            } else {
+                cache.push(item)
+            };
+            let left = if pushed {
                 Some(empty)
             } else {
                 Bucket::push(empty, item);
@@ -661,6 +729,7 @@ impl Zone {
             };
             drop(here);
             if let Some(left) = left {
+                self.tag(left);
                 self.bucket_return(left);
             }
         }
@@ -705,6 +774,12 @@ impl Zone {
     unsafe fn bucket_drain(&'static self, bucket: *mut Bucket) {
         // SAFETY: the promise.
         unsafe {
+            if let Some(smr) = self.smr()
+                && (*bucket).seq != SmrSeq::INVALID
+            {
+                smr.wait((*bucket).seq);
+                self.readers_left(bucket);
+            }
             self.release(Bucket::items(bucket));
             (*bucket).cnt = 0;
             bucket_free(bucket);
@@ -748,15 +823,22 @@ impl ZoneState {
         }
     }
 
-    /// Takes a bucket with items.
+    /// Takes a bucket with items that have no readers as far as `smr` knows, if the first is one.
     #[doc(alias = "zone_fetch_bucket")]
-    fn fetch(&mut self) -> Option<*mut Bucket> {
+    fn fetch(&mut self, smr: Option<&Smr>) -> Option<*mut Bucket> {
         let bucket = self.full;
         if bucket.is_null() {
             return None;
         }
         // SAFETY: buckets in the list are live; then it is the caller's.
         unsafe {
+            let seq = (*bucket).seq;
+            if let Some(smr) = smr
+                && seq != SmrSeq::INVALID
+                && !smr.poll(seq)
+            {
+                return None;
+            }
             self.full = (*bucket).next;
             self.nitems -= usize::from((*bucket).cnt);
         }
@@ -774,7 +856,7 @@ impl ZoneState {
     unsafe fn put(&mut self, bucket: *mut Bucket) {
         // SAFETY: the promise; what is in the list is live.
         unsafe {
-            if (*bucket).seq == 0 || self.full.is_null() {
+            if (*bucket).seq == SmrSeq::INVALID || self.full.is_null() {
                 (*bucket).next = self.full;
                 self.full = bucket;
                 if (*bucket).next.is_null() {
@@ -831,7 +913,9 @@ impl Zone {
             return;
         }
         reclaim::drain_everywhere(self);
-        self.report_leak();
+        if let Some(report) = self.leak_report() {
+            crate::kprintf!("{report}\n");
+        }
         let pages = self.keg().counts().pages;
         if !self.is_secondary() && pages > 0 {
             crate::kprintf!(
@@ -842,21 +926,22 @@ impl Zone {
         }
     }
 
-    /// Says if items were not freed.
-    fn report_leak(&self) {
+    /// What there is to say if items were not freed.
+    fn leak_report(&self) -> Option<String> {
         let leaked = self.used();
-        if leaked > 0 && !self.is_internal() {
-            machine::console_write(
-                alloc::format!("zone {} leaked {leaked} items\n", self.name).as_bytes(),
-            );
-        }
+        (leaked > 0 && !self.is_internal())
+            .then(|| alloc::format!("zone {} leaked {leaked} items", self.name))
     }
 }
 
 impl Drop for Zone {
     /// The machine ends. (On bare metal a zone is a static, or leaked: it is never dropped.)
     fn drop(&mut self) {
-        self.report_leak();
+        if let Some(report) = self.leak_report() {
+            // The message buffer may be gone already.
+            machine::console_write(report.as_bytes());
+            machine::console_write(b"\n");
+        }
     }
 }
 

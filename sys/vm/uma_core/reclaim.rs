@@ -212,6 +212,7 @@ impl Zone {
             Reclaim::Drain | Reclaim::DrainCpu => 0,
         };
         self.drain_buckets(target);
+        self.state.lock().begin_interval();
         if how > Reclaim::Trim {
             while let Some(spare) = {
                 let mut state = self.state.lock();
@@ -234,7 +235,9 @@ impl Zone {
             if state.nitems <= target {
                 return;
             }
-            let Some(bucket) = state.fetch() else { return };
+            let Some(bucket) = state.fetch(None) else {
+                return;
+            };
             drop(state);
             // SAFETY: out of the list it is ours.
             unsafe { self.bucket_drain(bucket) };
@@ -248,9 +251,16 @@ impl Zone {
         // SAFETY: `here` is the proof.
         let buckets = unsafe { here.cache(&self.caches).take_buckets() };
         drop(here);
-        for bucket in buckets.into_iter().flatten() {
-            // SAFETY: out of the cache it is ours.
-            unsafe { self.bucket_return(bucket) };
+        let [taken_from, freed_to] = buckets;
+        // SAFETY: out of the cache they are ours.
+        unsafe {
+            if let Some(bucket) = freed_to {
+                self.tag(bucket);
+                self.bucket_return(bucket);
+            }
+            if let Some(bucket) = taken_from {
+                self.bucket_return(bucket);
+            }
         }
     }
 }
@@ -262,9 +272,13 @@ impl ZoneState {
     fn trim_target(&mut self) -> usize {
         let used = self.imax - self.imin;
         let target = self.nitems - self.imin;
-        self.imax = self.nitems;
-        self.imin = self.nitems;
         self.wss = (4 * used + self.wss) / 5;
         target.max(self.wss)
+    }
+
+    /// What was taken back was not used.
+    fn begin_interval(&mut self) {
+        self.imax = self.nitems;
+        self.imin = self.nitems;
     }
 }

@@ -1,7 +1,6 @@
 use super::keg::KegLayout;
 use super::*;
 use crate::kern::kern_synch;
-use crate::kern::kern_synch::pause;
 use crate::kern::kern_thread::Pri;
 use crate::kern::kern_thread::{ThreadHandle, kthread_add};
 use crate::kern::lock_order::Leaf;
@@ -32,6 +31,11 @@ fn give(zone: &'static Zone, items: impl IntoIterator<Item = NonNull<u8>>) {
         unsafe { zone.free(item) };
     }
 }
+
+mod checks;
+mod limits;
+mod reclaiming;
+mod smr;
 
 #[test]
 fn slabs_of_packet_memory_waste_little() {
@@ -195,29 +199,6 @@ fn what_a_secondary_zone_does_to_its_items_stays_done_while_they_are_cached() {
 }
 
 #[test]
-#[cfg(debug_assertions)]
-#[should_panic(expected = "from zone test")]
-fn an_item_freed_twice_is_noticed() {
-    with_zone(128, 8, |zone| {
-        let item = zone.alloc(How::NoWait).unwrap();
-        give(zone, [item, item]);
-    });
-}
-
-#[test]
-#[cfg(debug_assertions)]
-#[should_panic(expected = "Memory modified after free")]
-fn a_write_to_a_freed_item_is_noticed() {
-    with_zone(128, 8, |zone| {
-        let item = zone.alloc(How::NoWait).unwrap();
-        give(zone, [item]);
-        // SAFETY: still memory of the arena; this is the mistake to be found.
-        unsafe { item.add(64).write(1) };
-        zone.alloc(How::NoWait);
-    });
-}
-
-#[test]
 fn a_typed_item_is_dropped_with_its_box() {
     Machine::builder().run(|| {
         let zone = TypedZone::<(u64, Rc<Cell<u32>>)>::new("typed");
@@ -234,6 +215,162 @@ fn a_typed_item_is_dropped_with_its_box() {
 }
 
 #[test]
+fn an_item_is_initialised_once_for_all_its_allocations() {
+    machine_local! {
+        static INITS: AtomicU64 = AtomicU64::new(0);
+        static FINIS: AtomicU64 = AtomicU64::new(0);
+        static CTORS: AtomicU64 = AtomicU64::new(0);
+        static DTORS: AtomicU64 = AtomicU64::new(0);
+        static HOOKED: Zone = Zone::new("hooked", 128, 8).with_hooks(Hooks {
+            ctor: Some(|item, _| {
+                CTORS.fetch_add(1, Ordering::Relaxed);
+                stamped(item);
+                true
+            }),
+            dtor: Some(|_| { DTORS.fetch_add(1, Ordering::Relaxed); }),
+            init: Some(|item, how| {
+                INITS.fetch_add(1, Ordering::Relaxed);
+                stamp(item, how)
+            }),
+            fini: Some(|item| {
+                FINIS.fetch_add(1, Ordering::Relaxed);
+                stamped(item);
+            }),
+        });
+    }
+    Machine::builder().run(|| {
+        let zone = HOOKED.get();
+        for _ in 0..50 {
+            give(zone, take(zone, 10));
+        }
+        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        assert_eq!((count(&CTORS), count(&DTORS)), (500, 500));
+        let inits = count(&INITS);
+        assert_eq!(inits, zone.keg().layout.items as u64, "those of one slab");
+        reclaim(Reclaim::DrainCpu);
+        assert_eq!((count(&INITS), count(&FINIS)), (inits, inits));
+    });
+}
+
+#[test]
+fn a_constructor_that_fails_leaves_the_item_free() {
+    machine_local! {
+        static REFUSING: Zone = Zone::new("refusing", 64, 8)
+            .with_hooks(Hooks { ctor: Some(|_, how| how == How::Wait), ..Hooks::NONE });
+    }
+    Machine::builder().run(|| {
+        let zone = REFUSING.get();
+        assert!(zone.alloc(How::NoWait).is_none());
+        assert_eq!((zone.stats().used, zone.stats().fails), (0, 1));
+        give(zone, zone.alloc(How::Wait));
+        assert_eq!(zone.stats().used, 0);
+    });
+}
+
+#[test]
+fn flags_change_how_a_zone_behaves() {
+    Machine::builder().run(|| {
+        let make = |name, flags| zcreate(Zone::new(name, 512, 8).with_flags(flags));
+        let buckets = |zone: &Zone| zone.state.lock().bucket_size;
+        let plain = make("plain", ZoneFlags::empty());
+        assert_eq!(buckets(plain), bucket_select(512));
+        assert_eq!(buckets(make("max", ZoneFlags::MAXBUCKET)), BUCKET_MAX);
+        assert_eq!(buckets(make("min", ZoneFlags::MINBUCKET)), 2);
+
+        let none = make("none", ZoneFlags::NOBUCKET);
+        give(none, take(none, 40));
+        assert_eq!(none.held.load(Ordering::Relaxed), 0, "nothing is cached");
+
+        let kept = make("kept", ZoneFlags::NOFREE);
+        give(kept, take(kept, 40));
+        reclaim(Reclaim::DrainCpu);
+        assert!(kept.stats().free >= 40);
+
+        let zeroed = make("zeroed", ZoneFlags::ZINIT);
+        let item = zeroed.alloc(How::NoWait).unwrap();
+        // SAFETY: ours, 512 bytes.
+        unsafe {
+            assert!((0..512).all(|at| item.add(at).read() == 0));
+            item.write(7);
+            zeroed.free(item);
+            assert_eq!(zeroed.alloc(How::NoWait), Some(item));
+            assert_eq!(item.read(), 7, "what was written stays");
+            zeroed.free(item);
+        }
+    });
+}
+
+#[test]
+fn buckets_begin_with_a_size_by_that_of_the_item() {
+    let begin = [
+        (64, BUCKET_MAX),
+        (65, 125),
+        (256, 61),
+        (2048, 8),
+        (4096, 2),
+        (9216, 1),
+    ];
+    for (size, entries) in begin {
+        assert_eq!(bucket_select(size), entries, "{size}");
+    }
+}
+
+#[test]
+fn the_sysctl_tree_shows_zones() {
+    use crate::kern::kern_sysctl::root;
+    with_zone(256, 8, |zone| {
+        let items = take(zone, 5);
+        let value = |leaf: &str| root().get(&std::format!("vm.uma.test.{leaf}"));
+        assert_eq!(value("size").as_deref(), Some("256"));
+        assert_eq!(value("stats.current").as_deref(), Some("5"));
+        assert_eq!(value("keg.name").as_deref(), Some("test"));
+        assert_eq!(value("flags").as_deref(), Some("0x0<>"));
+        assert_eq!(value("nonsense"), None);
+        let count: usize = root().get("vm.zone_count").unwrap().parse().unwrap();
+        assert_eq!(count, zones().count());
+        let all = root().walk("vm.uma.test");
+        assert!(
+            all.iter()
+                .any(|(name, _)| name == "vm.uma.test.limit.max_items")
+        );
+        let set = root().set("vm.uma.test.size", "1");
+        assert_eq!(set, Err(crate::errno::Errno::EPERM));
+        give(zone, items);
+    });
+}
+
+#[test]
+fn a_zone_that_ends_gives_its_pages_back_and_says_what_was_not_freed() {
+    Machine::builder().run(|| {
+        let zone = zcreate(Zone::new("ending", 2048, 2048));
+        give(zone, take(zone, 500));
+        reclaim(Reclaim::DrainCpu);
+        let before = vm_page::stats();
+        give(zone, take(zone, 500));
+        assert_eq!(zone.leak_report(), None);
+        // SAFETY: nobody uses it any more.
+        unsafe { zone.destroy() };
+        // (The buckets' zones keep some.)
+        reclaim(Reclaim::DrainCpu);
+        assert_eq!(vm_page::stats(), before);
+        assert!(zones().all(|zone| zone.name() != "ending"));
+
+        let leaky = zcreate(Zone::new("leaky", 64, 8));
+        let items = take(leaky, 3);
+        let report = leaky.leak_report();
+        assert_eq!(report.as_deref(), Some("zone leaky leaked 3 items"));
+        // SAFETY: the items are not used either.
+        unsafe { leaky.destroy() };
+        let messages = crate::kern::subr_prf::dmesg();
+        assert!(
+            messages.contains("zone leaky leaked 3 items\n"),
+            "{messages}"
+        );
+        give(leaky, items);
+    });
+}
+
+#[test]
 fn zones_are_listed_once_they_are_used() {
     with_zone(96, 8, |zone| {
         give(zone, take(zone, 1));
@@ -242,27 +379,6 @@ fn zones_are_listed_once_they_are_used() {
         let item = take(zone, 1);
         assert_eq!(uma_dbg::leaks(), [("test", 1)]);
         give(zone, item);
-    });
-}
-
-#[test]
-fn a_patient_request_sleeps_until_an_item_is_freed() {
-    Machine::builder().run(|| {
-        let zone = find_or_create("limited", 512, 8);
-        zone.set_max(4);
-        let mut items = take(zone, 4);
-        let waiter = kthread_add("waiter", Pri::PUSER, None, move || {
-            let item = zone.alloc(How::Wait);
-            give(zone, item);
-        });
-        pause("test", 100);
-        assert!(!waiter.is_done());
-        assert_eq!((zone.stats().sleeps, zone.stats().fails), (1, 0));
-        give(zone, items.pop());
-        waiter.join();
-        give(zone, items);
-        let stats = zone.stats();
-        assert_eq!((stats.used, stats.requests), (0, 5));
     });
 }
 
@@ -277,7 +393,7 @@ fn items_that_wander_between_cpus_are_never_given_out_twice() {
                 .map(|cpu| {
                     let shared = shared.clone();
                     kthread_add("worker", Pri::PUSER, Some(cpu), move || {
-                        wander(zone, &shared)
+                        wander(zone, &shared, 3000)
                     })
                 })
                 .collect();
@@ -298,8 +414,8 @@ fn item_at(address: usize) -> NonNull<u8> {
 }
 
 /// Takes items, writes to them, leaves them to others and frees what others left.
-fn wander(zone: &'static Zone, shared: &Mutex<Vec<usize>, Leaf>) {
-    for round in 0..3000 {
+fn wander(zone: &'static Zone, shared: &Mutex<Vec<usize>, Leaf>, rounds: usize) {
+    for round in 0..rounds {
         let random = machine::random_u64();
         if random.is_multiple_of(2) {
             if let Some(item) = zone.alloc(How::NoWait) {
