@@ -673,11 +673,12 @@ impl Zone {
     /// # Safety
     /// The bucket is the caller's.
     unsafe fn tag(&self, bucket: *mut Bucket) {
-        // SAFETY: the promise, for both.
-        if let Some(smr) = self.smr()
-            && unsafe { (*bucket).cnt } > 0
-        {
-            unsafe { (*bucket).seq = smr.advance() };
+        let Some(smr) = self.smr() else { return };
+        // SAFETY: the promise.
+        unsafe {
+            if (*bucket).cnt > 0 {
+                (*bucket).seq = smr.advance();
+            }
         }
     }
 

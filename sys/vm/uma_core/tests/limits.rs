@@ -67,6 +67,20 @@ fn a_higher_limit_wakes_who_sleeps_at_the_lower() {
     });
 }
 
+fn put_inner(item: NonNull<u8>, how: How) -> bool {
+    let Some(inner) = INNER.get().alloc(how) else {
+        return false;
+    };
+    // SAFETY: an item of 64 bytes, ours.
+    unsafe { item.cast::<NonNull<u8>>().write(inner) };
+    true
+}
+
+fn free_inner(item: NonNull<u8>) {
+    // SAFETY: as `put_inner` left it.
+    unsafe { INNER.get().free(item.cast::<NonNull<u8>>().read()) }
+}
+
 machine_local! {
     static INNER: Zone = Zone::new("inner", 512, 8);
     static SHELL: Zone = Zone::new("shell", 64, 8);
@@ -74,19 +88,7 @@ machine_local! {
         "pair",
         64,
         || SHELL.get(),
-        Hooks {
-            init: Some(|item, how| {
-                let Some(inner) = INNER.get().alloc(how) else { return false };
-                // SAFETY: an item of 64 bytes, ours.
-                unsafe { item.cast::<NonNull<u8>>().write(inner) };
-                true
-            }),
-            fini: Some(|item| {
-                // SAFETY: as `init` left it.
-                unsafe { INNER.get().free(item.cast::<NonNull<u8>>().read()) }
-            }),
-            ..Hooks::NONE
-        },
+        Hooks { init: Some(put_inner), fini: Some(free_inner), ..Hooks::NONE },
     )
     .holding(|| INNER.get());
 }
