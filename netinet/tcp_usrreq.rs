@@ -336,6 +336,8 @@ fn tcp_disconnect(c: &Conn<'_>, tp: &mut Tcpcb) {
     } else {
         c.so.soisdisconnecting();
         c.so.rcv.lock().flush();
+        // What is missing before these would be refused now; the peer may not answer for minutes.
+        tp.t_segq = None;
         tcp_usrclosed(c, tp);
         if !tp.t_flags.contains(Tf::CLOSED) {
             let _ = tcp_output(c, tp);

@@ -10,6 +10,7 @@ use netinet::tcp_seq::TcpSeq;
 use netinet::tcp_usrreq::TCP_NODELAY;
 use netsim::world::{ADDR_B, World};
 use sys::errno::Errno;
+use sys::kern::kern_mbuf::MbufStat;
 use sys::kern::uipc_syscalls::SocketHandle;
 use sys::socket::{IPPROTO_TCP, MsgFlags, SO_ERROR, SO_RCVBUF, SOL_SOCKET, SockAddr};
 use tcp_common::*;
@@ -568,5 +569,23 @@ fn an_unreachable_port_refuses_a_connection_being_made() {
             so.getsockopt_int(SOL_SOCKET, SO_ERROR),
             Ok(Errno::ECONNREFUSED.number())
         );
+    });
+}
+
+#[test]
+fn a_closed_socket_keeps_nothing_that_came_out_of_order() {
+    in_world(|world| {
+        let so = tcp(&world.a);
+        let peer = Peer::accept(world, &so, mss_only());
+        let start = MbufStat::snapshot().in_use();
+        peer.send_at(peer.seq + 500, ACK, &[7; 500]);
+        assert_eq!(peer.expect().th.th_ack, peer.seq);
+        assert_ne!(MbufStat::snapshot().in_use(), start);
+        drop(so);
+        // The peer does not answer the FIN; nobody could read what it sent.
+        assert!(peer.expect().th.th_flags.contains(TcpFlags::FIN));
+        assert_eq!(in_state(&world.a, TcpState::FinWait1), 1);
+        assert_eq!(MbufStat::snapshot().in_use(), start);
+        peer.send_at(peer.seq, TcpFlags::RST, &[]);
     });
 }

@@ -62,6 +62,7 @@ pub fn wait_for_mbufs(console: &mut Console, start: &MbufUse, within: Duration) 
             return Ok(());
         }
         if Instant::now() >= deadline {
+            diagnose(console);
             bail!("mbufs are not given back: {}", more.join("; "));
         }
         std::thread::sleep(Duration::from_secs(5));
@@ -75,6 +76,7 @@ pub fn diagnose(console: &mut Console) {
         "netstat -i",
         "arp -an",
         "netstat -an",
+        "vmstat -z",
         "netstat -s",
         "vmstat -i",
     ] {

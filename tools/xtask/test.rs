@@ -62,7 +62,7 @@ pub fn run_all(plan: &Plan) -> Result<Suite> {
         .iter()
         .filter(|b| soak || !b.soak_only)
         .collect();
-    if !any_guest_wanted(&suite, &boots) {
+    if !any_guest_wanted(&suite, &boots, size.seeds) {
         return Ok(suite);
     }
     let mut image = None;
@@ -88,7 +88,7 @@ pub fn run_all(plan: &Plan) -> Result<Suite> {
         pair::check(&guest_of(plan, "pair"), &image, &dir, size.pair_mib)
     });
     for seed in SEED..SEED + size.seeds {
-        let name = format!("{RELAY}, seed {seed}");
+        let name = with_seed(RELAY, seed);
         match Netns::obstacle() {
             Some(why) => suite.skip(&name, &why),
             None => suite.check(&name, || {
@@ -97,7 +97,7 @@ pub fn run_all(plan: &Plan) -> Result<Suite> {
         }
     }
     for seed in SEED..SEED + size.seeds {
-        suite.check(&format!("{WIRE_FUZZ}, seed {seed}"), || {
+        suite.check(&with_seed(WIRE_FUZZ, seed), || {
             let time = Duration::from_secs(size.fuzz_s);
             let guest = guest_of(plan, "fuzz");
             let o = fuzz_wire::run(&guest, &image, &dir, time, seed)?;
@@ -110,10 +110,16 @@ pub fn run_all(plan: &Plan) -> Result<Suite> {
     Ok(suite)
 }
 
-fn any_guest_wanted(suite: &Suite, boots: &[&Boot]) -> bool {
-    let names = [KERNEL_BUILDS, UNREAD, PAIR, RELAY, WIRE_FUZZ];
-    names.iter().any(|name| suite.wants(name))
+fn any_guest_wanted(suite: &Suite, boots: &[&Boot], seeds: u64) -> bool {
+    let once = [KERNEL_BUILDS, UNREAD, PAIR];
+    let seeded = |seed| [RELAY, WIRE_FUZZ].map(|name| with_seed(name, seed));
+    once.iter().any(|name| suite.wants(name))
         || boots.iter().any(|boot| suite.wants(&boot_name(boot)))
+        || (SEED..SEED + seeds).any(|seed| seeded(seed).iter().any(|name| suite.wants(name)))
+}
+
+fn with_seed(name: &str, seed: u64) -> String {
+    format!("{name}, seed {seed}")
 }
 
 fn boot_name(boot: &Boot) -> String {
