@@ -91,8 +91,10 @@ pub struct Size {
     pub fuzz_s: u64,
     /// Malformed frames for the hosted stack.
     pub hosted_fuzz_frames: u64,
-    /// Seeds for the hosted fuzzer and the relay.
+    /// Seeds for the fuzzers.
     pub seeds: u64,
+    /// Seeds for the relay.
+    pub relay_seeds: u64,
 }
 
 /// `qemu/scenarios.toml`.

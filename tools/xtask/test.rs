@@ -62,7 +62,7 @@ pub fn run_all(plan: &Plan) -> Result<Suite> {
         .iter()
         .filter(|b| soak || !b.soak_only)
         .collect();
-    if !any_guest_wanted(&suite, &boots, size.seeds) {
+    if !any_guest_wanted(&suite, &boots, &size) {
         return Ok(suite);
     }
     let mut image = None;
@@ -87,7 +87,7 @@ pub fn run_all(plan: &Plan) -> Result<Suite> {
     suite.check(PAIR, || {
         pair::check(&guest_of(plan, "pair"), &image, &dir, size.pair_mib)
     });
-    for seed in SEED..SEED + size.seeds {
+    for seed in SEED..SEED + size.relay_seeds {
         let name = with_seed(RELAY, seed);
         match Netns::obstacle() {
             Some(why) => suite.skip(&name, &why),
@@ -110,12 +110,16 @@ pub fn run_all(plan: &Plan) -> Result<Suite> {
     Ok(suite)
 }
 
-fn any_guest_wanted(suite: &Suite, boots: &[&Boot], seeds: u64) -> bool {
-    let once = [KERNEL_BUILDS, UNREAD, PAIR];
-    let seeded = |seed| [RELAY, WIRE_FUZZ].map(|name| with_seed(name, seed));
-    once.iter().any(|name| suite.wants(name))
-        || boots.iter().any(|boot| suite.wants(&boot_name(boot)))
-        || (SEED..SEED + seeds).any(|seed| seeded(seed).iter().any(|name| suite.wants(name)))
+fn any_guest_wanted(suite: &Suite, boots: &[&Boot], size: &Size) -> bool {
+    let once = [KERNEL_BUILDS, UNREAD, PAIR].map(String::from);
+    let boots = boots.iter().map(|boot| boot_name(boot));
+    let relays = (SEED..SEED + size.relay_seeds).map(|seed| with_seed(RELAY, seed));
+    let fuzz = (SEED..SEED + size.seeds).map(|seed| with_seed(WIRE_FUZZ, seed));
+    once.into_iter()
+        .chain(boots)
+        .chain(relays)
+        .chain(fuzz)
+        .any(|name| suite.wants(&name))
 }
 
 fn with_seed(name: &str, seed: u64) -> String {
