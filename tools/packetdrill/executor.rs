@@ -171,7 +171,7 @@ fn run_here(script: &Script, mut settings: Settings, rules: &Rules) -> Outcome {
         start: sbinuptime(),
         nominal: None,
         previous: 0,
-        watched: None,
+        watched: 0,
         descriptors: Descriptors::default(),
         connection: None,
         pending: None,
@@ -193,8 +193,9 @@ pub struct Executor {
     nominal: Option<i64>,
     /// When the last event happened.
     previous: i64,
-    /// Until when the script watched the wire: what comes later is nobody's business.
-    watched: Option<i64>,
+    /// How many frames the stack had sent when the script's last packet was done with: later ones are nobody's
+    /// business.
+    watched: usize,
     pub(crate) descriptors: Descriptors,
     /// The connection under test.
     pub(crate) connection: Option<Connection>,
@@ -231,7 +232,7 @@ impl Executor {
             }
             self.previous = self.now();
             if matches!(event.action, Action::Packet(_)) {
-                self.watched = Some(self.previous);
+                self.watched = self.testbed.counts().0;
             }
         }
         let end = script.events.last().map_or(Pos::default(), |e| e.pos);

@@ -55,6 +55,8 @@ pub type Timed = (Sbintime, Vec<u8>);
 struct Frames {
     /// Sent by the stack and not yet looked at.
     fresh: VecDeque<Timed>,
+    /// How many the stack has sent.
+    sent: usize,
     /// All that crossed, either way.
     history: Vec<Timed>,
 }
@@ -75,6 +77,7 @@ impl IfDriver for Tun {
         let mut frames = self.frames.lock();
         frames.history.push((now, frame.clone()));
         frames.fresh.push_back((now, frame));
+        frames.sent += 1;
         drop(frames);
         wakeup(WChan::of(&self.frames));
         Ok(())
@@ -185,6 +188,12 @@ impl Testbed {
             let (guard, _) = MutexGuard::msleep(frames, chan, PSOCK, "tun", Some(left), false);
             frames = guard;
         }
+    }
+
+    /// How many frames the stack has sent, and how many of them `next_packet` has looked at.
+    pub fn counts(&self) -> (usize, usize) {
+        let frames = self.tun.frames.lock();
+        (frames.sent, frames.sent - frames.fresh.len())
     }
 
     /// All frames that crossed the wire so far, with the time since boot.
