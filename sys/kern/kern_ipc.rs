@@ -15,7 +15,7 @@ use crate::tunables;
 tunables! {
     /// What can be set about sockets.
     pub struct IpcTunables {
-        maxsockbuf: u32 = 2_097_152, "kern.ipc.maxsockbuf", "Maximum socket buffer size" (4608..=1_073_741_824);
+        maxsockbuf: u32 = 2_097_152, "kern.ipc.maxsockbuf", "Maximum socket buffer size" (4608..=4_294_967_295);
         sockbuf_waste_factor: u32 = 8, "kern.ipc.sockbuf_waste_factor", "Socket buffer size waste factor" (1..=64);
         soacceptqueue: u32 = 128, "kern.ipc.soacceptqueue", "Maximum listen socket pending connection accept queue size" (1..=65_535);
         maxsockets: u32 = 65_536, "kern.ipc.maxsockets", "Maximum number of sockets available" (1..=16_777_216);

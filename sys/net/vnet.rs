@@ -15,6 +15,7 @@ use core::fmt;
 use spin::Once;
 
 use crate::errno::Errno;
+use crate::kern::kern_ipc::ipc;
 use crate::kern::kern_mutex::Mutex;
 use crate::kern::lock_order::{IfnetList, VnetLock};
 use crate::kern::subr_epoch::{EpochCell, NetEpoch, epoch_drain_callbacks, epoch_wait};
@@ -103,6 +104,8 @@ impl Vnet {
     #[doc(alias = "vnet_alloc")]
     pub fn new(name: &str) -> Arc<Vnet> {
         netisr::init();
+        // Its variables are there before the first socket is.
+        ipc();
         Arc::new(Vnet {
             name: String::from(name),
             id: VNET_COUNT.fetch_add(1, Ordering::Relaxed),
