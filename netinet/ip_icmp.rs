@@ -531,12 +531,13 @@ fn prc_of(kind: u8, code: u8, m: &Mbuf, hlen: usize) -> Option<PrcCmd> {
             PrcCmd::Msgsize(u32::from(mtu))
         }
         // Net, host and what means the same (RFC 1122 §3.2.2.1): isolated, unknown, type of service.
-        (ICMP_UNREACH, 0 | 6 | 9 | 11) => PrcCmd::UnreachNet,
-        (ICMP_UNREACH, 1 | 7 | 8 | 10 | 12) => PrcCmd::UnreachHost,
+        (ICMP_UNREACH, 0 | 6 | 11) => PrcCmd::UnreachNet,
+        // And precedence, which nobody sets any more (RFC 1812 §5.2.7.1): a soft error.
+        (ICMP_UNREACH, 1 | 7 | 8 | 12 | 14 | 15) => PrcCmd::UnreachHost,
         (ICMP_UNREACH, ICMP_UNREACH_PROTOCOL) => PrcCmd::UnreachProtocol,
         (ICMP_UNREACH, ICMP_UNREACH_PORT) => PrcCmd::UnreachPort,
         (ICMP_UNREACH, ICMP_UNREACH_SRCFAIL) => PrcCmd::UnreachSrcfail,
-        (ICMP_UNREACH, 13..=15) => PrcCmd::UnreachAdminProhib,
+        (ICMP_UNREACH, 9 | 10 | 13) => PrcCmd::UnreachAdminProhib,
         (ICMP_TIMXCEED, ICMP_TIMXCEED_INTRANS) => PrcCmd::TimxceedIntrans,
         (ICMP_TIMXCEED, ICMP_TIMXCEED_REASS) => PrcCmd::TimxceedReass,
         (ICMP_PARAMPROB, 0 | 1) => PrcCmd::Paramprob,
