@@ -9,7 +9,7 @@ use alloc::boxed::Box;
 use sys::time::Ticks;
 
 use crate::tcp_seq::TcpSeq;
-use crate::tcp_var::{TcpTunables, Tcpcb, Tf};
+use crate::tcp_var::{TcpTunables, Tcpcb, Tf, Tf2};
 
 /// What an acknowledgement says.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -169,22 +169,32 @@ impl Tcpcb {
             CcSignal::NDupAck => {
                 if !self.in_fastrecovery() {
                     self.snd_recover = self.snd_max;
+                    self.tell_window_reduced();
                 }
             }
             CcSignal::Ecn => {
                 if !self.t_flags.contains(Tf::CONGRECOVERY) || ack.geq(self.snd_recover) {
                     self.exit_recovery();
                     self.snd_recover = self.snd_max + 1;
+                    self.tell_window_reduced();
                 }
             }
             CcSignal::Rto => {
                 self.t_dupacks = 0;
                 self.t_bytes_acked = 0;
                 self.exit_recovery();
+                self.tell_window_reduced();
             }
             CcSignal::RtoErr => self.restore_before_timeout(),
         }
         self.with_cc(|cc, tp| cc.cong_signal(tp, &ccv, signal));
+    }
+
+    /// With ECN the next data tells the peer that the window has been reduced (RFC 3168 §6.1.2).
+    fn tell_window_reduced(&mut self) {
+        if self.t_flags2.contains(Tf2::ECN_PERMIT) {
+            self.t_flags2 |= Tf2::ECN_SND_CWR;
+        }
     }
 
     /// Undoes a retransmission timeout that turned out to be spurious.

@@ -32,6 +32,7 @@ pub mod udp_usrreq;
 // TCP.
 pub mod cc;
 pub mod tcp;
+pub mod tcp_ecn;
 pub mod tcp_fsm;
 pub mod tcp_hostcache;
 pub mod tcp_info;

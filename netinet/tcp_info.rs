@@ -4,7 +4,7 @@
 
 use crate::tcp::TCP_MAXWIN;
 use crate::tcp_subr::Conn;
-use crate::tcp_var::{TCP_RTT_SHIFT, TCP_RTTVAR_SHIFT, Tcpcb, Tf};
+use crate::tcp_var::{TCP_RTT_SHIFT, TCP_RTTVAR_SHIFT, Tcpcb, Tf, Tf2};
 
 /// Bytes of `struct tcp_info`.
 pub const TCP_INFO_LEN: usize = 240;
@@ -15,6 +15,9 @@ pub const TCPI_OPT_TIMESTAMPS: u8 = 0x01;
 pub const TCPI_OPT_SACK: u8 = 0x02;
 /// Window scaling is in use.
 pub const TCPI_OPT_WSCALE: u8 = 0x04;
+
+/// ECN is in use.
+pub const TCPI_OPT_ECN: u8 = 0x08;
 
 /// Lays out `struct tcp_info`; times in microseconds.
 pub fn tcp_fill_info(c: &Conn<'_>, tp: &Tcpcb) -> [u8; TCP_INFO_LEN] {
@@ -29,6 +32,9 @@ pub fn tcp_fill_info(c: &Conn<'_>, tp: &Tcpcb) -> [u8; TCP_INFO_LEN] {
     if tp.t_flags.contains(Tf::REQ_SCALE | Tf::RCVD_SCALE) {
         options |= TCPI_OPT_WSCALE;
         info[6] = (tp.snd_scale & 0xf) | (tp.rcv_scale << 4);
+    }
+    if tp.t_flags2.contains(Tf2::ECN_PERMIT) {
+        options |= TCPI_OPT_ECN;
     }
     info[0] = tp.t_state as u8;
     info[5] = options;

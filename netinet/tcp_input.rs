@@ -24,7 +24,7 @@ use crate::ip::{IPPROTO_TCP, Ip};
 use crate::ip_icmp::{Bandlim, badport_bandlim};
 use crate::tcp::{TCP_HLEN, TcpFlags, TcpHeader, TcpOpt};
 use crate::tcp_fsm::TcpState;
-use crate::tcp_subr::{Locked, TcpVnet, tcp_dropwithreset};
+use crate::tcp_subr::{Locked, Marks, TcpVnet, tcp_dropwithreset};
 use crate::tcp_timewait::{TwCheck, tcp_twcheck};
 use crate::vnet::NetCx;
 
@@ -57,7 +57,8 @@ pub fn tcp_input(cx: &NetCx<'_>, vt: &TcpVnet, m: Mbuf, hlen: usize) {
             TcpState::Closed => {
                 // Bound, but neither listening nor connecting.
                 if reset_allowed(cx, Some(Bandlim::RstClosedport)) {
-                    tcp_dropwithreset(cx, seg.packet(), seg.src, seg.dst, &seg.th, seg.tlen);
+                    let marks = Some(Marks::of(c.hdr));
+                    tcp_dropwithreset(cx, marks, seg.packet(), seg.src, seg.dst, &seg.th, seg.tlen);
                 }
                 return;
             }
@@ -184,7 +185,7 @@ fn closed_port(cx: &NetCx<'_>, vt: &TcpVnet, seg: &Segment) {
     if silent || !reset_allowed(cx, Some(Bandlim::RstClosedport)) {
         return;
     }
-    tcp_dropwithreset(cx, seg.packet(), seg.src, seg.dst, &seg.th, seg.tlen);
+    tcp_dropwithreset(cx, None, seg.packet(), seg.src, seg.dst, &seg.th, seg.tlen);
 }
 
 /// Whether a RST of this kind may be sent now; those without a kind always.

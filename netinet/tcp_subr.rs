@@ -32,12 +32,14 @@ use crate::ip_output::ip_output;
 use crate::ip_var::{IpOutArgs, IpProto, PrcCmd};
 use crate::tcp::{TCP_HLEN, TCP_MAXOLEN, TcpFlags, TcpHeader, TcpOpt, TcpOptFlags};
 use crate::tcp_fsm::{TCP_NSTATES, TcpState};
+use crate::tcp_hostcache::{Hostcache, Metrics};
 use crate::tcp_input::tcp_input;
 use crate::tcp_lro::LroStat;
 use crate::tcp_output::tcp_output;
 use crate::tcp_seq::TcpSeq;
 use crate::tcp_syncache::Syncache;
-use crate::tcp_var::{TcpStat, TcpTunables, Tcpcb, Tf, TsoLimits};
+use crate::tcp_timer::{TCPTV_REXMTMAX, rangeset};
+use crate::tcp_var::{TCP_RTT_SHIFT, TCP_RTTVAR_SHIFT, TcpStat, TcpTunables, Tcpcb, Tf, TsoLimits};
 use crate::vnet::{InetVnet, NetCx};
 
 /// A control block of TCP.
@@ -53,6 +55,8 @@ pub struct TcpVnet {
     pub lro_stat: Arc<LroStat>,
     /// Control blocks.
     pub tcbinfo: Pcbinfo<Tcpcb>,
+    /// What was learned about hosts.
+    pub hostcache: Arc<Hostcache>,
     /// Connections that are being made.
     pub syncache: Arc<Syncache>,
     /// Sequence number secrets.
@@ -111,6 +115,7 @@ impl TcpVnet {
             stat: TcpStat::new(),
             lro_stat: Arc::new(LroStat::new()),
             tcbinfo,
+            hostcache: Hostcache::new(vnet),
             syncache: Syncache::new(vnet, inet),
             isn: Isn::new(),
             states,
@@ -121,6 +126,7 @@ impl TcpVnet {
     /// Ends all connections without a word to their peers, so that the instance can be freed.
     pub fn destroy(&self) {
         self.syncache.destroy();
+        self.hostcache.destroy();
         for inp in self.tcbinfo.snapshot() {
             let epoch = NetEpoch::enter();
             let cx = NetCx::new(&inp.inp_vnet, &epoch);
@@ -332,9 +338,62 @@ pub fn tcp_discardcb(
     tp.t_sack = None;
     tp.t_own = None;
     if !hdr.inp_flags.contains(InpFlags::FREED) {
+        keep_metrics(cx, hdr, tp);
+    }
+    if !hdr.inp_flags.contains(InpFlags::FREED) {
         cx.vnet.tcp.count_state(Some(tp.t_state), None);
     }
     cx.vnet.tcp.tcbinfo.free(inp, hdr)
+}
+
+/// Leaves what the connection has learned to those that follow, if it had enough samples to know.
+fn keep_metrics(cx: &NetCx<'_>, hdr: &InpHdr, tp: &Tcpcb) {
+    const ENOUGH: u32 = 4;
+    if tp.t_rttupdated < ENOUGH {
+        return;
+    }
+    // A threshold beyond the buffer says nothing about the path.
+    let hiwat = hdr
+        .inp_socket
+        .as_ref()
+        .map_or(0, |so| so.snd.lock().hiwat());
+    let mut ssthresh = 0;
+    if tp.snd_ssthresh < hiwat / 2 {
+        let segments = (tp.snd_ssthresh + tp.t_maxseg / 2) / tp.t_maxseg.max(1);
+        ssthresh = segments.max(2).saturating_mul(tp.t_maxseg + 40);
+    }
+    let metrics = Metrics {
+        rmx_mtu: 0,
+        rmx_ssthresh: ssthresh,
+        rmx_rtt: tp.t_srtt,
+        rmx_rttvar: tp.t_rttvar,
+    };
+    let vt = &cx.vnet.tcp;
+    vt.hostcache.update(&vt.stat, hdr.faddr(), &metrics, cx.now);
+}
+
+/// Begins with what earlier connections to the host have learned (`cc_conn_init`).
+pub fn tcp_use_metrics(c: &Conn<'_>, tp: &mut Tcpcb) {
+    let Some(metrics) = c.vt.hostcache.get(c.hdr.faddr(), c.net.now) else {
+        return;
+    };
+    let stat = &c.vt.stat;
+    if tp.t_srtt == 0 && metrics.rmx_rtt != 0 {
+        tp.t_srtt = metrics.rmx_rtt;
+        stat.tcps_usedrtt.inc();
+        if metrics.rmx_rttvar != 0 {
+            tp.t_rttvar = metrics.rmx_rttvar;
+            stat.tcps_usedrttvar.inc();
+        } else {
+            // Half of it, in its own fraction bits.
+            tp.t_rttvar = tp.t_srtt >> (TCP_RTT_SHIFT - TCP_RTTVAR_SHIFT + 1);
+        }
+        tp.t_rxtcur = rangeset(&c.vt.tun, tp.rexmtval(), tp.t_rttmin, TCPTV_REXMTMAX);
+    }
+    if metrics.rmx_ssthresh != 0 {
+        tp.snd_ssthresh = metrics.rmx_ssthresh.max(2 * tp.maxseg());
+        stat.tcps_usedssthresh.inc();
+    }
 }
 
 /// Moves the connection to another state.
@@ -442,6 +501,7 @@ pub fn tcp_ctlinput(cx: &NetCx<'_>, vt: &TcpVnet, cmd: PrcCmd, quoted: &[u8]) {
             let minimum = vt.tun.minmss.get() + 40;
             let mtu = mtu.max(minimum);
             if mtu < tp.t_maxseg + 40 {
+                vt.hostcache.update_mtu(&vt.stat, dst, mtu, cx.now);
                 tcp_mtudisc(&c, tp, mtu);
             }
         }
@@ -519,7 +579,11 @@ pub fn tcp_maxmtu(cx: &NetCx<'_>, faddr: Ipv4Addr) -> Option<Path> {
 pub fn tcp_mssopt(cx: &NetCx<'_>, faddr: Ipv4Addr) -> u16 {
     let tun = &cx.vnet.tcp.tun;
     let mss = match tcp_maxmtu(cx, faddr) {
-        Some(path) => path.mtu.saturating_sub(40),
+        Some(path) => {
+            let learned = cx.vnet.tcp.hostcache.mtu(faddr, cx.now);
+            let mtu = learned.map_or(path.mtu, |mtu| mtu.min(path.mtu));
+            mtu.saturating_sub(40)
+        }
         None => tun.mssdflt.get(),
     };
     mss.min(u32::from(u16::MAX)) as u16
@@ -539,6 +603,7 @@ pub fn tcp_mss_update(c: &Conn<'_>, tp: &mut Tcpcb, offer: Option<u16>, mtu: Opt
         Some(offer) => u32::from(offer).max(tun.minmss.get()),
         None => tp.t_maxseg,
     };
+    let mtu = mtu.or_else(|| c.vt.hostcache.mtu(c.hdr.faddr(), c.net.now));
     let path_mtu = mtu.map_or(path.mtu, |mtu| mtu.min(path.mtu));
     let options = c
         .hdr
@@ -699,9 +764,30 @@ pub fn write_headers(
     }
 }
 
-/// Answers a segment that belongs to no connection, or to one that is reset by it, with a RST.
+/// What a socket asks of the IP header of its packets.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Marks {
+    /// Time to live.
+    pub ttl: u8,
+    /// Type of service.
+    pub tos: u8,
+}
+
+impl Marks {
+    /// Those of a control block.
+    pub fn of(hdr: &InpHdr) -> Marks {
+        Marks {
+            ttl: hdr.inp_ip_ttl,
+            tos: hdr.inp_ip_tos,
+        }
+    }
+}
+
+/// Answers a segment that belongs to no connection, or to one that is reset by it, with a RST; `marks` are those of the
+/// socket it came to.
 pub fn tcp_dropwithreset(
     cx: &NetCx<'_>,
+    marks: Option<Marks>,
     m: Option<&Mbuf>,
     src: Ipv4Addr,
     dst: Ipv4Addr,
@@ -737,8 +823,8 @@ pub fn tcp_dropwithreset(
     let place = Envelope {
         src: dst,
         dst: src,
-        ttl: cx.vnet.ip.ttl.get() as u8,
-        tos: 0,
+        ttl: marks.map_or(cx.vnet.ip.ttl.get() as u8, |marks| marks.ttl),
+        tos: marks.map_or(0, |marks| marks.tos),
         options: None,
         route: None,
     };

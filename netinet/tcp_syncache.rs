@@ -3,6 +3,9 @@
 //! FreeBSD: sys/netinet/tcp_syncache.c
 //! Differs from FreeBSD: a record is copied out of its bucket before anything is sent or created from it, so that no
 //! bucket is locked while output runs.
+//! Not carried over: pausing the whole cache after an overflow; a bucket that has overflowed takes cookies for a while.
+
+mod cookie;
 
 use alloc::boxed::Box;
 use alloc::string::ToString;
@@ -22,15 +25,17 @@ use sys::sysctl::ReadOnly;
 use sys::time::{Sbintime, Ticks};
 
 use crate::in_pcb::InConninfo;
-use crate::tcp::{TCP_MAX_WINSHIFT, TCP_MAXWIN, TcpFlags, TcpHeader, TcpOpt, TcpOptFlags};
+use crate::tcp::{TCP_MAX_WINSHIFT, TCP_MAXWIN, TCP_MSS, TcpFlags, TcpHeader, TcpOpt, TcpOptFlags};
+use crate::tcp_ecn::tcp_ecn_syncache_add;
 use crate::tcp_fsm::TcpState;
 use crate::tcp_seq::TcpSeq;
 use crate::tcp_subr::{
     Conn, Envelope, Locked, TcpInpcb, TcpVnet, random_key, send_bare, tcp_mss, tcp_mssopt,
     tcp_newtcpcb, tcp_rcvseqinit, tcp_sendseqinit, tcp_state_change,
 };
+use crate::tcp_syncache::cookie::{Offer, SYNCOOKIE_LIFETIME, Secrets};
 use crate::tcp_timer::{TcpTimer, tcp_backoff};
-use crate::tcp_var::{OwnTimes, Tcpcb, Tf};
+use crate::tcp_var::{OwnTimes, TcpTunables, Tcpcb, Tf, Tf2};
 use crate::vnet::{InetVnet, NetCx};
 
 /// Buckets (`net.inet.tcp.syncache.hashsize`).
@@ -61,6 +66,8 @@ struct Entry {
     timestamps: bool,
     sack: bool,
     noopt: bool,
+    /// ECN has been agreed on.
+    ecn: bool,
     unreach: bool,
     ttl: u8,
     tos: u8,
@@ -71,6 +78,8 @@ struct Bucket {
     entries: Vec<Entry>,
     armed: bool,
     fires: Ticks,
+    /// When a record last gave way to another: its ACK, if it comes, is known by its cookie.
+    last_overflow: Option<Ticks>,
 }
 
 /// A bucket with its lock and callout.
@@ -85,6 +94,7 @@ struct Head {
 pub struct Syncache {
     heads: Box<[Arc<Head>]>,
     key: [u8; 16],
+    secrets: Secrets,
     count: Arc<AtomicU32>,
 }
 
@@ -137,6 +147,7 @@ impl Syncache {
                     entries: Vec::new(),
                     armed: false,
                     fires: Ticks(0),
+                    last_overflow: None,
                 }),
                 callout: Callout::new(),
                 inet: inet.clone(),
@@ -145,6 +156,7 @@ impl Syncache {
         Arc::new(Syncache {
             heads: (0..TCP_SYNCACHE_HASHSIZE).map(head).collect(),
             key: random_key(),
+            secrets: Secrets::new(),
             count,
         })
     }
@@ -204,6 +216,7 @@ impl Syncache {
                 if known.timestamps && to.to_flags.contains(TcpOptFlags::TS) {
                     known.tsreflect = to.to_tsval;
                 }
+                known.ecn &= tcp_ecn_syncache_add(&vt.tun, th.th_flags);
                 known.rxmits = 0;
                 let again = *known;
                 drop(bucket);
@@ -214,13 +227,37 @@ impl Syncache {
             }
             l.new_entry(inc, th, to)
         };
+        if vt.tun.syncookies.get() {
+            entry.iss = self.cookie(l, &entry);
+            vt.stat.tcps_sc_sendcookie.inc();
+        }
         if !respond(cx, vt, &entry, TcpFlags::SYN | TcpFlags::ACK) {
             vt.stat.tcps_sc_dropped.inc();
             return;
         }
         vt.stat.tcps_sndacks.inc();
         entry.rxmits = 0;
-        self.insert(vt, head, cx.now, entry);
+        if !vt.tun.syncookies.get() || !vt.tun.syncookies_only.get() {
+            self.insert(vt, head, cx.now, entry);
+        }
+    }
+
+    /// The initial sequence number that tells what is in `entry`.
+    fn cookie(&self, l: &Listener<'_>, entry: &Entry) -> TcpSeq {
+        // No larger than we would send, no smaller than we accept.
+        let ours = tcp_mssopt(l.cx, entry.inc.inc_faddr);
+        let least = l.vt.tun.minmss.get().min(u32::from(u16::MAX)) as u16;
+        let offer = Offer {
+            mss: entry
+                .peer_mss
+                .unwrap_or(TCP_MSS as u16)
+                .max(least)
+                .min(ours),
+            wscale: entry.scale.map(|(theirs, _)| theirs),
+            sack: entry.sack,
+        };
+        self.secrets
+            .generate(&entry.inc, entry.irs, &offer, l.cx.now)
     }
 
     /// Counts an answer and sets the time of the next.
@@ -241,8 +278,9 @@ impl Syncache {
             return;
         }
         if bucket.entries.len() >= TCP_SYNCACHE_BUCKETLIMIT {
-            // The oldest gives way. Syncookies, which would then answer without records, are not there yet.
+            // The oldest gives way; its cookie is as good.
             self.remove(&mut bucket, 0);
+            bucket.last_overflow = Some(now);
             vt.stat.tcps_sc_bucketoverflow.inc();
         }
         bucket.entries.push(entry);
@@ -323,8 +361,11 @@ impl Syncache {
         let head = self.head(inc);
         let entry = {
             let mut bucket = head.bucket.lock();
-            let Some(at) = bucket.entries.iter().position(|entry| entry.inc == *inc) else {
-                return Expanded::Bad;
+            let known = bucket.entries.iter().position(|entry| entry.inc == *inc);
+            let Some(at) = known.filter(|_| !cookies_only(&vt.tun)) else {
+                let overflow = bucket.last_overflow;
+                drop(bucket);
+                return self.expand_cookie(l, inc, th, to, overflow);
             };
             let entry = bucket.entries[at];
             if th.th_ack != entry.iss + 1 {
@@ -348,15 +389,73 @@ impl Syncache {
             }
             self.remove(&mut bucket, at)
         };
-        match syncache_socket(l, &entry) {
-            Some(inp) => {
-                vt.stat.tcps_sc_completed.inc();
-                Expanded::Connection(inp)
-            }
-            None => {
-                vt.stat.tcps_sc_aborted.inc();
-                Expanded::NoSocket
-            }
+        complete(l, &entry)
+    }
+
+    /// An ACK for which there is no record: makes the connection if it answers a cookie.
+    fn expand_cookie(
+        &self,
+        l: &Listener<'_>,
+        inc: &InConninfo,
+        th: &TcpHeader,
+        to: &TcpOpt,
+        overflow: Option<Ticks>,
+    ) -> Expanded {
+        let (vt, tun, now) = (l.vt, &l.vt.tun, l.cx.now);
+        // Without overflow there would be a record.
+        let lost = overflow.is_some_and(|at| now - at < SYNCOOKIE_LIFETIME as i32);
+        if !tun.syncookies.get() || !(lost || tun.syncookies_only.get()) {
+            return Expanded::Bad;
+        }
+        let (irs, iss) = (th.th_seq - 1, th.th_ack - 1);
+        let Some(offer) = self.secrets.lookup(inc, irs, iss, now) else {
+            return Expanded::Bad;
+        };
+        vt.stat.tcps_sc_recvcookie.inc();
+        // As if its SYN had come now.
+        let mut syn = TcpOpt {
+            to_flags: TcpOptFlags::MSS,
+            to_mss: offer.mss,
+            ..TcpOpt::default()
+        };
+        if let Some(wscale) = offer.wscale {
+            syn.to_flags |= TcpOptFlags::SCALE;
+            syn.to_wscale = wscale;
+        }
+        if offer.sack {
+            syn.to_flags |= TcpOptFlags::SACKPERM;
+        }
+        if to.to_flags.contains(TcpOptFlags::TS) {
+            syn.to_flags |= TcpOptFlags::TS;
+            syn.to_tsval = to.to_tsval;
+        }
+        let header = TcpHeader {
+            th_seq: irs,
+            th_flags: TcpFlags::SYN,
+            ..*th
+        };
+        let mut entry = l.new_entry(*inc, &header, &syn);
+        entry.iss = iss;
+        complete(l, &entry)
+    }
+}
+
+/// Whether no records are kept.
+fn cookies_only(tun: &TcpTunables) -> bool {
+    tun.syncookies.get() && tun.syncookies_only.get()
+}
+
+/// Makes the connection of a handshake that is complete.
+fn complete(l: &Listener<'_>, entry: &Entry) -> Expanded {
+    let stat = &l.vt.stat;
+    match syncache_socket(l, entry) {
+        Some(inp) => {
+            stat.tcps_sc_completed.inc();
+            Expanded::Connection(inp)
+        }
+        None => {
+            stat.tcps_sc_aborted.inc();
+            Expanded::NoSocket
         }
     }
 }
@@ -427,6 +526,9 @@ impl CalloutTarget for Head {
                     *slot = Some(bucket.entries[at]);
                 }
                 timeout(vt, &mut bucket, at, cx.now);
+                let entry = &mut bucket.entries[at];
+                // Someone on the way may not like ECN.
+                entry.ecn &= u32::from(entry.rxmits) <= vt.tun.ecn_maxretries.get();
             }
             arm(&self, &mut bucket, cx.now);
         }
@@ -464,6 +566,11 @@ fn respond(cx: &NetCx<'_>, vt: &TcpVnet, entry: &Entry, flags: TcpFlags) -> bool
             to.to_tsval = cx.now.0.wrapping_add(entry.tsoff);
             to.to_tsecr = entry.tsreflect;
         }
+    }
+    let mut flags = flags;
+    if syn && entry.ecn {
+        flags |= TcpFlags::ECE;
+        vt.stat.tcps_ecn_shs.inc();
     }
     let header = TcpHeader {
         th_sport: entry.inc.inc_lport,
@@ -546,6 +653,7 @@ impl<'a> Listener<'a> {
             timestamps,
             sack: tun.sack_enable.get() && !noopt && to.to_flags.contains(TcpOptFlags::SACKPERM),
             noopt,
+            ecn: tcp_ecn_syncache_add(tun, th.th_flags),
             unreach: false,
             ttl: self.ttl,
             tos: self.tos,
@@ -628,6 +736,9 @@ fn set_up(l: &Listener<'_>, c: &Conn<'_>, tp: &mut Tcpcb, entry: &Entry) {
         if entry.sack {
             tp.t_flags |= Tf::SACK_PERMIT;
         }
+    }
+    if entry.ecn {
+        tp.t_flags2 |= Tf2::ECN_PERMIT;
     }
     tcp_mss(c, tp, entry.peer_mss);
     // RFC 5681 §3.1: after a lost SYN|ACK begin with one segment. `rxmits` counts the first one too.

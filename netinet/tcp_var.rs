@@ -79,6 +79,19 @@ bitflags! {
     }
 }
 
+bitflags! {
+    /// `t_flags2`, with FreeBSD's bits.
+    #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+    pub struct Tf2: u32 {
+        /// ECN has been agreed on.
+        const ECN_PERMIT = 0x0000_0020;
+        /// The next data says that the window has been reduced.
+        const ECN_SND_CWR = 0x0000_0040;
+        /// Segments say that a router was congested.
+        const ECN_SND_ECE = 0x0000_0080;
+    }
+}
+
 /// Most retransmissions of a segment.
 pub const TCP_MAXRXTSHIFT: usize = 12;
 /// After so many retransmissions the estimate of the round trip is not believed any more.
@@ -157,6 +170,8 @@ pub struct Tcpcb {
     pub request_r_scale: u8,
     /// Flags.
     pub t_flags: Tf,
+    /// More flags.
+    pub t_flags2: Tf2,
 
     /// First byte not acknowledged.
     pub snd_una: TcpSeq,
@@ -290,6 +305,7 @@ impl Tcpcb {
             rcv_scale: 0,
             request_r_scale: 0,
             t_flags,
+            t_flags2: Tf2::empty(),
             snd_una: TcpSeq(0),
             snd_nxt: TcpSeq(0),
             snd_max: TcpSeq(0),
@@ -683,6 +699,10 @@ tunables! {
         sack_enable: bool = true, "net.inet.tcp.sack.enable", "Enable/Disable TCP SACK support";
         sack_revised: bool = true, "net.inet.tcp.sack.revised", "Use revised SACK loss recovery per RFC 6675";
         sack_maxholes: u32 = 128, "net.inet.tcp.sack.maxholes", "Maximum number of TCP SACK holes allowed per connection";
+        ecn_enable: u32 = 2, "net.inet.tcp.ecn.enable", "TCP ECN support: 0 off, 1 asked for, 2 agreed to if the peer asks" (0..=2);
+        ecn_maxretries: u32 = 1, "net.inet.tcp.ecn.maxretries", "Max retries before giving up on ECN";
+        syncookies: bool = true, "net.inet.tcp.syncookies", "Use TCP SYN cookies if the syncache overflows";
+        syncookies_only: bool = false, "net.inet.tcp.syncookies_only", "Use only TCP SYN cookies";
         tso: bool = true, "net.inet.tcp.tso", "Enable TCP Segmentation Offload";
         path_mtu_discovery: bool = true, "net.inet.tcp.path_mtu_discovery", "Enable Path MTU Discovery";
         blackhole: u32 = 0, "net.inet.tcp.blackhole", "Do not send RST on segments to closed ports";

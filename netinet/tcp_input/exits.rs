@@ -7,7 +7,7 @@ use crate::tcp::{TcpFlags, TcpHeader};
 use crate::tcp_fsm::TcpState;
 use crate::tcp_input::{Segment, reset_allowed};
 use crate::tcp_output::tcp_output;
-use crate::tcp_subr::{Conn, tcp_dropwithreset, tcp_respond};
+use crate::tcp_subr::{Conn, Marks, tcp_dropwithreset, tcp_respond};
 use crate::tcp_timer::TcpTimer;
 use crate::tcp_var::{Tcpcb, Tf};
 
@@ -68,7 +68,16 @@ pub(super) fn finish(c: &Conn<'_>, tp: &mut Tcpcb, seg: &mut Segment, exit: Exit
 
 fn reset(c: &Conn<'_>, seg: &Segment, kind: Option<Bandlim>) {
     if reset_allowed(c.net, kind) {
-        tcp_dropwithreset(c.net, seg.packet(), seg.src, seg.dst, &seg.th, seg.tlen);
+        let marks = Some(Marks::of(c.hdr));
+        tcp_dropwithreset(
+            c.net,
+            marks,
+            seg.packet(),
+            seg.src,
+            seg.dst,
+            &seg.th,
+            seg.tlen,
+        );
     }
 }
 

@@ -12,7 +12,7 @@ use crate::tcp::TcpFlags;
 use crate::tcp_fsm::TcpState;
 use crate::tcp_input::segment::tcp_do_segment;
 use crate::tcp_input::{Segment, reset_allowed};
-use crate::tcp_subr::{Locked, is_subnet_broadcast, tcp_dropwithreset};
+use crate::tcp_subr::{Locked, Marks, is_subnet_broadcast, tcp_dropwithreset};
 use crate::tcp_syncache::{Expanded, Listener};
 
 /// Starts a connection, or completes one that the SYN cache holds.
@@ -27,6 +27,7 @@ pub(super) fn listen(mut locked: Locked<'_>, inc: InConninfo, mut seg: Segment) 
         return;
     }
     let listener = Listener::new(&c, cx, tp);
+    let marks = Marks::of(c.hdr);
     // A child must not wait for its parent.
     drop(locked);
 
@@ -48,10 +49,10 @@ pub(super) fn listen(mut locked: Locked<'_>, inc: InConninfo, mut seg: Segment) 
             }
             Expanded::NoSocket => {
                 if vt.tun.syncache_rst_on_sock_fail.get() {
-                    reset(cx, &seg, None);
+                    reset(cx, marks, &seg, None);
                 }
             }
-            Expanded::Bad => reset(cx, &seg, Some(Bandlim::RstOpenport)),
+            Expanded::Bad => reset(cx, marks, &seg, Some(Bandlim::RstOpenport)),
             Expanded::Ignore => {}
         }
         return;
@@ -65,9 +66,9 @@ pub(super) fn listen(mut locked: Locked<'_>, inc: InConninfo, mut seg: Segment) 
         return;
     }
     if seg.has(TcpFlags::ACK) {
+        // RFC 9293 §3.10.7.2 would answer with a RST; FreeBSD does not say that somebody listens.
         vt.syncache.badack(vt, &inc);
         vt.stat.tcps_badsyn.inc();
-        reset(cx, &seg, Some(Bandlim::RstOpenport));
         return;
     }
     if !acceptable_peer(cx, &seg) {
@@ -92,11 +93,12 @@ fn acceptable_peer(cx: &crate::vnet::NetCx<'_>, seg: &Segment) -> bool {
         && !is_subnet_broadcast(cx, seg.dst)
 }
 
-fn reset(cx: &crate::vnet::NetCx<'_>, seg: &Segment, kind: Option<Bandlim>) {
+fn reset(cx: &crate::vnet::NetCx<'_>, marks: Marks, seg: &Segment, kind: Option<Bandlim>) {
     if cx.vnet.tcp.tun.blackhole.get() >= 3 {
         return;
     }
     if reset_allowed(cx, kind) {
-        tcp_dropwithreset(cx, seg.packet(), seg.src, seg.dst, &seg.th, seg.tlen);
+        let marks = Some(marks);
+        tcp_dropwithreset(cx, marks, seg.packet(), seg.src, seg.dst, &seg.th, seg.tlen);
     }
 }

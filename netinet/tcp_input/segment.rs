@@ -7,6 +7,7 @@ use core::net::Ipv4Addr;
 use sys::mbuf::Mbuf;
 
 use crate::tcp::{TcpFlags, TcpHeader, TcpOpt};
+use crate::tcp_ecn::{tcp_ecn_congestion, tcp_ecn_input_segment};
 use crate::tcp_fsm::TcpState;
 use crate::tcp_input::ack::{self, Resume};
 use crate::tcp_input::exits::{Exit, Step, finish};
@@ -84,6 +85,9 @@ pub(super) fn tcp_do_segment(c: &Conn<'_>, tp: &mut Tcpcb, seg: &mut Segment) {
 fn steps(c: &Conn<'_>, tp: &mut Tcpcb, seg: &mut Segment) -> Step<Exit> {
     tp.t_rcvtime = c.net.now;
     seg.tiwin = u32::from(seg.th.th_win) << tp.snd_scale;
+    if tcp_ecn_input_segment(c, tp, seg.th.th_flags, seg.tos) {
+        tcp_ecn_congestion(c, tp, seg.th.th_ack);
+    }
     sequence::syn_sent_ack(tp, seg)?;
     options::check(c, tp, seg)?;
     if let Some(exit) = predict::header_prediction(c, tp, seg) {

@@ -7,12 +7,15 @@ use sys::socketvar::SoState;
 
 use crate::ip_icmp::Bandlim;
 use crate::tcp::{TCP_MAXWIN, TcpFlags};
+use crate::tcp_ecn::{tcp_ecn_input_parallel_syn, tcp_ecn_input_syn_sent};
 use crate::tcp_fsm::TcpState;
 use crate::tcp_input::Segment;
 use crate::tcp_input::ack::Resume;
 use crate::tcp_input::data::may_delay_ack;
 use crate::tcp_input::exits::{Exit, Step, challenge_ack};
-use crate::tcp_subr::{Conn, tcp_close, tcp_drop, tcp_rcvseqinit, tcp_state_change};
+use crate::tcp_subr::{
+    Conn, tcp_close, tcp_drop, tcp_rcvseqinit, tcp_state_change, tcp_use_metrics,
+};
 use crate::tcp_timer::TcpTimer;
 use crate::tcp_var::{Tcpcb, Tf};
 
@@ -61,8 +64,10 @@ pub(super) fn syn_sent(c: &Conn<'_>, tp: &mut Tcpcb, seg: &mut Segment) -> Step<
     tp.irs = seg.th.th_seq;
     tcp_rcvseqinit(tp);
     if ack {
+        tcp_ecn_input_syn_sent(c, tp, seg.th.th_flags);
         connected(c, tp, seg);
     } else {
+        tcp_ecn_input_parallel_syn(c, tp, seg.th.th_flags);
         // Simultaneous open: our SYN goes again, now with an ACK of theirs.
         tp.t_flags |= Tf::ACKNOW;
         tp.snd_nxt = tp.snd_una;
@@ -119,6 +124,7 @@ pub(super) fn established(c: &Conn<'_>, tp: &mut Tcpcb) {
         tp.t_flags.remove(Tf::NEEDFIN);
     } else {
         tcp_state_change(c, tp, TcpState::Established);
+        tcp_use_metrics(c, tp);
         tp.cc_conn_init(&c.vt.tun, c.net.now);
         tp.t_timers
             .activate(TcpTimer::Keep, c.net.now, tp.keepidle(&c.vt.tun));

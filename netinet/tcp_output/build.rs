@@ -8,11 +8,13 @@ use sys::socketvar::SndGuard;
 
 use crate::ip::{IPPROTO_TCP, Ip};
 use crate::tcp::{TCP_HLEN, TCP_MAXOLEN, TCP_MAXWIN, TcpFlags, TcpHeader};
+use crate::tcp_ecn::{IPTOS_ECN_MASK, tcp_ecn_output_established, tcp_ecn_output_syn_sent};
+use crate::tcp_fsm::TcpState;
 use crate::tcp_output::plan::{Plan, World};
 use crate::tcp_seq::TcpSeq;
 use crate::tcp_subr::{Conn, Envelope, tcp_mssopt, write_headers};
 use crate::tcp_timer::TcpTimer;
-use crate::tcp_var::{Tcpcb, Tf, TsoLimits};
+use crate::tcp_var::{Tcpcb, Tf, Tf2, TsoLimits};
 
 /// Builds the packet; `None` if there are no mbufs. Settles what the plan left open: how much data TSO can take, PUSH,
 /// the window.
@@ -55,13 +57,17 @@ pub(super) fn build(
         let mss = tcp_mssopt(c.net, c.hdr.faddr());
         plan.options[2..4].copy_from_slice(&mss.to_be_bytes());
     }
+    let ecn = ecn(c, tp, plan);
     let header = header(c, tp, world, plan);
     let total = hdrlen + plan.len as usize;
     let place = Envelope {
         src: c.hdr.laddr(),
         dst: c.hdr.faddr(),
         ttl: c.hdr.inp_ip_ttl,
-        tos: c.hdr.inp_ip_tos,
+        tos: match ecn {
+            Some(ecn) => c.hdr.inp_ip_tos & !IPTOS_ECN_MASK | ecn,
+            None => c.hdr.inp_ip_tos,
+        },
         options: None,
         route: None,
     };
@@ -89,6 +95,21 @@ pub(super) fn build(
         pkthdr.tso_segsz = (tp.t_maxseg - plan.optlen) as u16;
     }
     Some(m)
+}
+
+/// Adds ECN's flags to the plan; what the IP header carries, of a connection with ECN.
+#[inline]
+fn ecn(c: &Conn<'_>, tp: &mut Tcpcb, plan: &mut Plan) -> Option<u8> {
+    if tp.t_state == TcpState::SynSent {
+        plan.flags |= tcp_ecn_output_syn_sent(&c.vt.tun, tp);
+    }
+    if !tp.t_state.have_received_syn() || !tp.t_flags2.contains(Tf2::ECN_PERMIT) {
+        return None;
+    }
+    let retransmit = plan.hole.is_some();
+    let stat = &c.vt.stat;
+    let ecn = tcp_ecn_output_established(stat, tp, &mut plan.flags, plan.len, retransmit);
+    Some(ecn)
 }
 
 /// Cuts a TSO packet to the memory segments that the interface takes in one packet.
