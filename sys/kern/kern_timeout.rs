@@ -5,19 +5,24 @@
 //! event is found from six bit maps and the event timer is set for it alone; there is no clock tick. A callout
 //! that is set back, as TCP does with each segment, is not moved: its bucket sends it on when its time comes.
 //! What runs is an object (`CalloutTarget`) that the wheel keeps alive, not a function with an untyped argument.
+//! A precision rounds the deadline up, so that callouts that may be late fall together, instead of a window for each.
+//! Not carried over: `callout_schedule`, as a callout that has fired has let its target go.
 
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use core::cell::{Cell, UnsafeCell};
+use core::marker::PhantomData;
 
 use intrusive_collections::{LinkedList, LinkedListLink, UnsafeRef, intrusive_adapter};
 
 use super::kern_intr::SoftInterrupt;
 use super::kern_mutex::{RawSpin, owe_ipi};
 use super::kern_synch::{WChan, wakeup};
-use super::kern_thread::Pri;
+use super::kern_thread::{NOCPU, Pri};
 use super::subr_sleepqueue as sleepq;
-use crate::machine::atomic::{AtomicBool, AtomicI64, AtomicPtr, AtomicU32, AtomicU64, Ordering};
+use crate::machine::atomic::{
+    AtomicBool, AtomicI64, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, Ordering,
+};
 use crate::machine::{self, CachePadded, MAXCPU, PerCpu};
 use crate::machine_local;
 use crate::time::Sbintime;
@@ -50,42 +55,60 @@ impl Callout {
     }
 
     /// Arms it to run on `cpu`.
+    ///
+    /// A target that is running now is not run a second time beside itself: the callout moves when it has ended.
     #[doc(alias = "callout_reset_on")]
     pub fn reset_on<T: CalloutTarget>(&self, after: Sbintime, cpu: usize, target: &Arc<T>) -> bool {
         self.arm(after, Some(cpu), target)
     }
 
-    fn arm<T: CalloutTarget>(&self, after: Sbintime, cpu: Option<usize>, target: &Arc<T>) -> bool {
+    /// Arms it to run after `after`, or up to `precision` later if it can then run together with others.
+    #[doc(alias = "callout_reset_sbt_on")]
+    pub fn reset_sbt_on<T: CalloutTarget>(
+        &self,
+        after: Sbintime,
+        precision: Sbintime,
+        cpu: Option<usize>,
+        target: &Arc<T>,
+    ) -> bool {
         let deadline = machine::sbinuptime().saturating_add(after);
+        self.arm_at(coalesce(deadline, precision), cpu, target)
+    }
+
+    fn arm<T: Fire>(&self, after: Sbintime, cpu: Option<usize>, target: &Arc<T>) -> bool {
+        let deadline = machine::sbinuptime().saturating_add(after);
+        self.arm_at(deadline, cpu, target)
+    }
+
+    fn arm_at<T: Fire>(&self, deadline: Sbintime, cpu: Option<usize>, target: &Arc<T>) -> bool {
         let address = Arc::as_ptr(target).cast::<()>().cast_mut();
         if cpu.is_none() && self.node.set_back(deadline, address) {
             return true;
         }
-        let (was_pending, old) = self.node.reset(deadline, cpu, |armed| {
+        let (cancelled, old) = self.node.reset(deadline, cpu, |armed| {
             if self.node.armed_for.load(Ordering::Relaxed) == address {
                 return None;
             }
             self.node.armed_for.store(address, Ordering::Relaxed);
-            armed.replace(Arc::clone(target) as Arc<dyn CalloutTarget>)
+            armed.replace(Arc::clone(target) as Arc<dyn Fire>)
         });
         drop(old);
-        was_pending
+        cancelled
     }
 
-    /// Disarms it; tells whether it was armed. Its target may be running at this moment.
+    /// Disarms it; tells what it was doing.
     #[doc(alias = "callout_stop")]
-    pub fn stop(&self) -> bool {
+    pub fn stop(&self) -> CalloutStop {
         self.node.stop()
     }
 
-    /// Disarms it and waits until its target does not run; tells whether it was armed.
+    /// Disarms it and waits until its target does not run; tells what it was doing. A target that arms it again
+    /// meanwhile does so in vain.
     ///
     /// The caller holds no lock that the target takes, and is not the target.
     #[doc(alias = "callout_drain")]
-    pub fn drain(&self) -> bool {
-        let was_pending = self.node.stop();
-        self.node.wait_while_running();
-        was_pending
+    pub fn drain(&self) -> CalloutStop {
+        self.node.drain()
     }
 
     /// Tells whether it is armed.
@@ -100,6 +123,26 @@ impl Callout {
     }
 }
 
+/// What a callout was doing when it was stopped. In FreeBSD a number.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum CalloutStop {
+    /// It was armed, and will not run: 1.
+    Cancelled,
+    /// Its target is running and could not be stopped; armed as well, it no longer is: 0.
+    Running,
+    /// It was not armed: -1.
+    Idle,
+}
+
+/// The last moment at or before `deadline + precision` that callouts of such a precision agree on.
+fn coalesce(deadline: Sbintime, precision: Sbintime) -> Sbintime {
+    if precision.0 <= 1 {
+        return deadline;
+    }
+    let grain = 1i64 << precision.0.ilog2();
+    Sbintime(deadline.0.saturating_add(grain - 1) & !(grain - 1))
+}
+
 impl Default for Callout {
     fn default() -> Callout {
         Callout::new()
@@ -108,7 +151,124 @@ impl Default for Callout {
 
 impl Drop for Callout {
     fn drop(&mut self) {
-        self.node.stop();
+        self.node.retire();
+    }
+}
+
+/// Something that a callout runs with a lock of its own held.
+#[doc(alias = "callout_init_mtx")]
+#[doc(alias = "callout_init_rw")]
+pub trait LockedTarget: Send + Sync + 'static {
+    /// Proof that the lock is held.
+    type Guard<'a>
+    where
+        Self: 'a;
+
+    /// Takes the lock: a mutex, or a rwlock for reading or writing.
+    fn lock(&self) -> Self::Guard<'_>;
+
+    /// Called on the thread "clock (N)" when the time has come, with the lock that `lock` took.
+    fn callout(self: &Arc<Self>, held: Self::Guard<'_>, now: Sbintime);
+}
+
+/// A timer that is armed and stopped under the lock of its target: once stopped or set to another time it does not run
+/// for the old one, not even if its time has come and it waits for the lock.
+pub struct LockedCallout<T: LockedTarget> {
+    callout: Callout,
+    target: PhantomData<fn(T)>,
+}
+
+impl<T: LockedTarget> LockedCallout<T> {
+    /// Makes a timer that is not armed.
+    pub fn new() -> LockedCallout<T> {
+        LockedCallout {
+            callout: Callout::new(),
+            target: PhantomData,
+        }
+    }
+
+    /// Arms it; tells whether it was armed already, and now is only for the new time. `held` is the lock of `target`.
+    pub fn reset(&self, held: &T::Guard<'_>, after: Sbintime, target: &Arc<T>) -> bool {
+        let _ = held;
+        self.callout.arm(after, None, &Locked::of(target))
+    }
+
+    /// Arms it to run on `cpu`.
+    pub fn reset_on(
+        &self,
+        held: &T::Guard<'_>,
+        after: Sbintime,
+        cpu: usize,
+        target: &Arc<T>,
+    ) -> bool {
+        let _ = held;
+        self.callout.arm(after, Some(cpu), &Locked::of(target))
+    }
+
+    /// Disarms it. Unless called by the target itself, which is `Running`, it does not run after this.
+    pub fn stop(&self, held: &T::Guard<'_>) -> CalloutStop {
+        let _ = held;
+        self.callout.stop()
+    }
+
+    /// Disarms it and waits until its target does not run. The caller does not hold the lock.
+    pub fn drain(&self) -> CalloutStop {
+        self.callout.drain()
+    }
+
+    /// Tells whether it is armed.
+    pub fn pending(&self) -> bool {
+        self.callout.pending()
+    }
+}
+
+impl<T: LockedTarget> Default for LockedCallout<T> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// What a wheel runs.
+trait Fire: Send + Sync + 'static {
+    /// Whether `fire` waits for a lock first, and can be cancelled until it has it.
+    fn is_locked(&self) -> bool;
+    /// Runs it; `begin` tells, once the lock is held, whether to go on.
+    fn fire(self: Arc<Self>, now: Sbintime, begin: &dyn Fn() -> bool);
+}
+
+impl<T: CalloutTarget> Fire for T {
+    fn is_locked(&self) -> bool {
+        false
+    }
+
+    fn fire(self: Arc<Self>, now: Sbintime, _: &dyn Fn() -> bool) {
+        self.callout(now);
+    }
+}
+
+/// A target that is run under its lock.
+#[repr(transparent)]
+struct Locked<T>(T);
+
+impl<T: LockedTarget> Locked<T> {
+    fn of(target: &Arc<T>) -> Arc<Locked<T>> {
+        // SAFETY: the wrapper has the layout of what it wraps, and the count was just made.
+        unsafe { Arc::from_raw(Arc::into_raw(Arc::clone(target)).cast::<Locked<T>>()) }
+    }
+}
+
+impl<T: LockedTarget> Fire for Locked<T> {
+    fn is_locked(&self) -> bool {
+        true
+    }
+
+    fn fire(self: Arc<Self>, now: Sbintime, begin: &dyn Fn() -> bool) {
+        // SAFETY: as in `of`.
+        let target = unsafe { Arc::from_raw(Arc::into_raw(self).cast::<T>()) };
+        let held = target.lock();
+        if begin() {
+            target.callout(held, now);
+        }
     }
 }
 
@@ -122,14 +282,16 @@ pub(crate) struct CalloutNode {
     time: AtomicI64,
     /// CPU whose wheel it is on, or was on last; changes only with that wheel locked.
     cpu: AtomicU32,
-    /// Bucket, `EXPIRED` or `NOWHERE`. Written under the lock of the wheel.
+    /// Bucket, `EXPIRED`, `MOVING`, `MIGRATING` or `NOWHERE`. Written under the lock of the wheel.
     place: AtomicU32,
     direct: Option<Direct>,
     /// Under the lock of the wheel, as is `target`.
     arg: Cell<usize>,
-    target: UnsafeCell<Option<Arc<dyn CalloutTarget>>>,
+    target: UnsafeCell<Option<Arc<dyn Fire>>>,
     /// Address of `target`, null if there is none; written under the lock of the wheel.
     armed_for: AtomicPtr<()>,
+    /// Threads in `drain`: while there are any, a target that is running does not arm it.
+    drainers: AtomicU32,
 }
 
 // SAFETY: the cells stand under the lock of the wheel that `cpu` names.
@@ -140,7 +302,12 @@ unsafe impl Send for CalloutNode {}
 intrusive_adapter!(WheelAdapter = UnsafeRef<CalloutNode>: CalloutNode { link => LinkedListLink });
 
 const NOWHERE: u32 = u32::MAX;
+/// On the list of those that "clock (N)" shall run.
 const EXPIRED: u32 = u32::MAX - 1;
+/// On its way from one bucket to another, or to `EXPIRED`.
+const MOVING: u32 = u32::MAX - 2;
+/// Armed for another CPU, where it goes when its target has ended here.
+const MIGRATING: u32 = u32::MAX - 3;
 
 const LEVELS: usize = 6;
 const SLOTS: usize = 64;
@@ -168,6 +335,10 @@ struct Wheel {
     kicked: AtomicBool,
     /// The callout whose target is running, or null.
     running: AtomicPtr<CalloutNode>,
+    /// How far `running` is: `BEGUN`, `WAITING` or `CANCELLED`.
+    phase: AtomicU8,
+    /// CPU that `running` goes to when it has ended, or `NOCPU`. Under the lock.
+    migrate_to: Cell<u32>,
     /// Threads that wait for `running` to end.
     draining: AtomicU32,
     /// Callouts that have run.
@@ -175,7 +346,14 @@ struct Wheel {
     softclock: SoftInterrupt,
 }
 
-// SAFETY: the buckets are used only with the lock held.
+/// The target has begun: nothing holds it back any more.
+const BEGUN: u8 = 0;
+/// The target waits for its lock.
+const WAITING: u8 = 1;
+/// The target was cancelled while it waited.
+const CANCELLED: u8 = 2;
+
+// SAFETY: the cells are used only with the lock held.
 unsafe impl Sync for Wheel {}
 // SAFETY: as above.
 unsafe impl Send for Wheel {}
@@ -195,6 +373,7 @@ impl CalloutNode {
             arg: Cell::new(0),
             target: UnsafeCell::new(None),
             armed_for: AtomicPtr::new(core::ptr::null_mut()),
+            drainers: AtomicU32::new(0),
         }
     }
 
@@ -209,7 +388,7 @@ impl CalloutNode {
     }
 
     fn is_pending(&self) -> bool {
-        self.place.load(Ordering::Relaxed) != NOWHERE
+        self.place.load(Ordering::Acquire) != NOWHERE
     }
 
     /// Sets the callout back without a lock, if it is armed for the same target and not for later.
@@ -217,7 +396,7 @@ impl CalloutNode {
     /// Its place on the wheel stays: that of an earlier time. Whoever takes it off there says so first, and then looks at
     /// the time again; here the time is changed first, and then the place looked at. One of the two sees the other.
     fn set_back(&self, deadline: Sbintime, target: *mut ()) -> bool {
-        let on_wheel = || self.place.load(Ordering::SeqCst) < EXPIRED;
+        let on_wheel = || self.place.load(Ordering::SeqCst) < MIGRATING;
         let time = self.time.load(Ordering::Relaxed);
         self.armed_for.load(Ordering::Relaxed) == target
             && on_wheel()
@@ -236,18 +415,25 @@ impl CalloutNode {
         self.set(wheel, deadline, None);
     }
 
+    /// Arms the callout; tells whether a run that was to come will not, and returns the target that `update` replaced.
     fn reset(
         &self,
         deadline: Sbintime,
         cpu: Option<usize>,
-        update: impl FnOnce(&mut Option<Arc<dyn CalloutTarget>>) -> Option<Arc<dyn CalloutTarget>>,
-    ) -> (bool, Option<Arc<dyn CalloutTarget>>) {
+        update: impl FnOnce(&mut Option<Arc<dyn Fire>>) -> Option<Arc<dyn Fire>>,
+    ) -> (bool, Option<Arc<dyn Fire>>) {
         let wheel = self.lock();
+        let running = wheel.runs(self);
+        if running && self.drainers.load(Ordering::SeqCst) != 0 {
+            wheel.lock.unlock();
+            return (false, None);
+        }
+        let cancelled = running && wheel.cancel();
         // SAFETY: the wheel is locked.
         let old = update(unsafe { &mut *self.target.get() });
         let was_pending = self.is_pending();
         self.set(wheel, deadline, cpu);
-        (was_pending, old)
+        (was_pending || cancelled, old)
     }
 
     /// Locks the wheel that the callout belongs to.
@@ -269,17 +455,23 @@ impl CalloutNode {
         let here = machine::curcpu();
         let old_cpu = self.cpu.load(Ordering::Relaxed) as usize;
         let place = self.place.load(Ordering::Relaxed);
-        let on_wheel = place != NOWHERE && place != EXPIRED;
+        let on_wheel = place < MIGRATING;
         let set_back = deadline.0 >= self.time.load(Ordering::Relaxed);
         if on_wheel && set_back && cpu.is_none_or(|cpu| cpu == old_cpu) {
             self.time.store(deadline.0, Ordering::Relaxed);
             wheel.lock.unlock();
             return;
         }
-        // SAFETY: the wheel is locked.
-        unsafe { wheel.buckets() }.remove(self);
+        wheel.take_off(self);
         self.time.store(deadline.0, Ordering::Relaxed);
         let new_cpu = cpu.unwrap_or(here);
+        if new_cpu != old_cpu && wheel.runs(self) {
+            // It must not run beside itself: it moves when it has ended here.
+            self.place.store(MIGRATING, Ordering::Relaxed);
+            wheel.migrate_to.set(new_cpu as u32);
+            wheel.lock.unlock();
+            return;
+        }
         if new_cpu == old_cpu {
             wheel.insert(self, new_cpu, here);
             wheel.lock.unlock();
@@ -306,36 +498,70 @@ impl CalloutNode {
         wheel.lock.unlock();
     }
 
-    /// Takes the callout off its wheel; tells whether it was on one.
-    pub(crate) fn stop(&self) -> bool {
+    /// Takes the callout off its wheel; tells what it was doing.
+    pub(crate) fn stop(&self) -> CalloutStop {
         if !self.is_pending() && self.direct.is_none() {
-            return false;
+            // What runs is marked as running before it is no longer armed.
+            let wheel = WHEEL.get().get(self.cpu.load(Ordering::Acquire) as usize);
+            if !wheel.runs(self) {
+                return CalloutStop::Idle;
+            }
         }
         let wheel = self.lock();
-        // SAFETY: the wheel is locked.
-        let was_pending = unsafe { wheel.buckets() }.remove(self);
+        let (stopped, target) = self.disarm(wheel);
+        wheel.lock.unlock();
+        drop(target);
+        stopped
+    }
+
+    /// Disarms the callout, whose wheel is locked.
+    fn disarm(&self, wheel: &Wheel) -> (CalloutStop, Option<Arc<dyn Fire>>) {
+        let was_pending = wheel.take_off(self);
         self.time.store(i64::MAX, Ordering::Relaxed);
         // SAFETY: the wheel is locked.
         let target = unsafe { (*self.target.get()).take() };
         self.armed_for
             .store(core::ptr::null_mut(), Ordering::Relaxed);
-        wheel.lock.unlock();
-        drop(target);
-        was_pending
+        let runs = wheel.runs(self);
+        let stopped = if runs && !wheel.cancel() {
+            CalloutStop::Running
+        } else if was_pending || runs {
+            CalloutStop::Cancelled
+        } else {
+            CalloutStop::Idle
+        };
+        (stopped, target)
     }
 
-    fn wait_while_running(&self) {
-        let me = (&raw const *self).cast_mut();
-        for wheel in WHEEL.get().iter() {
-            let runs = || wheel.running.load(Ordering::SeqCst) == me;
-            wheel.draining.fetch_add(1, Ordering::SeqCst);
-            while runs() {
-                sleepq::wait_unless(WChan::of(&wheel.running), "codrain", None, || !runs());
-            }
-            wheel.draining.fetch_sub(1, Ordering::Relaxed);
+    /// Disarms the callout, after which its memory may go. Always takes the lock: who takes it off looks at it until then.
+    fn retire(&self) {
+        let wheel = self.lock();
+        let (_, target) = self.disarm(wheel);
+        if wheel.runs(self) {
+            // Another callout at this address is not the one that runs.
+            wheel.running.store(GONE, Ordering::SeqCst);
         }
+        wheel.lock.unlock();
+        drop(target);
+    }
+
+    fn drain(&self) -> CalloutStop {
+        self.drainers.fetch_add(1, Ordering::SeqCst);
+        let stopped = self.stop();
+        let wheel = WHEEL.get().get(self.cpu.load(Ordering::Acquire) as usize);
+        wheel.draining.fetch_add(1, Ordering::SeqCst);
+        while wheel.runs(self) {
+            let ended = || !wheel.runs(self);
+            sleepq::wait_unless(WChan::of(&wheel.running), "codrain", None, ended);
+        }
+        wheel.draining.fetch_sub(1, Ordering::Relaxed);
+        self.drainers.fetch_sub(1, Ordering::SeqCst);
+        stopped
     }
 }
+
+/// Stands in `running` for a callout that was dropped while its target runs.
+const GONE: *mut CalloutNode = core::ptr::dangling_mut();
 
 fn tick_of(time: Sbintime) -> u64 {
     (time.0.max(0) as u64) >> TICK_SHIFT
@@ -388,7 +614,7 @@ impl Buckets {
         Some((level, slot, above + ((slot as u64) << shift)))
     }
 
-    /// Takes off the next callout that is due at `now`.
+    /// Takes off the next callout that is due at `now`; it is `MOVING` then.
     fn pop_due(&mut self, now: Sbintime) -> Option<UnsafeRef<CalloutNode>> {
         let now_tick = tick_of(now);
         while let Some((level, slot, start)) = self.next() {
@@ -412,8 +638,8 @@ impl Buckets {
                 if list.is_empty() {
                     self.occupied[0] &= !(1 << slot);
                 }
-                // In this order: see `set_back`.
-                node.place.store(NOWHERE, Ordering::SeqCst);
+                // In this order: see `set_back`. Still armed for whoever stops it without the lock.
+                node.place.store(MOVING, Ordering::SeqCst);
                 if node.time.load(Ordering::SeqCst) <= now.0 {
                     return Some(node);
                 }
@@ -462,6 +688,8 @@ impl Wheel {
             next_event: AtomicI64::new(i64::MAX),
             kicked: AtomicBool::new(false),
             running: AtomicPtr::new(core::ptr::null_mut()),
+            phase: AtomicU8::new(BEGUN),
+            migrate_to: Cell::new(NOCPU),
             draining: AtomicU32::new(0),
             fired: AtomicU64::new(0),
             softclock: SoftInterrupt::new(),
@@ -474,6 +702,31 @@ impl Wheel {
     unsafe fn buckets(&self) -> &mut Buckets {
         // SAFETY: promised by the caller.
         unsafe { &mut *self.buckets.get() }
+    }
+
+    /// Tells whether the target of `node` is running here.
+    #[doc(alias = "cc_exec_curr")]
+    fn runs(&self, node: &CalloutNode) -> bool {
+        self.running.load(Ordering::SeqCst) == (&raw const *node).cast_mut()
+    }
+
+    /// Keeps the target that is running from beginning, if it still waits for its lock.
+    #[doc(alias = "cc_exec_cancel")]
+    fn cancel(&self) -> bool {
+        self.phase
+            .compare_exchange(WAITING, CANCELLED, Ordering::AcqRel, Ordering::Relaxed)
+            .is_ok()
+    }
+
+    /// Disarms `node`, wherever it is; tells whether it was armed. The lock is held.
+    fn take_off(&self, node: &CalloutNode) -> bool {
+        if node.place.load(Ordering::Relaxed) == MIGRATING {
+            self.migrate_to.set(NOCPU);
+            node.place.store(NOWHERE, Ordering::Relaxed);
+            return true;
+        }
+        // SAFETY: the wheel is locked.
+        unsafe { self.buckets() }.remove(node)
     }
 
     /// Puts `node` on this wheel, which is that of `cpu`, and sees that its event timer fires in time. The lock is held.
@@ -501,6 +754,7 @@ pub(crate) fn callout_process(now: Sbintime) {
     while let Some(node) = unsafe { wheel.buckets() }.pop_due(now) {
         if let Some(direct) = node.direct {
             let arg = node.arg.get();
+            node.place.store(NOWHERE, Ordering::Relaxed);
             wheel.lock.unlock();
             direct(arg, now);
             wheel.lock.lock();
@@ -541,25 +795,65 @@ fn softclock(wheel: &'static Wheel) {
             wheel.lock.unlock();
             return;
         };
-        node.place.store(NOWHERE, Ordering::Relaxed);
         // SAFETY: the wheel is locked.
         let target = unsafe { (*node.target.get()).take() };
         node.armed_for
             .store(core::ptr::null_mut(), Ordering::Relaxed);
+        let locked = target.as_ref().is_some_and(|target| target.is_locked());
+        wheel
+            .phase
+            .store(if locked { WAITING } else { BEGUN }, Ordering::Relaxed);
         let address = (&raw const *node).cast_mut();
-        wheel.running.store(address, Ordering::Relaxed);
+        // In this order: see `stop`.
+        wheel.running.store(address, Ordering::SeqCst);
+        node.place.store(NOWHERE, Ordering::Release);
         wheel.lock.unlock();
         // From here on the node may be gone.
         if let Some(target) = target {
             wheel
                 .fired
                 .store(wheel.fired.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
-            target.callout(machine::sbinuptime());
+            let begin = || wheel.phase.swap(BEGUN, Ordering::AcqRel) == WAITING;
+            target.fire(machine::sbinuptime(), &begin);
         }
-        wheel.running.store(core::ptr::null_mut(), Ordering::SeqCst);
+        wheel.finish(address);
         if wheel.draining.load(Ordering::SeqCst) != 0 {
             wakeup(WChan::of(&wheel.running));
         }
+    }
+}
+
+impl Wheel {
+    /// The target of `ended` has run; sends the callout to the CPU that it was armed for meanwhile.
+    fn finish(&self, ended: *const CalloutNode) {
+        self.lock.lock();
+        self.running.store(core::ptr::null_mut(), Ordering::SeqCst);
+        loop {
+            let cpu = self.migrate_to.get();
+            if cpu == NOCPU {
+                break;
+            }
+            // Lower addresses, which are lower CPUs, first.
+            let new = WHEEL.get().get(cpu as usize);
+            let lower = core::ptr::from_ref(new) < core::ptr::from_ref(self);
+            if lower {
+                self.lock.unlock();
+                new.lock.lock();
+                self.lock.lock();
+            } else {
+                new.lock.lock();
+            }
+            if self.migrate_to.get() == cpu {
+                self.migrate_to.set(NOCPU);
+                // SAFETY: as long as `migrate_to` is set the callout is `MIGRATING`, and its owner must lock this wheel to
+                // take it back before its memory goes.
+                let node = unsafe { &*ended };
+                node.cpu.store(cpu, Ordering::Release);
+                new.insert(node, cpu as usize, machine::curcpu());
+            }
+            new.lock.unlock();
+        }
+        self.lock.unlock();
     }
 }
 
@@ -678,8 +972,8 @@ mod tests {
             let (callout, diary) = (Callout::new(), Arc::new(Diary::default()));
             callout.reset(Sbintime::from_ms(3), &diary);
             assert!(callout.pending());
-            assert!(callout.stop());
-            assert!(!callout.stop());
+            assert_eq!(callout.stop(), CalloutStop::Cancelled);
+            assert_eq!(callout.stop(), CalloutStop::Idle);
             callout.reset(Sbintime::from_ms(3), &diary);
             drop(callout);
             pause("wait", 100);
@@ -716,11 +1010,12 @@ mod tests {
             slow.callout.reset(Sbintime::from_ms(5), &slow);
             pause("until it runs", 8);
             assert!(*slow.running.lock());
-            slow.callout.drain();
+            assert_eq!(slow.callout.stop(), CalloutStop::Running);
+            assert_eq!(slow.callout.drain(), CalloutStop::Running);
             assert!(!*slow.running.lock());
             assert_eq!(slow.runs.load(Ordering::Relaxed), 1);
-            // It armed itself while it was being drained.
-            slow.callout.stop();
+            // It armed itself in vain while it was being drained.
+            assert_eq!(slow.callout.stop(), CalloutStop::Idle);
             pause("wait", 100);
             assert_eq!(slow.runs.load(Ordering::Relaxed), 1);
         });
@@ -759,7 +1054,7 @@ mod tests {
                                 let (callout, diary) = &callouts[random as usize % 8];
                                 let span = Sbintime::from_us((random >> 8) as i64 % 3000);
                                 match random >> 32 & 3 {
-                                    0 => drop(callout.stop()),
+                                    0 => _ = callout.stop(),
                                     1 => drop(callout.reset_on(
                                         span,
                                         (random >> 40) as usize % 4,
@@ -780,6 +1075,148 @@ mod tests {
                     assert!(!callout.pending());
                     assert_eq!(Arc::strong_count(diary), 1);
                 }
+            });
+        }
+    }
+
+    #[test]
+    fn a_target_never_runs_beside_itself_wherever_it_is_armed() {
+        /// Notices that it is entered twice.
+        struct Alone {
+            inside: AtomicU32,
+            runs: AtomicU32,
+            cpus: AtomicU32,
+        }
+        impl CalloutTarget for Alone {
+            fn callout(self: Arc<Self>, _: Sbintime) {
+                assert_eq!(self.inside.fetch_add(1, Ordering::Relaxed), 0);
+                self.cpus
+                    .fetch_or(1 << machine::curcpu(), Ordering::Relaxed);
+                pause_sbt("inside", Sbintime::from_us(300));
+                self.inside.fetch_sub(1, Ordering::Relaxed);
+                self.runs.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        for seed in 0..30 {
+            Machine::builder().seed(seed).cpus(4).run(|| {
+                let alone = Arc::new(Alone {
+                    inside: AtomicU32::new(0),
+                    runs: AtomicU32::new(0),
+                    cpus: AtomicU32::new(0),
+                });
+                let callout = Callout::new();
+                for _ in 0..200 {
+                    let random = machine::random_u64();
+                    let span = Sbintime::from_us(random as i64 & 0xff);
+                    callout.reset_on(span, (random >> 20) as usize % 4, &alone);
+                    pause_sbt("armer", Sbintime::from_us((random >> 8) as i64 & 0x1ff));
+                }
+                pause("rest", 5);
+                assert!(!callout.pending());
+                assert!(alone.runs.load(Ordering::Relaxed) > 50);
+                assert_eq!(alone.cpus.load(Ordering::Relaxed), 0b1111);
+                // While it runs here it is armed for elsewhere, and stopped before it gets there.
+                callout.reset_on(Sbintime::ZERO, 1, &alone);
+                pause_sbt("until it runs", Sbintime::from_us(100));
+                let runs = alone.runs.load(Ordering::Relaxed);
+                assert!(!callout.reset_on(Sbintime::ZERO, 2, &alone));
+                assert!(callout.pending());
+                assert_eq!(callout.stop(), CalloutStop::Running);
+                pause("rest", 5);
+                assert_eq!(alone.runs.load(Ordering::Relaxed), runs + 1);
+            });
+        }
+    }
+
+    /// Counts under its lock how often it ran.
+    struct Counting(Mutex<u32, Leaf>);
+
+    impl LockedTarget for Counting {
+        type Guard<'a> = crate::kern::kern_mutex::MutexGuard<'a, u32, Leaf>;
+
+        fn lock(&self) -> Self::Guard<'_> {
+            self.0.lock()
+        }
+
+        fn callout(self: &Arc<Self>, mut held: Self::Guard<'_>, _: Sbintime) {
+            *held += 1;
+        }
+    }
+
+    #[test]
+    fn a_callout_stopped_under_its_lock_never_runs() {
+        Machine::builder().run(|| {
+            let (callout, target) = (LockedCallout::new(), Arc::new(Counting(Mutex::new(0))));
+            // Its time comes while the lock is held: it waits for the lock, and is cancelled there.
+            let mut cancelled_waiting = 0;
+            for _ in 0..20 {
+                let held = target.lock();
+                callout.reset_on(&held, Sbintime::from_us(10), 1, &target);
+                let end = sbinuptime() + Sbintime::from_us(50);
+                while sbinuptime() < end {
+                    machine::cpu_spinwait();
+                }
+                cancelled_waiting += u32::from(!callout.pending());
+                assert_eq!(callout.stop(&held), CalloutStop::Cancelled);
+                drop(held);
+                pause("rest", 1);
+                assert_eq!(*target.lock(), 0);
+            }
+            assert!(cancelled_waiting > 0);
+            let held = target.lock();
+            assert!(!callout.reset(&held, Sbintime::from_us(10), &target));
+            assert!(callout.reset(&held, Sbintime::from_us(20), &target));
+            drop(held);
+            pause("rest", 1);
+            assert_eq!(*target.lock(), 1);
+            assert_eq!(callout.drain(), CalloutStop::Idle);
+            assert_eq!(Arc::strong_count(&target), 1);
+        });
+    }
+
+    #[test]
+    fn callouts_that_may_be_late_run_together() {
+        Machine::builder().run(|| {
+            let precision = Sbintime::from_ms(50);
+            let armed: Vec<_> = (1..=10)
+                .map(|ms| {
+                    let (callout, diary) = (Callout::new(), Arc::new(Diary::default()));
+                    let span = Sbintime::from_ms(100 + ms);
+                    callout.reset_sbt_on(span, precision, Some(0), &diary);
+                    (callout, diary, sbinuptime() + span)
+                })
+                .collect();
+            pause("wait", 1_000);
+            let mut times: Vec<_> = armed
+                .iter()
+                .map(|(_, diary, due)| {
+                    let [ran] = diary.entries()[..] else {
+                        panic!("runs once")
+                    };
+                    assert!(ran >= *due && ran <= *due + precision);
+                    ran
+                })
+                .collect();
+            times.dedup();
+            assert!(times.len() <= 2);
+        });
+    }
+
+    #[test]
+    fn a_callout_can_be_dropped_at_any_moment() {
+        for seed in 0..60 {
+            Machine::builder().seed(seed).cpus(3).run(|| {
+                let diary = Arc::new(Diary::default());
+                for _ in 0..100 {
+                    let random = machine::random_u64();
+                    let callout = Callout::new();
+                    let span = Sbintime::from_us(random as i64 & 0x3f);
+                    callout.reset_on(span, (random >> 8) as usize % 3, &diary);
+                    pause_sbt("armer", Sbintime::from_us((random >> 16) as i64 & 0x3f));
+                    drop(callout);
+                }
+                pause("rest", 1);
+                assert_eq!(Arc::strong_count(&diary), 1);
             });
         }
     }

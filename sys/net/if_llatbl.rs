@@ -139,8 +139,8 @@ impl LlEntry {
     }
 
     /// Stops the entry's timer.
-    pub fn timer_stop(&self) -> bool {
-        self.timer.stop()
+    pub fn timer_stop(&self) {
+        self.timer.stop();
     }
 }
 
