@@ -5,9 +5,9 @@
 
 use core::fmt;
 
-use super::kern_mutex::MutexGuard;
-use super::kern_rwlock::RwWriteGuard;
-use super::kern_sx::SxGuard;
+use super::kern_mutex::{Mutex, MutexGuard};
+use super::kern_rwlock::{RwLock, RwWriteGuard};
+use super::kern_sx::{Sx, SxGuard};
 use super::kern_thread::{Pri, curthread};
 use super::lock_order::LockClass;
 use super::subr_sleepqueue::{self as sleepq, SleepUntil};
@@ -66,6 +66,12 @@ pub fn wakeup_one(chan: WChan) {
     sleepq::signal(chan);
 }
 
+/// Wakes one thread that sleeps on `chan`: the one that fell asleep last, whose caches are warmest. Unfair: the others
+/// may wait for ever, so that all must be equally able to do the work.
+pub fn wakeup_any(chan: WChan) {
+    sleepq::signal_any(chan);
+}
+
 /// Sleeps for `span`.
 #[track_caller]
 pub fn pause_sbt(wmesg: &'static str, span: Sbintime) {
@@ -99,7 +105,87 @@ fn sleep<G>(
     sleepq::wait(chan, until)
 }
 
-impl<'a, T: ?Sized, C: LockClass> MutexGuard<'a, T, C> {
+/// A held lock that a thread can let go of while it sleeps: a mutex, a rwlock held for writing, an sx held exclusively.
+#[doc(alias = "lock_object")]
+pub trait Interlock: Sized + sealed::Relock {
+    /// Lets go of the lock and sleeps on `chan` in one step, and takes the lock again.
+    ///
+    /// `timo` is a span from now; with `catch` the sleep can be interrupted.
+    #[doc(alias = "_sleep")]
+    #[track_caller]
+    fn sleep(
+        held: Self,
+        chan: WChan,
+        wmesg: &'static str,
+        timo: Option<Sbintime>,
+        catch: bool,
+    ) -> (Self, Result<(), SleepError>) {
+        let lock = Self::lock_of(&held);
+        let result = sleep(chan, wmesg, until(timo, catch), held);
+        (Self::relock(lock), result)
+    }
+
+    /// Lets go of the lock and sleeps on `chan` in one step, and leaves the lock.
+    #[doc(alias = "PDROP")]
+    #[track_caller]
+    fn sleep_unlocked(
+        held: Self,
+        chan: WChan,
+        wmesg: &'static str,
+        timo: Option<Sbintime>,
+        catch: bool,
+    ) -> Result<(), SleepError> {
+        sleep(chan, wmesg, until(timo, catch), held)
+    }
+}
+
+mod sealed {
+    /// How to take a lock again that was held.
+    pub trait Relock {
+        type Lock;
+        fn lock_of(held: &Self) -> Self::Lock;
+        fn relock(lock: Self::Lock) -> Self;
+    }
+}
+
+impl<'a, T: ?Sized, C: LockClass> sealed::Relock for MutexGuard<'a, T, C> {
+    type Lock = &'a Mutex<T, C>;
+    fn lock_of(held: &Self) -> Self::Lock {
+        MutexGuard::mutex(held)
+    }
+    #[track_caller]
+    fn relock(lock: Self::Lock) -> Self {
+        lock.lock()
+    }
+}
+
+impl<'a, T: ?Sized, C: LockClass> sealed::Relock for RwWriteGuard<'a, T, C> {
+    type Lock = &'a RwLock<T, C>;
+    fn lock_of(held: &Self) -> Self::Lock {
+        RwWriteGuard::lock(held)
+    }
+    #[track_caller]
+    fn relock(lock: Self::Lock) -> Self {
+        lock.write()
+    }
+}
+
+impl<'a, T: ?Sized, C: LockClass> sealed::Relock for SxGuard<'a, T, C> {
+    type Lock = &'a Sx<T, C>;
+    fn lock_of(held: &Self) -> Self::Lock {
+        SxGuard::lock(held)
+    }
+    #[track_caller]
+    fn relock(lock: Self::Lock) -> Self {
+        lock.xlock()
+    }
+}
+
+impl<T: ?Sized, C: LockClass> Interlock for MutexGuard<'_, T, C> {}
+impl<T: ?Sized, C: LockClass> Interlock for RwWriteGuard<'_, T, C> {}
+impl<T: ?Sized, C: LockClass> Interlock for SxGuard<'_, T, C> {}
+
+impl<T: ?Sized, C: LockClass> MutexGuard<'_, T, C> {
     /// Lets go of the mutex and sleeps on `chan` in one step, and locks the mutex again.
     ///
     /// `timo` is a span from now; with `catch` the sleep can be interrupted. `pri` is FreeBSD's, and has no effect.
@@ -113,13 +199,11 @@ impl<'a, T: ?Sized, C: LockClass> MutexGuard<'a, T, C> {
         catch: bool,
     ) -> (Self, Result<(), SleepError>) {
         let _ = pri;
-        let mutex = MutexGuard::mutex(&guard);
-        let result = sleep(chan, wmesg, until(timo, catch), guard);
-        (mutex.lock(), result)
+        Interlock::sleep(guard, chan, wmesg, timo, catch)
     }
 }
 
-impl<'a, T: ?Sized, C: LockClass> RwWriteGuard<'a, T, C> {
+impl<T: ?Sized, C: LockClass> RwWriteGuard<'_, T, C> {
     /// Lets go of the lock and sleeps on `chan` in one step, and locks it for writing again.
     #[track_caller]
     pub fn rw_sleep(
@@ -131,13 +215,11 @@ impl<'a, T: ?Sized, C: LockClass> RwWriteGuard<'a, T, C> {
         catch: bool,
     ) -> (Self, Result<(), SleepError>) {
         let _ = pri;
-        let lock = RwWriteGuard::lock(&guard);
-        let result = sleep(chan, wmesg, until(timo, catch), guard);
-        (lock.write(), result)
+        Interlock::sleep(guard, chan, wmesg, timo, catch)
     }
 }
 
-impl<'a, T: ?Sized, C: LockClass> SxGuard<'a, T, C> {
+impl<T: ?Sized, C: LockClass> SxGuard<'_, T, C> {
     /// Lets go of the lock and sleeps on `chan` in one step, and locks it exclusively again.
     #[track_caller]
     pub fn sx_sleep(
@@ -149,10 +231,21 @@ impl<'a, T: ?Sized, C: LockClass> SxGuard<'a, T, C> {
         catch: bool,
     ) -> (Self, Result<(), SleepError>) {
         let _ = pri;
-        let lock = SxGuard::lock(&guard);
-        let result = sleep(chan, wmesg, until(timo, catch), guard);
-        (lock.xlock(), result)
+        Interlock::sleep(guard, chan, wmesg, timo, catch)
     }
+}
+
+/// Sleeps on `chan` without a lock: only for events that come again, as one that came before is lost.
+#[track_caller]
+pub fn tsleep(
+    chan: WChan,
+    pri: Pri,
+    wmesg: &'static str,
+    timo: Option<Sbintime>,
+    catch: bool,
+) -> Result<(), SleepError> {
+    let _ = pri;
+    sleep(chan, wmesg, until(timo, catch), ())
 }
 
 #[cfg(test)]
@@ -162,7 +255,6 @@ mod tests {
     use alloc::vec::Vec;
 
     use super::*;
-    use crate::kern::kern_mutex::Mutex;
     use crate::kern::kern_thread::kthread_add;
     use crate::kern::lock_order::Leaf;
     use crate::machine::hosted::Machine;
@@ -288,6 +380,50 @@ mod tests {
             }
             threads.into_iter().for_each(|thread| thread.join());
             assert_eq!(*mutex.lock(), [121, 125, 130]);
+        });
+    }
+
+    #[test]
+    fn waking_any_takes_the_one_that_fell_asleep_last() {
+        Machine::builder().cpus(1).run(|| {
+            let order = Arc::new(Mutex::<Vec<u32>, Leaf>::new(Vec::new()));
+            let threads: Vec<_> = (0..3)
+                .map(|number| {
+                    let order = Arc::clone(&order);
+                    kthread_add("sleeper", Pri::PUSER, None, move || {
+                        let chan = WChan::of(&*order);
+                        let slept =
+                            MutexGuard::msleep(order.lock(), chan, PSOCK, "any", None, false);
+                        let mut order = slept.0;
+                        order.push(number);
+                    })
+                })
+                .collect();
+            pause("settle", 1);
+            for _ in 0..3 {
+                wakeup_any(WChan::of(&*order));
+                pause("settle", 1);
+            }
+            threads.into_iter().for_each(|thread| thread.join());
+            assert_eq!(*order.lock(), [2, 1, 0]);
+        });
+    }
+
+    #[test]
+    fn a_sleep_without_a_lock_ends_by_wakeup_or_time() {
+        Machine::builder().run(|| {
+            let thing = Arc::new(0u8);
+            let chan = WChan::of(&*thing);
+            let span = Some(Sbintime::from_ms(3));
+            assert_eq!(
+                tsleep(chan, PSOCK, "t", span, false),
+                Err(SleepError::TimedOut)
+            );
+            kthread_add("waker", Pri::PUSER, None, move || {
+                pause("wait", 1);
+                wakeup(chan);
+            });
+            assert_eq!(tsleep(chan, PSOCK, "t", span, false), Ok(()));
         });
     }
 

@@ -1,5 +1,6 @@
 //! Locks, threads, time, mbuf and socket algorithms.
 
+pub mod kern_condvar;
 #[expect(
     unsafe_code,
     reason = "an interrupt handler is handed the address of its event"

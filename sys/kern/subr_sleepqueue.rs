@@ -9,8 +9,8 @@ use intrusive_collections::{LinkedList, LinkedListLink, intrusive_adapter};
 use super::kern_mutex::RawSpin;
 use super::kern_synch::{SleepError, WChan};
 use super::kern_thread::{
-    TDF_INTERRUPTED, TDF_SINTR, TDF_TIMEOUT, TDF_WAS_INTERRUPTED, Thread, ThreadRef, ThreadState,
-    curthread,
+    NOCPU, TDF_INTERRUPTED, TDF_SINTR, TDF_TIMEOUT, TDF_WAS_INTERRUPTED, Thread, ThreadRef,
+    ThreadState, curthread,
 };
 use super::sched;
 use super::subr_witness as witness;
@@ -198,6 +198,28 @@ pub(crate) fn signal(wchan: WChan) {
     let chain = Chain::of(wchan.0);
     chain.lock.lock();
     if let Some(thread) = find(chain, wchan, true) {
+        chain.resume(thread);
+    }
+    chain.lock.unlock();
+}
+
+/// Wakes the thread that began to wait for `wchan` last, if possible one that is off its CPU already.
+#[doc(alias = "SLEEPQ_UNFAIR")]
+pub(crate) fn signal_any(wchan: WChan) {
+    let chain = Chain::of(wchan.0);
+    chain.lock.lock();
+    // SAFETY: the lock is held.
+    let sleepers = unsafe { chain.sleepers() };
+    let mut last = None;
+    for thread in sleepers.iter() {
+        if thread.td_wchan.load(Ordering::Relaxed) == wchan.0
+            && (last.is_none() || thread.td_oncpu.load(Ordering::Relaxed) == NOCPU)
+        {
+            // SAFETY: threads live as long as the machine; the list gives out shorter references.
+            last = Some(unsafe { Thread::from_word(thread.as_word()) });
+        }
+    }
+    if let Some(thread) = last {
         chain.resume(thread);
     }
     chain.lock.unlock();
