@@ -68,6 +68,7 @@ pub mod uipc_syscalls;
 pub fn start_bsp() {
     kern_mbuf::mbinit();
     sched::start_bsp();
+    sched::sysctl_init();
     kern_timeout::start_softclock();
     subr_epoch::start();
     crate::vm::uma::startup3();

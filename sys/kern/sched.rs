@@ -4,6 +4,9 @@
 //! Differs from FreeBSD: programs have fixed priorities and share a CPU in turns of 10 ms; there is no clock tick, the
 //! turn is measured only while someone waits for the CPU.
 
+use alloc::string::{String, ToString};
+use alloc::sync::Arc;
+use alloc::vec::Vec;
 use core::cell::UnsafeCell;
 
 use intrusive_collections::{LinkedList, intrusive_adapter};
@@ -12,9 +15,13 @@ use super::kern_mutex::{RawSpin, owe_ipi, spinlock_enter, spinlock_exit};
 use super::kern_rmlock;
 use super::kern_thread::{self, NOCPU, Pri, TDF_EXITED, Thread, ThreadRef, ThreadState, curthread};
 use super::kern_timeout::CalloutNode;
-use crate::machine::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering, fence};
+use crate::errno::Errno;
+use crate::machine::atomic::{
+    AtomicBool, AtomicI64, AtomicU8, AtomicU32, AtomicU64, Ordering, fence,
+};
 use crate::machine::{self, CachePadded, MAXCPU, PerCpu};
 use crate::machine_local;
+use crate::sysctl::{self, Procedure, ReadOnly};
 use crate::time::Sbintime;
 
 intrusive_adapter!(RunqAdapter = ThreadRef: Thread { td_runq => intrusive_collections::LinkedListLink });
@@ -37,8 +44,11 @@ struct Runq {
 struct Tdq {
     lock: RawSpin,
     runq: UnsafeCell<Runq>,
-    /// Threads on the run queue, read by other CPUs that seek work.
+    /// Threads on the run queue.
     load: AtomicU32,
+    /// Those of them that another CPU may take.
+    #[doc(alias = "tdq_transferable")]
+    transferable: AtomicU32,
     /// Priority of what runs; read by others that wonder whether to interrupt it.
     curpri: AtomicU8,
     /// An interrupt that asks for a look at the run queue is under way.
@@ -46,6 +56,132 @@ struct Tdq {
     /// The end of the running thread's turn is being waited for.
     ticking: AtomicBool,
     tick: CalloutNode,
+    figures: Figures,
+}
+
+/// What a CPU's scheduler has done. Written by that CPU.
+struct Figures {
+    switches: AtomicU64,
+    migrations: AtomicU64,
+    steals: AtomicU64,
+    ipis: AtomicU64,
+    /// Time spent in each `CpuState`, until the last switch.
+    #[doc(alias = "pc_cp_time")]
+    cp_time: [AtomicI64; CpuState::COUNT],
+    /// When what runs now began to, and as what.
+    #[doc(alias = "pc_switchtime")]
+    switchtime: AtomicI64,
+    state: AtomicU8,
+}
+
+/// What a CPU spends its time on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum CpuState {
+    /// Programs.
+    #[doc(alias = "CP_USER")]
+    User = 0,
+    /// Programs that let others go first; there are none.
+    #[doc(alias = "CP_NICE")]
+    Nice = 1,
+    /// Kernel threads.
+    #[doc(alias = "CP_SYS")]
+    Sys = 2,
+    /// Interrupt threads. Time in the interrupts themselves counts for what they interrupt.
+    #[doc(alias = "CP_INTR")]
+    Intr = 3,
+    /// Nothing.
+    #[doc(alias = "CP_IDLE")]
+    Idle = 4,
+}
+
+impl CpuState {
+    /// How many there are.
+    #[doc(alias = "CPUSTATES")]
+    pub const COUNT: usize = 5;
+
+    fn of(thread: ThreadRef) -> CpuState {
+        match Pri(thread.td_base_pri.load(Ordering::Relaxed)) {
+            Pri::IDLE => CpuState::Idle,
+            pri if pri <= Pri::PI_SOFTCLOCK => CpuState::Intr,
+            pri if pri <= Pri::PRI_MAX_KERN => CpuState::Sys,
+            _ => CpuState::User,
+        }
+    }
+}
+
+impl Figures {
+    const fn new() -> Figures {
+        Figures {
+            switches: AtomicU64::new(0),
+            migrations: AtomicU64::new(0),
+            steals: AtomicU64::new(0),
+            ipis: AtomicU64::new(0),
+            cp_time: [const { AtomicI64::new(0) }; CpuState::COUNT],
+            switchtime: AtomicI64::new(0),
+            state: AtomicU8::new(CpuState::Sys as u8),
+        }
+    }
+
+    /// This CPU goes on with `next`.
+    fn switch_to(&self, next: ThreadRef) {
+        let now = machine::sbinuptime().0;
+        let spent = now - self.switchtime.load(Ordering::Relaxed);
+        let time = &self.cp_time[usize::from(self.state.load(Ordering::Relaxed))];
+        time.store(time.load(Ordering::Relaxed) + spent, Ordering::Relaxed);
+        self.switchtime.store(now, Ordering::Relaxed);
+        self.state
+            .store(CpuState::of(next) as u8, Ordering::Relaxed);
+        count(&self.switches);
+        if next.td_lastcpu.load(Ordering::Relaxed) as usize != machine::curcpu() {
+            count(&self.migrations);
+        }
+    }
+}
+
+/// Adds one to a figure of this CPU, which cannot be exchanged meanwhile.
+fn count(figure: &AtomicU64) {
+    figure.store(figure.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+}
+
+/// What the scheduler of one CPU has done since boot.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SchedStats {
+    /// Times that another thread got the CPU.
+    pub switches: u64,
+    /// Times that it was one that had run on another CPU before.
+    pub migrations: u64,
+    /// Threads taken from another CPU's queue.
+    pub steals: u64,
+    /// Interrupts sent to other CPUs for threads that woke.
+    pub ipis: u64,
+    /// Threads that wait for the CPU now.
+    pub load: u32,
+    /// Time in each `CpuState`.
+    pub cp_time: [Sbintime; CpuState::COUNT],
+}
+
+/// Returns what each CPU's scheduler has done.
+pub fn sched_stats() -> impl Iterator<Item = SchedStats> {
+    TDQ.get().iter().map(|tdq| {
+        let figures = &tdq.figures;
+        let mut cp_time = [Sbintime::ZERO; CpuState::COUNT];
+        for (time, spent) in cp_time.iter_mut().zip(&figures.cp_time) {
+            *time = Sbintime(spent.load(Ordering::Relaxed));
+        }
+        // What runs now has not been counted yet.
+        let since = Sbintime(figures.switchtime.load(Ordering::Relaxed));
+        let state = figures.state.load(Ordering::Relaxed);
+        cp_time[usize::from(state)] += machine::sbinuptime() - since;
+        SchedStats {
+            switches: figures.switches.load(Ordering::Relaxed),
+            migrations: figures.migrations.load(Ordering::Relaxed),
+            steals: figures.steals.load(Ordering::Relaxed),
+            ipis: figures.ipis.load(Ordering::Relaxed),
+            load: tdq.load.load(Ordering::Relaxed),
+            cp_time,
+        }
+    })
 }
 
 // SAFETY: the run queue is used only with the lock held.
@@ -57,6 +193,8 @@ machine_local! {
     static TDQ: PerCpu<Tdq> = PerCpu::from_slots([const { CachePadded(Tdq::new()) }; MAXCPU]);
     /// CPUs that have nothing to do, and are halted or about to.
     static IDLE_CPUS: AtomicU32 = AtomicU32::new(0);
+    /// Whether idle CPUs take threads from busy ones.
+    static STEAL_IDLE: AtomicBool = AtomicBool::new(true);
 }
 
 impl Tdq {
@@ -68,10 +206,12 @@ impl Tdq {
                 status: 0,
             }),
             load: AtomicU32::new(0),
+            transferable: AtomicU32::new(0),
             curpri: AtomicU8::new(Pri::IDLE.0),
             ipi_pending: AtomicBool::new(false),
             ticking: AtomicBool::new(false),
             tick: CalloutNode::new_direct(sched_clock),
+            figures: Figures::new(),
         }
     }
 
@@ -105,6 +245,10 @@ impl Tdq {
         }
         self.load
             .store(self.load.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+        if can_migrate(thread) {
+            let others = self.transferable.load(Ordering::Relaxed);
+            self.transferable.store(others + 1, Ordering::Relaxed);
+        }
     }
 
     /// Takes `thread` off the queue; the lock is held.
@@ -122,6 +266,10 @@ impl Tdq {
         thread.td_rqcpu.store(NOCPU, Ordering::SeqCst);
         self.load
             .store(self.load.load(Ordering::Relaxed) - 1, Ordering::Relaxed);
+        if can_migrate(thread) {
+            let others = self.transferable.load(Ordering::Relaxed);
+            self.transferable.store(others - 1, Ordering::Relaxed);
+        }
     }
 
     /// Returns the most urgent thread that waits; the lock is held.
@@ -135,6 +283,20 @@ impl Tdq {
         let first = runq.queues[runq.status.trailing_zeros() as usize].front();
         first.clone_pointer()
     }
+}
+
+/// Tells whether a thread may run on any CPU; only the thread itself changes that, and not while it is on a queue.
+#[doc(alias = "THREAD_CAN_MIGRATE")]
+fn can_migrate(thread: ThreadRef) -> bool {
+    thread.td_bound.load(Ordering::Relaxed) == NOCPU
+        && thread.td_pinned.load(Ordering::Relaxed) == 0
+}
+
+/// Interrupts `cpu`, once no spin mutex is held, so that it looks at its run queue.
+#[doc(alias = "tdq_notify")]
+fn notify(cpu: usize) {
+    count(&mine().figures.ipis);
+    owe_ipi(cpu);
 }
 
 /// Returns this CPU's part; the caller cannot migrate.
@@ -155,7 +317,7 @@ pub(crate) fn add(thread: ThreadRef) {
 #[doc(alias = "setrunnable")]
 pub(crate) fn wakeup(thread: ThreadRef) {
     spinlock_enter();
-    let cpu = pick_cpu(thread);
+    let Place { cpu, crowded } = pick_cpu(thread);
     let tdq = TDQ.get().get(cpu);
     tdq.lock.lock();
     tdq.enqueue(thread, cpu, false);
@@ -172,42 +334,74 @@ pub(crate) fn wakeup(thread: ThreadRef) {
         let ask = preempts || !tdq.ticking.load(Ordering::Relaxed);
         let ask = ask && !tdq.ipi_pending.swap(true, Ordering::Relaxed);
         if ask {
-            owe_ipi(cpu);
+            notify(cpu);
         }
         tdq.lock.unlock();
     }
+    if crowded {
+        // A CPU that fell idle since either sees the thread on the queue or is seen here: see `idle_loop`.
+        fence(Ordering::SeqCst);
+        let idle = IDLE_CPUS.get().load(Ordering::Relaxed) & !(1 << machine::curcpu());
+        if idle != 0 && STEAL_IDLE.get().load(Ordering::Relaxed) {
+            notify(idle.trailing_zeros() as usize);
+        }
+    }
     spinlock_exit();
+}
+
+/// Where a thread shall run.
+struct Place {
+    cpu: usize,
+    /// No CPU was idle, and any would do.
+    crowded: bool,
+}
+
+impl Place {
+    const fn on(cpu: u32) -> Place {
+        Place {
+            cpu: cpu as usize,
+            crowded: false,
+        }
+    }
 }
 
 /// Chooses where a thread that wakes runs: with an interrupt that wakes it, else where it was if that CPU is idle, else on
 /// an idle one, else where it was.
 #[doc(alias = "sched_pickcpu")]
-fn pick_cpu(thread: ThreadRef) -> usize {
+fn pick_cpu(thread: ThreadRef) -> Place {
     // Its registers are not saved yet: that CPU will have saved them before it looks at its queue again.
     let running_on = thread.td_oncpu.load(Ordering::Acquire);
     if running_on != NOCPU {
-        return running_on as usize;
+        return Place::on(running_on);
     }
     let bound = thread.td_bound.load(Ordering::Relaxed);
     if bound != NOCPU {
-        return bound as usize;
+        return Place::on(bound);
     }
     let last = thread.td_lastcpu.load(Ordering::Relaxed);
     if thread.td_pinned.load(Ordering::Relaxed) != 0 {
-        return last as usize;
+        return Place::on(last);
     }
     // What an interrupt wakes runs next on the CPU that took the interrupt, if that has nothing else to do: its caches
     // are warm, and no other CPU needs to be interrupted.
     let waker = curthread();
     let by_interrupt = waker.priority() <= Pri::PI_SOFTCLOCK || waker.is_idle_thread();
     if by_interrupt && mine().load.load(Ordering::Relaxed) == 0 {
-        return machine::curcpu();
+        return Place::on(machine::curcpu() as u32);
+    }
+    // Idle counts whether the CPU is halted or just taking an interrupt.
+    let tdq = TDQ.get().get(last as usize);
+    if tdq.curpri() == Pri::IDLE && tdq.load.load(Ordering::Relaxed) == 0 {
+        return Place::on(last);
     }
     let idle = IDLE_CPUS.get().load(Ordering::Relaxed);
-    if idle & (1 << last) != 0 || idle == 0 {
-        return last as usize;
+    if idle == 0 {
+        return Place {
+            cpu: last as usize,
+            crowded: true,
+        };
     }
-    idle.trailing_zeros() as usize
+    Place::on(idle.trailing_zeros())
 }
 
 /// Begins to measure the turn of what runs, because another thread waits for this CPU. The lock is held.
@@ -231,7 +425,7 @@ fn sched_clock(tdq: usize, now: Sbintime) {
                 machine::pcpu().owepreempt.store(1, Ordering::Relaxed);
             }
             if let Some(idle) = idle_helper(next) {
-                owe_ipi(idle);
+                notify(idle);
             }
             tdq.tick
                 .reset_here(now + QUANTUM, tdq as *const Tdq as usize);
@@ -304,7 +498,7 @@ fn set_prio(thread: ThreadRef, pri: Pri) {
             machine::pcpu().owepreempt.store(1, Ordering::Relaxed);
         }
         if interrupts && !here && !tdq.ipi_pending.swap(true, Ordering::Relaxed) {
-            owe_ipi(cpu as usize);
+            notify(cpu as usize);
         }
         tdq.lock.unlock();
         return;
@@ -400,10 +594,9 @@ fn yield_to(preempted: bool) -> bool {
 
 /// An idle CPU that could take a thread that must wait for this one.
 fn idle_helper(thread: ThreadRef) -> Option<usize> {
-    let free_to_move = thread.td_bound.load(Ordering::Relaxed) == NOCPU
-        && thread.td_pinned.load(Ordering::Relaxed) == 0;
     let idle = IDLE_CPUS.get().load(Ordering::Relaxed) & !(1 << machine::curcpu());
-    (free_to_move && idle != 0).then(|| idle.trailing_zeros() as usize)
+    let steals = STEAL_IDLE.get().load(Ordering::Relaxed);
+    (steals && idle != 0 && can_migrate(thread)).then(|| idle.trailing_zeros() as usize)
 }
 
 /// Continues the most urgent thread. This CPU's run queue is locked, as the only spin lock, and unlocked on return.
@@ -436,6 +629,7 @@ fn mi_switch(tdq: &'static Tdq) {
         tdq.lock.unlock();
         return;
     }
+    tdq.figures.switch_to(next);
     next.td_oncpu.store(cpu as u32, Ordering::Relaxed);
     next.td_lastcpu.store(cpu as u32, Ordering::Relaxed);
     next.td_switches.store(
@@ -538,9 +732,9 @@ pub(crate) fn idle_loop() -> ! {
         }
         let _ = machine::intr_disable();
         IDLE_CPUS.get().fetch_or(me, Ordering::SeqCst);
-        // Whoever puts a thread on a queue from here on sees this CPU idle or has sent an interrupt, which ends the halt.
+        // Whoever puts a thread on a queue from here on sees this CPU idle, and sends an interrupt, which ends the halt.
         fence(Ordering::SeqCst);
-        if tdq.load.load(Ordering::Relaxed) == 0 {
+        if tdq.load.load(Ordering::Relaxed) == 0 && victims(cpu).next().is_none() {
             machine::cpu_idle();
         } else {
             machine::intr_restore(machine::INTR_ENABLED);
@@ -549,41 +743,149 @@ pub(crate) fn idle_loop() -> ! {
     }
 }
 
-/// Takes a thread that waits for another CPU.
+/// The CPUs from which `me` could take a thread: one that they would not come to next.
+///
+/// A CPU that is idle has been sent an interrupt for the thread on its queue, and that thread's caches are there.
+#[doc(alias = "steal_thresh")]
+fn victims(me: usize) -> impl Iterator<Item = (u32, usize)> {
+    let cpus = match STEAL_IDLE.get().load(Ordering::Relaxed) {
+        true => machine::ncpus(),
+        false => 0,
+    };
+    (0..cpus).filter(move |&cpu| cpu != me).filter_map(|cpu| {
+        let tdq = TDQ.get().get(cpu);
+        let transferable = tdq.transferable.load(Ordering::Relaxed);
+        let busy = u32::from(tdq.curpri() != Pri::IDLE);
+        let crowded = tdq.load.load(Ordering::Relaxed) + busy >= 2;
+        (transferable != 0 && crowded).then_some((transferable, cpu))
+    })
+}
+
+/// Takes a thread that waits for another CPU: the most urgent of the one that has most to give.
 #[doc(alias = "tdq_idled")]
 fn steal(me: usize) -> bool {
-    let busiest = (0..machine::ncpus())
-        .filter(|&cpu| cpu != me)
-        .map(|cpu| (TDQ.get().get(cpu).load.load(Ordering::Relaxed), cpu))
-        .max();
-    let Some((load, victim)) = busiest else {
+    let Some((_, victim)) = victims(me).max() else {
         return false;
     };
-    if load == 0 {
-        return false;
-    }
     let tdq = TDQ.get().get(victim);
     tdq.lock.lock();
     // SAFETY: the lock is held.
     let queues = unsafe { &tdq.runq().queues };
     let thread = queues.iter().flat_map(LinkedList::iter).find(|thread| {
-        thread.td_bound.load(Ordering::Relaxed) == NOCPU
-            && thread.td_pinned.load(Ordering::Relaxed) == 0
-            && thread.td_oncpu.load(Ordering::Acquire) == NOCPU
+        // SAFETY: threads live as long as the machine; the list gives out shorter references.
+        let thread = unsafe { Thread::from_word(thread.as_word()) };
+        can_migrate(thread) && thread.td_oncpu.load(Ordering::Acquire) == NOCPU
     });
-    // SAFETY: threads live as long as the machine; the list gives out shorter references.
+    // SAFETY: as above.
     let thread = thread.map(|thread| unsafe { Thread::from_word(thread.as_word()) });
     if let Some(thread) = thread {
         tdq.dequeue(thread);
     }
     tdq.lock.unlock();
-    if let Some(thread) = thread {
-        let tdq = TDQ.get().get(me);
-        tdq.lock.lock();
-        tdq.enqueue(thread, me, false);
-        tdq.lock.unlock();
+    let Some(thread) = thread else {
+        // It has just been put there and is on its way off that CPU, or somebody else took it.
+        machine::cpu_spinwait();
+        return false;
+    };
+    let tdq = TDQ.get().get(me);
+    tdq.lock.lock();
+    tdq.enqueue(thread, me, false);
+    count(&tdq.figures.steals);
+    tdq.lock.unlock();
+    true
+}
+
+/// One figure of a CPU.
+type Figure = fn(SchedStats) -> u64;
+
+/// Puts the scheduler's settings and figures into the sysctl tree.
+pub(crate) fn sysctl_init() {
+    let root = sysctl::root();
+    let quantum = || QUANTUM.as_us().to_string();
+    root.register(
+        "kern.sched.quantum",
+        Arc::new(ReadOnly::new(
+            "Quantum for timeshare threads in microseconds",
+            quantum,
+        )),
+    );
+    let steal_idle = STEAL_IDLE.get();
+    root.register(
+        "kern.sched.steal_idle",
+        Arc::new(Procedure::new(
+            "Attempts to steal work from other cores before idling",
+            || u8::from(steal_idle.load(Ordering::Relaxed)).to_string(),
+            |text| {
+                let on = text.parse::<u32>().map_err(|_| Errno::EINVAL)? != 0;
+                steal_idle.store(on, Ordering::Relaxed);
+                Ok(())
+            },
+        )),
+    );
+    let figures: [(&str, &'static str, Figure); 5] = [
+        ("switches", "Switches to another thread", |cpu| cpu.switches),
+        (
+            "migrations",
+            "Switches to a thread that ran on another CPU before",
+            |cpu| cpu.migrations,
+        ),
+        (
+            "steals",
+            "Threads an idle CPU took from a busy one",
+            |cpu| cpu.steals,
+        ),
+        (
+            "ipis",
+            "Interrupts sent to CPUs for their run queue",
+            |cpu| cpu.ipis,
+        ),
+        ("load", "Threads waiting for a CPU now", |cpu| {
+            u64::from(cpu.load)
+        }),
+    ];
+    for (name, description, figure) in figures {
+        // One number for each CPU.
+        let read = move || spaced(sched_stats().map(figure));
+        let name = alloc::format!("kern.sched.stats.{name}");
+        root.register(&name, Arc::new(ReadOnly::new(description, read)));
     }
-    thread.is_some()
+    root.register(
+        "vm.stats.sys.v_swtch",
+        Arc::new(ReadOnly::new("Context switches", || {
+            let switches = sched_stats().map(|cpu| cpu.switches);
+            switches.sum::<u64>().to_string()
+        })),
+    );
+    root.register(
+        "kern.cp_times",
+        Arc::new(ReadOnly::new("per-CPU time statistics", || {
+            spaced(sched_stats().flat_map(|cpu| cpu.cp_time.map(stat_ticks)))
+        })),
+    );
+    root.register(
+        "kern.cp_time",
+        Arc::new(ReadOnly::new("CPU time statistics", || {
+            let mut all = [Sbintime::ZERO; CpuState::COUNT];
+            for cpu in sched_stats() {
+                for (sum, time) in all.iter_mut().zip(cpu.cp_time) {
+                    *sum += time;
+                }
+            }
+            spaced(all.map(stat_ticks).into_iter())
+        })),
+    );
+}
+
+/// The unit of `kern.cp_time`, per second: FreeBSD's `stathz`.
+const STATHZ: i64 = 127;
+
+fn stat_ticks(time: Sbintime) -> u64 {
+    (time.as_us().max(0) * STATHZ / 1_000_000) as u64
+}
+
+fn spaced(numbers: impl Iterator<Item = u64>) -> String {
+    let words: Vec<String> = numbers.map(|number| number.to_string()).collect();
+    words.join(" ")
 }
 
 // Affinity.
@@ -643,9 +945,6 @@ pub fn sched_unbind() {
 
 #[cfg(test)]
 mod tests {
-    use alloc::sync::Arc;
-    use alloc::vec::Vec;
-
     use super::*;
     use crate::kern::kern_mutex::Mutex;
     use crate::kern::kern_synch::pause;
@@ -726,6 +1025,130 @@ mod tests {
                 .collect();
             threads.into_iter().for_each(|thread| thread.join());
             assert_eq!(cpus.load(Ordering::Relaxed), 0b1111);
+        });
+    }
+
+    /// Works, in virtual time, until `end`.
+    fn work_until(end: Sbintime) {
+        while machine::sbinuptime() < end {
+            machine::cpu_spinwait();
+        }
+    }
+
+    /// Starts a thread while both CPUs work, of which the second ends its work at about that time; returns how long the
+    /// thread waited for a CPU after that.
+    fn wait_for_a_cpu(seed: u64, work: Sbintime, steal_idle: &str) -> Sbintime {
+        Machine::builder().seed(seed).cpus(2).run(|| {
+            pause("settle", 1);
+            let set = sysctl::root().set("kern.sched.steal_idle", steal_idle);
+            assert!(set.is_ok());
+            let (both, began) = (
+                Arc::new(AtomicBool::new(false)),
+                Arc::new(AtomicI64::new(0)),
+            );
+            let theirs = Arc::clone(&both);
+            let second = kthread_add("second", Pri::PUSER, Some(1), move || {
+                while !theirs.load(Ordering::Relaxed) {
+                    machine::cpu_spinwait();
+                }
+                work_until(machine::sbinuptime() + work);
+            });
+            let theirs = Arc::clone(&began);
+            let first = kthread_add("first", Pri::PUSER, Some(0), move || {
+                both.store(true, Ordering::Relaxed);
+                let start = machine::sbinuptime();
+                if machine::random_u64() & 1 == 0 {
+                    work_until(start + Sbintime::from_us(1));
+                }
+                let new = kthread_add("new", Pri::PUSER, None, move || {
+                    theirs.store(machine::sbinuptime().0, Ordering::Relaxed);
+                });
+                work_until(start + Sbintime::from_ms(50));
+                new.join();
+            });
+            let before = machine::sbinuptime();
+            first.join();
+            second.join();
+            Sbintime(began.load(Ordering::Relaxed)) - before - work
+        })
+    }
+
+    #[test]
+    fn a_cpu_that_falls_idle_takes_a_thread_that_waits_for_another() {
+        let work = Sbintime::from_ms(3);
+        assert!(wait_for_a_cpu(1, work, "1") < Sbintime::from_ms(1));
+        // Without that it waits for the end of a turn.
+        assert!(wait_for_a_cpu(1, work, "0") > Sbintime::from_ms(5));
+    }
+
+    #[test]
+    fn a_thread_that_comes_while_a_cpu_falls_idle_does_not_wait() {
+        for seed in 0..60 {
+            let work = Sbintime::from_us(seed as i64 % 4);
+            let waited = wait_for_a_cpu(seed, work, "1");
+            assert!(waited < Sbintime::from_ms(2), "seed {seed}: {waited:?}");
+        }
+    }
+
+    #[test]
+    fn a_thread_that_wakes_goes_back_to_its_cpu_if_that_is_idle() {
+        Machine::builder().cpus(4).run(|| {
+            pause("settle", 1);
+            // While the others are busy it is placed on the last CPU.
+            let working = Arc::new(AtomicU32::new(0));
+            let busy: Vec<_> = [1, 2]
+                .into_iter()
+                .map(|cpu| {
+                    let working = Arc::clone(&working);
+                    kthread_add("busy", Pri::PUSER, Some(cpu), move || {
+                        working.fetch_add(1, Ordering::Relaxed);
+                        work_until(machine::sbinuptime() + Sbintime::from_ms(5));
+                    })
+                })
+                .collect();
+            while working.load(Ordering::Relaxed) < 2 {
+                machine::cpu_spinwait();
+            }
+            let cpus = Arc::new(AtomicU32::new(0));
+            let theirs = Arc::clone(&cpus);
+            let sleeper = kthread_add("sleeper", Pri::PUSER, None, move || {
+                for _ in 0..40 {
+                    theirs.fetch_or(1 << machine::curcpu(), Ordering::Relaxed);
+                    let chan = crate::kern::kern_synch::WChan::of(&*theirs);
+                    let span = Some(Sbintime::from_s(1));
+                    let slept = crate::kern::kern_synch::tsleep(chan, Pri::PWAIT, "t", span, false);
+                    assert_eq!(slept, Ok(()));
+                }
+            });
+            busy.into_iter().for_each(|thread| thread.join());
+            for _ in 0..40 {
+                pause("wait", 2);
+                crate::kern::kern_synch::wakeup(crate::kern::kern_synch::WChan::of(&*cpus));
+            }
+            sleeper.join();
+            assert_eq!(cpus.load(Ordering::Relaxed), 0b1000);
+        });
+    }
+
+    #[test]
+    fn the_time_of_each_cpu_adds_up() {
+        Machine::builder().cpus(2).run(|| {
+            kthread_add("program", Pri::PUSER, Some(1), || {
+                work_until(machine::sbinuptime() + Sbintime::from_ms(40));
+            })
+            .join();
+            pause("idle", 60);
+            let now = machine::sbinuptime();
+            let stats: Vec<_> = sched_stats().collect();
+            for cpu in &stats {
+                let sum = cpu.cp_time.iter().fold(0, |sum, time| sum + time.0);
+                assert_eq!(Sbintime(sum), now);
+            }
+            let user = stats[1].cp_time[CpuState::User as usize];
+            assert!(user >= Sbintime::from_ms(40) && user < Sbintime::from_ms(45));
+            assert!(stats[1].cp_time[CpuState::Idle as usize] >= Sbintime::from_ms(55));
+            let shown = sysctl::root().get("kern.cp_times").unwrap_or_default();
+            assert_eq!(shown.split(' ').count(), 2 * CpuState::COUNT);
         });
     }
 
