@@ -30,6 +30,8 @@ pub mod time;
 pub mod machine;
 
 // Locks, threads, callouts, sysctl.
+#[expect(unsafe_code, reason = "producers and consumers share slots")]
+pub mod buf_ring;
 #[expect(unsafe_code, reason = "per-CPU slots, reached by address")]
 pub mod counter;
 pub mod kern;

@@ -14,7 +14,7 @@ use core::mem::MaybeUninit;
 
 use crate::counter::Counter;
 use crate::machine::atomic::{AtomicU64, Ordering};
-use crate::machine::{cpu_spinwait, critical_enter, critical_exit};
+use crate::machine::{cpu_spinwait, critical_enter, critical_exit, interleave};
 
 /// Whether somebody consumes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -195,6 +195,7 @@ impl<T, C: RingConsumer<T>> MpRing<T, C> {
                 Err(now) => os = now,
             }
         };
+        interleave();
         // SAFETY: moving the head from `start` on reserved this slot for us alone; it was consumed or never filled.
         unsafe { (*self.slots[usize::from(start)].get()).write(item) };
         self.counters.enqueues.inc();
