@@ -2,7 +2,9 @@
 //!
 //! FreeBSD: sys/netinet/cc/cc.h, cc.c, and the cc_* functions of tcp_input.c
 
+pub mod cc_cubic;
 pub mod cc_newreno;
+mod hystart;
 
 use alloc::boxed::Box;
 
@@ -84,11 +86,12 @@ pub trait CcAlgo: Send + Sync {
 }
 
 /// Names of the algorithms there are, the default first.
-pub const CC_AVAILABLE: [&str; 1] = ["newreno"];
+pub const CC_AVAILABLE: [&str; 2] = ["cubic", "newreno"];
 
 /// Makes the state of algorithm `name` for a new connection.
 pub fn cc_attach(name: &str) -> Option<Box<dyn CcAlgo>> {
     match name {
+        "cubic" => Some(Box::<cc_cubic::Cubic>::default()),
         "newreno" => Some(Box::new(cc_newreno::NewReno)),
         _ => None,
     }

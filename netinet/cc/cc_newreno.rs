@@ -16,34 +16,8 @@ impl CcAlgo for NewReno {
     }
 
     fn ack_received(&mut self, tp: &mut Tcpcb, ccv: &CcVar<'_>, kind: CcAck) {
-        if kind != CcAck::Ack || tp.in_recovery() || !ccv.cwnd_limited {
-            return;
-        }
-        let cw = tp.snd_cwnd;
-        let mut incr = tp.fixed_maxseg();
-        if cw > tp.snd_ssthresh {
-            // Congestion avoidance: about one segment per round trip.
-            if ccv.tun.rfc3465.get() {
-                if !ccv.abc_sentawnd {
-                    return;
-                }
-            } else {
-                incr = (u64::from(incr) * u64::from(incr) / u64::from(cw.max(1))).max(1) as u32;
-            }
-        } else if ccv.tun.rfc3465.get() {
-            // RFC 3465 §2.3: after a timeout grow by at most one segment per ACK, as the ACK may cover
-            // what had arrived before.
-            let most = if tp.snd_nxt == tp.snd_max {
-                ccv.nsegs
-                    .saturating_mul(ccv.tun.abc_l_var.get())
-                    .saturating_mul(incr)
-            } else {
-                incr
-            };
-            incr = ccv.bytes_this_ack.min(most);
-        }
-        if incr > 0 {
-            tp.snd_cwnd = cw.saturating_add(incr).min(TCP_MAXWIN << tp.snd_scale);
+        if kind == CcAck::Ack && !tp.in_recovery() && ccv.cwnd_limited {
+            newreno_ack_received(tp, ccv);
         }
     }
 
@@ -81,29 +55,72 @@ impl CcAlgo for NewReno {
     }
 
     fn post_recovery(&mut self, tp: &mut Tcpcb, ccv: &CcVar<'_>) {
-        if !tp.in_fastrecovery() {
-            return;
-        }
-        let mss = tp.fixed_maxseg();
-        // RFC 6582 §3.2 step 3: no more than is in flight and a segment, so that no burst follows.
-        let pipe = if tp.t_flags.contains(Tf::SACK_PERMIT) {
-            tp.compute_pipe()
-        } else {
-            tp.snd_max.since(ccv.curack)
-        };
-        tp.snd_cwnd = if pipe < tp.snd_ssthresh {
-            pipe.max(mss) + mss
-        } else {
-            tp.snd_ssthresh
-        };
+        newreno_post_recovery(tp, ccv);
     }
 
     fn after_idle(&mut self, tp: &mut Tcpcb, ccv: &CcVar<'_>) {
-        // RFC 5681 §4.1: begin again with the initial window, and remember where slow start should end.
-        let three_quarters = tp.snd_cwnd - (tp.snd_cwnd >> 2);
-        tp.snd_ssthresh = tp.snd_ssthresh.max(three_quarters);
-        tp.snd_cwnd = tp
-            .snd_cwnd
-            .min(tcp_compute_initwnd(ccv.tun, tp.fixed_maxseg()));
+        newreno_after_idle(tp, ccv);
     }
+}
+
+/// Grows the window for an ACK of new data, which the window limited.
+#[doc(alias = "newreno_cc_ack_received")]
+pub(super) fn newreno_ack_received(tp: &mut Tcpcb, ccv: &CcVar<'_>) {
+    let cw = tp.snd_cwnd;
+    let mut incr = tp.fixed_maxseg();
+    if cw > tp.snd_ssthresh {
+        // Congestion avoidance: about one segment per round trip.
+        if ccv.tun.rfc3465.get() {
+            if !ccv.abc_sentawnd {
+                return;
+            }
+        } else {
+            incr = (u64::from(incr) * u64::from(incr) / u64::from(cw.max(1))).max(1) as u32;
+        }
+    } else if ccv.tun.rfc3465.get() {
+        // RFC 3465 §2.3: after a timeout grow by at most one segment per ACK, as the ACK may cover
+        // what had arrived before.
+        let most = if tp.snd_nxt == tp.snd_max {
+            ccv.nsegs
+                .saturating_mul(ccv.tun.abc_l_var.get())
+                .saturating_mul(incr)
+        } else {
+            incr
+        };
+        incr = ccv.bytes_this_ack.min(most);
+    }
+    if incr > 0 {
+        tp.snd_cwnd = cw.saturating_add(incr).min(TCP_MAXWIN << tp.snd_scale);
+    }
+}
+
+/// Sets the window after recovery.
+#[doc(alias = "newreno_cc_post_recovery")]
+pub(super) fn newreno_post_recovery(tp: &mut Tcpcb, ccv: &CcVar<'_>) {
+    if !tp.in_fastrecovery() {
+        return;
+    }
+    let mss = tp.fixed_maxseg();
+    // RFC 6582 §3.2 step 3: no more than is in flight and a segment, so that no burst follows.
+    let pipe = if tp.t_flags.contains(Tf::SACK_PERMIT) {
+        tp.compute_pipe()
+    } else {
+        tp.snd_max.since(ccv.curack)
+    };
+    tp.snd_cwnd = if pipe < tp.snd_ssthresh {
+        pipe.max(mss) + mss
+    } else {
+        tp.snd_ssthresh
+    };
+}
+
+/// Sets the window after an idle time.
+#[doc(alias = "newreno_cc_after_idle")]
+pub(super) fn newreno_after_idle(tp: &mut Tcpcb, ccv: &CcVar<'_>) {
+    // RFC 5681 §4.1: begin again with the initial window, and remember where slow start should end.
+    let three_quarters = tp.snd_cwnd - (tp.snd_cwnd >> 2);
+    tp.snd_ssthresh = tp.snd_ssthresh.max(three_quarters);
+    tp.snd_cwnd = tp
+        .snd_cwnd
+        .min(tcp_compute_initwnd(ccv.tun, tp.fixed_maxseg()));
 }

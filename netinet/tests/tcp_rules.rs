@@ -170,6 +170,12 @@ fn nagle_holds_small_segments_back_unless_told_otherwise() {
 #[test]
 fn three_duplicates_bring_one_segment_again_and_recovery_goes_as_newreno() {
     in_world(|world| {
+        world
+            .a
+            .vnet
+            .sysctl
+            .set("net.inet.tcp.cc.algorithm", "newreno")
+            .unwrap();
         let so = tcp(&world.a);
         let mut peer = Peer::accept(world, &so, mss_only());
         let base = peer.ack;
