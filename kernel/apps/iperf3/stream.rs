@@ -1,10 +1,12 @@
 //! The streams of a test: one thread each, moving data and counting it.
 
 use alloc::format;
+use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
+use netinet::tcp_usrreq::TCP_CONGESTION;
 use sys::errno::Errno;
 use sys::kern::kern_synch::pause_sbt;
 use sys::kern::kern_thread::{Pri, ThreadHandle, kthread_add};
@@ -137,6 +139,14 @@ impl Stream {
             Some(u32::from_ne_bytes(bytes.try_into().ok()?))
         };
         Some((word(SND_REXMITPACK)?, word(SND_CWND)?))
+    }
+
+    /// The congestion control algorithm of a TCP stream.
+    pub(super) fn congestion(&self) -> Option<String> {
+        let name = self.so.getsockopt(IPPROTO_TCP, TCP_CONGESTION, 16).ok()?;
+        let end = name.iter().position(|&byte| byte == 0);
+        let name = &name[..end.unwrap_or(name.len())];
+        Some(String::from_utf8_lossy(name).into_owned())
     }
 
     /// The error that ended the stream before its time.

@@ -1,7 +1,5 @@
 //! A running test as both sides see it: reports at intervals, the exchange of results, the summary.
 
-use alloc::string::String;
-
 use sys::time::Sbintime;
 
 use crate::apps::Env;
@@ -60,10 +58,11 @@ impl<'a> Test<'a> {
                 (Direction::Send, Transport::Udp) => 0,
                 (Direction::Receive, _) => -1,
             },
-            congestion_used: match shared.options.transport {
-                Transport::Tcp => Some(String::from("newreno")),
-                Transport::Udp => None,
-            },
+            congestion_used: self
+                .running
+                .streams
+                .first()
+                .and_then(|stream| stream.congestion()),
             streams: self
                 .running
                 .streams
