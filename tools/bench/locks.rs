@@ -1,0 +1,288 @@
+//! Locks: alone, fought over by two threads, and read far more often than written.
+
+use std::hint::black_box;
+use std::sync::Arc;
+
+use sys::kern::kern_mutex::{Mutex, SpinMutex};
+use sys::kern::kern_rwlock::RwLock as RmLock;
+use sys::kern::kern_rwlock::RwLock;
+use sys::kern::kern_sx::Sx;
+use sys::kern::lock_order::{App, Leaf};
+use sys::machine::Critical;
+
+use crate::rounds::{self, Case, Side};
+use crate::table::{self, Bound, Goal, find, number};
+
+const EMPTY: &str = "critical section";
+const ALONE: &str = "1 thread";
+const PAIR: &str = "2 threads";
+/// One write in so many operations.
+const MIXES: [(u64, &str); 3] = [
+    (100, "1 in 100"),
+    (1_000, "1 in 1,000"),
+    (10_000, "1 in 10,000"),
+];
+
+/// Measures `$lock`, by its expression, alone and from two threads.
+macro_rules! both {
+    ($cases:ident, $name:expr, $side:expr, $lock:expr, |$l:ident| $guard:expr) => {{
+        let lock = Arc::new($lock);
+        let theirs = Arc::clone(&lock);
+        $cases.push(Case::alone($name, ALONE, $side, move || {
+            let $l = &*theirs;
+            black_box(&*$guard);
+        }));
+        $cases.push(Case::pair($name, PAIR, $side, move |_, _| {
+            let $l = &*lock;
+            black_box(&*$guard);
+        }));
+    }};
+}
+
+/// Measures `$lock` with one write in 100, 1,000 and 10,000, from two threads.
+macro_rules! mix {
+    ($cases:ident, $name:expr, $side:expr, $lock:expr, |$l:ident| $read:expr, $write:expr) => {
+        for (one_in, column) in MIXES {
+            let lock = Arc::new($lock);
+            $cases.push(Case::pair($name, column, $side, move |side, n| {
+                let $l = &*lock;
+                // The two write half a period apart.
+                if (n + side as u64 * one_in / 2).is_multiple_of(one_in) {
+                    *$write += 1;
+                } else {
+                    black_box(*$read);
+                }
+            }));
+        }
+    };
+}
+
+/// Measures and prints.
+pub fn measure() {
+    let mut cases = Vec::new();
+    cases.push(Case::alone(EMPTY, ALONE, Side::Ours, || {
+        drop(black_box(Critical::enter()));
+    }));
+    both!(
+        cases,
+        "`RmLock` read",
+        Side::Ours,
+        RmLock::<_, Leaf>::new(0_u64),
+        |l| l.read()
+    );
+    both!(
+        cases,
+        "`RmLock` write",
+        Side::Ours,
+        RmLock::<_, Leaf>::new(0_u64),
+        |l| l.write()
+    );
+    both!(
+        cases,
+        "`RwLock` read",
+        Side::Ours,
+        RwLock::<_, Leaf>::new(0_u64),
+        |l| l.read()
+    );
+    both!(
+        cases,
+        "`RwLock` write",
+        Side::Ours,
+        RwLock::<_, Leaf>::new(0_u64),
+        |l| l.write()
+    );
+    both!(
+        cases,
+        "`Mutex`",
+        Side::Ours,
+        Mutex::<_, Leaf>::new(0_u64),
+        |l| l.lock()
+    );
+    both!(
+        cases,
+        "`SpinMutex`",
+        Side::Ours,
+        SpinMutex::<_, Leaf>::new(0_u64),
+        |l| l.lock()
+    );
+    both!(
+        cases,
+        "`Sx` shared",
+        Side::Ours,
+        Sx::<_, App>::new(0_u64),
+        |l| l.slock()
+    );
+    both!(
+        cases,
+        "`Sx` exclusive",
+        Side::Ours,
+        Sx::<_, App>::new(0_u64),
+        |l| l.xlock()
+    );
+    both!(
+        cases,
+        "parking_lot `RwLock` read",
+        Side::Peer,
+        parking_lot::RwLock::new(0_u64),
+        |l| l.read()
+    );
+    both!(
+        cases,
+        "parking_lot `RwLock` write",
+        Side::Peer,
+        parking_lot::RwLock::new(0_u64),
+        |l| l.write()
+    );
+    both!(
+        cases,
+        "parking_lot `Mutex`",
+        Side::Peer,
+        parking_lot::Mutex::new(0_u64),
+        |l| l.lock()
+    );
+    both!(
+        cases,
+        "std `RwLock` read",
+        Side::Peer,
+        std::sync::RwLock::new(0_u64),
+        |l| l.read().expect("not poisoned")
+    );
+    both!(
+        cases,
+        "std `RwLock` write",
+        Side::Peer,
+        std::sync::RwLock::new(0_u64),
+        |l| l.write().expect("not poisoned")
+    );
+    both!(
+        cases,
+        "std `Mutex`",
+        Side::Peer,
+        std::sync::Mutex::new(0_u64),
+        |l| l.lock().expect("not poisoned")
+    );
+    both!(
+        cases,
+        "spin `RwLock` read",
+        Side::Peer,
+        spin::RwLock::new(0_u64),
+        |l| l.read()
+    );
+    both!(
+        cases,
+        "spin `RwLock` write",
+        Side::Peer,
+        spin::RwLock::new(0_u64),
+        |l| l.write()
+    );
+    both!(
+        cases,
+        "spin `Mutex`",
+        Side::Peer,
+        spin::Mutex::new(0_u64),
+        |l| l.lock()
+    );
+
+    mix!(
+        cases,
+        "`RmLock`",
+        Side::Ours,
+        RmLock::<_, Leaf>::new(0_u64),
+        |l| l.read(),
+        l.write()
+    );
+    mix!(
+        cases,
+        "`RwLock`",
+        Side::Ours,
+        RwLock::<_, Leaf>::new(0_u64),
+        |l| l.read(),
+        l.write()
+    );
+    mix!(
+        cases,
+        "parking_lot `RwLock`",
+        Side::Peer,
+        parking_lot::RwLock::new(0_u64),
+        |l| l.read(),
+        l.write()
+    );
+    mix!(
+        cases,
+        "std `RwLock`",
+        Side::Peer,
+        std::sync::RwLock::new(0_u64),
+        |l| l.read().expect("not poisoned"),
+        l.write().expect("not poisoned")
+    );
+    mix!(
+        cases,
+        "spin `RwLock`",
+        Side::Peer,
+        spin::RwLock::new(0_u64),
+        |l| l.read(),
+        l.write()
+    );
+
+    rounds::run(&mut cases);
+    table::print(
+        "Locks: ns to acquire and release; of 2 threads, the time divided by the operations of both",
+        "lock",
+        &cases,
+        &[ALONE, PAIR],
+    );
+    table::print(
+        "Read-mostly: ns per operation of 2 threads, one operation in so many a write",
+        "lock",
+        &cases,
+        &MIXES.map(|(_, column)| column),
+    );
+    break_even(&cases);
+    goals(&cases);
+}
+
+/// How rare writes must be for `RmLock` to be the better choice: both costs are a line over the share of writes.
+fn break_even(cases: &[Case]) {
+    let (often, rarely) = (MIXES[0], MIXES[2]);
+    let line = |row| {
+        let at = |(_, column)| find(cases, row, column).median();
+        let (share_often, share_rarely) = (1.0 / often.0 as f64, 1.0 / rarely.0 as f64);
+        let per_write = (at(often) - at(rarely)) / (share_often - share_rarely);
+        (at(rarely) - per_write * share_rarely, per_write)
+    };
+    let (rm, rw) = (line("`RmLock`"), line("`RwLock`"));
+    let one_in = (rm.1 - rw.1) / (rw.0 - rm.0);
+    println!(
+        "\n`RmLock` beats `RwLock` when at most one operation in {} writes; a write costs {} ns more.",
+        number(one_in.max(1.0)),
+        number(rm.1 - rw.1)
+    );
+}
+
+fn goals(cases: &[Case]) {
+    let ratio =
+        |row: &str, other: &str, column| find(cases, row, column).ratio(find(cases, other, column));
+    let parking_lot = |row: &str| ratio(row, &format!("parking_lot {row}"), ALONE);
+    table::print_goals(&[
+        Goal {
+            what: "`RmLock` read, of an empty critical section".into(),
+            measured: ratio("`RmLock` read", EMPTY, ALONE),
+            bound: Bound::AtMost(1.3),
+        },
+        Goal {
+            what: "`RwLock` read, of parking_lot's".into(),
+            measured: parking_lot("`RwLock` read"),
+            bound: Bound::AtMost(1.0),
+        },
+        Goal {
+            what: "`Mutex`, of parking_lot's".into(),
+            measured: parking_lot("`Mutex`"),
+            bound: Bound::AtMost(1.0),
+        },
+        Goal {
+            what: "`RwLock`, of `RmLock`, one write in 10,000, 2 threads".into(),
+            measured: ratio("`RwLock`", "`RmLock`", MIXES[2].1),
+            bound: Bound::AtLeast(5.0),
+        },
+    ]);
+}

@@ -1,0 +1,119 @@
+//! Tables, in Markdown, and the goals.
+
+use crate::rounds::Case;
+
+/// Finds a case.
+pub fn find<'a>(cases: &'a [Case], row: &str, column: &str) -> &'a Case {
+    let found = cases.iter().find(|c| c.row == row && c.column == column);
+    found.unwrap_or_else(|| panic!("{row} of {column} is measured"))
+}
+
+/// Prints the cases of the columns named, a row for each of their rows.
+pub fn print(title: &str, first: &str, cases: &[Case], columns: &[&str]) {
+    let mut rows: Vec<&str> = Vec::new();
+    for case in cases.iter().filter(|c| columns.contains(&c.column)) {
+        if !rows.contains(&case.row.as_str()) {
+            rows.push(&case.row);
+        }
+    }
+    let mut lines = vec![];
+    lines.push(
+        [&[first], columns]
+            .concat()
+            .into_iter()
+            .map(String::from)
+            .collect(),
+    );
+    for row in rows {
+        let mut line = vec![row.to_string()];
+        for column in columns {
+            let case = cases.iter().find(|c| c.row == row && c.column == *column);
+            line.push(case.map_or("–".into(), |c| number(c.median())));
+        }
+        lines.push(line);
+    }
+    println!("\n{title}\n");
+    print_lines(&lines);
+}
+
+/// A number with as many places as mean something.
+pub fn number(value: f64) -> String {
+    match value {
+        v if v < 10.0 => format!("{v:.2}"),
+        v if v < 100.0 => format!("{v:.1}"),
+        v => format!("{v:.0}"),
+    }
+}
+
+/// Prints a heading and its lines.
+pub fn print_lines(lines: &[Vec<String>]) {
+    let columns = lines[0].len();
+    let width = |i: usize| {
+        lines
+            .iter()
+            .map(|l| l[i].chars().count())
+            .max()
+            .unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..columns).map(width).collect();
+    for (n, line) in lines.iter().enumerate() {
+        let cells = line
+            .iter()
+            .zip(&widths)
+            .enumerate()
+            .map(|(i, (cell, w))| match i {
+                0 => format!("{cell:<w$}"),
+                _ => format!("{cell:>w$}"),
+            });
+        println!("| {} |", cells.collect::<Vec<_>>().join(" | "));
+        if n == 0 {
+            let rule = widths.iter().enumerate().map(|(i, w)| match i {
+                0 => "-".repeat(*w),
+                _ => format!("{}:", "-".repeat(w - 1)),
+            });
+            println!("| {} |", rule.collect::<Vec<_>>().join(" | "));
+        }
+    }
+}
+
+/// Something that shall be so.
+pub struct Goal {
+    /// In words.
+    pub what: String,
+    /// What was measured.
+    pub measured: f64,
+    /// What it shall be.
+    pub bound: Bound,
+}
+
+/// A limit.
+pub enum Bound {
+    /// This or less.
+    AtMost(f64),
+    /// This or more.
+    AtLeast(f64),
+}
+
+/// Prints goals and whether they hold.
+pub fn print_goals(goals: &[Goal]) {
+    let mut lines = vec![vec![
+        "goal".into(),
+        "measured".into(),
+        "wanted".into(),
+        "".into(),
+    ]];
+    for goal in goals {
+        let (wanted, holds) = match goal.bound {
+            Bound::AtMost(most) => (format!("≤ {most:.2}"), goal.measured <= most),
+            Bound::AtLeast(least) => (format!("≥ {least:.2}"), goal.measured >= least),
+        };
+        lines.push(vec![
+            goal.what.clone(),
+            format!("{:.2}", goal.measured),
+            wanted,
+            if holds { "holds" } else { "not reached" }.into(),
+        ]);
+    }
+    println!();
+    print_lines(&lines);
+}
