@@ -10,6 +10,7 @@ use alloc::vec::Vec;
 use sys::counter::Counter;
 use sys::kern::kern_mutex::{Mutex, MutexGuard, SpinMutex};
 use sys::kern::kern_rmlock::RmLock;
+use sys::kern::kern_rmlock::{RmLock, rm_ipis};
 use sys::kern::kern_rwlock::RwLock;
 use sys::kern::kern_synch::{PSOCK, WChan, pause_sbt, sched_pin, wakeup};
 use sys::kern::kern_thread::{Pri, kthread_add};
@@ -34,6 +35,7 @@ const SUBJECTS: &[Subject] = &[
     ("switch", switch),
     ("callout", callout),
     ("ipi", ipi),
+    ("rmlock", rmlock),
 ];
 
 /// Runs `kbench`.
@@ -221,6 +223,43 @@ fn ipi(figures: &mut Vec<Figure>) {
     figures.push(each("ipi_round_trip", TIMES, || ask(other)));
     figures.push(each("ipi_round_trip_all", TIMES, || ask(CpuSet::others())));
     drop(pinned);
+}
+
+/// What a write of a read-mostly lock sends to the CPUs that have read since the last one, and what it takes.
+fn rmlock(figures: &mut Vec<Figure>) {
+    const TIMES: u32 = 50;
+    let lock = Arc::new(RmLock::<u64, Leaf>::new(0));
+    figures.push(each("rmlock_read_alone", 100_000, || drop(lock.read())));
+    sched_pin();
+    let here = machine::curcpu();
+    // One without readers, then with one more at a time, then again without.
+    *lock.write() += 1;
+    for readers in 1..machine::ncpus() {
+        let (mut sent, mut took) = (0, Sbintime::ZERO);
+        for _ in 0..TIMES {
+            let others = (0..machine::ncpus()).filter(|&cpu| cpu != here);
+            for cpu in others.take(readers) {
+                let lock = Arc::clone(&lock);
+                kthread_add("reader", Pri::PUSER, Some(cpu), move || drop(lock.read())).join();
+            }
+            let (ipis, before) = (rm_ipis(), machine::sbinuptime());
+            *lock.write() += 1;
+            took += machine::sbinuptime() - before;
+            sent += rm_ipis() - ipis;
+        }
+        let name = format!("rmlock_write_after_reads_on_{readers}");
+        figures.push(per(&name, TIMES, took));
+        figures.push(ipis(format!("{name}_ipis"), TIMES, sent));
+    }
+    let before = rm_ipis();
+    figures.push(each("rmlock_write_again", TIMES, || *lock.write() += 1));
+    let sent = rm_ipis() - before;
+    figures.push(ipis("rmlock_write_again_ipis".into(), TIMES, sent));
+    sched_unpin();
+}
+
+fn ipis(name: String, times: u32, sent: u64) -> Figure {
+    Figure(name, sent * 10 / u64::from(times), "IPIs")
 }
 
 #[cfg(test)]

@@ -4,23 +4,24 @@ use std::hint::black_box;
 use std::sync::Arc;
 
 use sys::kern::kern_mutex::{Mutex, SpinMutex};
-use sys::kern::kern_rwlock::RwLock as RmLock;
+use sys::kern::kern_rmlock::RmLock;
 use sys::kern::kern_rwlock::RwLock;
 use sys::kern::kern_sx::Sx;
 use sys::kern::lock_order::{App, Leaf};
 use sys::machine::Critical;
 
 use crate::rounds::{self, Case, Side};
-use crate::table::{self, Bound, Goal, find, number};
+use crate::table::{self, Bound, Goal, find};
 
 const EMPTY: &str = "critical section";
 const ALONE: &str = "1 thread";
 const PAIR: &str = "2 threads";
 /// One write in so many operations.
-const MIXES: [(u64, &str); 3] = [
-    (100, "1 in 100"),
-    (1_000, "1 in 1,000"),
-    (10_000, "1 in 10,000"),
+const MIXES: [(f64, &str); 4] = [
+    (10.0, "1 in 10"),
+    (100.0, "1 in 100"),
+    (1_000.0, "1 in 1,000"),
+    (10_000.0, "1 in 10,000"),
 ];
 
 /// Measures `$lock`, by its expression, alone and from two threads.
@@ -39,21 +40,61 @@ macro_rules! both {
     }};
 }
 
-/// Measures `$lock` with one write in 100, 1,000 and 10,000, from two threads.
+/// Measures `$lock` with one write in 10, 100, 1,000 and 10,000, from two threads.
 macro_rules! mix {
     ($cases:ident, $name:expr, $side:expr, $lock:expr, |$l:ident| $read:expr, $write:expr) => {
-        for (one_in, column) in MIXES {
-            let lock = Arc::new($lock);
-            $cases.push(Case::pair($name, column, $side, move |side, n| {
-                let $l = &*lock;
-                // The two write half a period apart.
-                if (n + side as u64 * one_in / 2).is_multiple_of(one_in) {
-                    *$write += 1;
-                } else {
-                    black_box(*$read);
-                }
-            }));
-        }
+        mix!(
+            $cases,
+            $name,
+            $side,
+            $lock,
+            |$l| $read,
+            $write,
+            10,
+            MIXES[0].1
+        );
+        mix!(
+            $cases,
+            $name,
+            $side,
+            $lock,
+            |$l| $read,
+            $write,
+            100,
+            MIXES[1].1
+        );
+        mix!(
+            $cases,
+            $name,
+            $side,
+            $lock,
+            |$l| $read,
+            $write,
+            1_000,
+            MIXES[2].1
+        );
+        mix!(
+            $cases,
+            $name,
+            $side,
+            $lock,
+            |$l| $read,
+            $write,
+            10_000,
+            MIXES[3].1
+        );
+    };
+    ($cases:ident, $name:expr, $side:expr, $lock:expr, |$l:ident| $read:expr, $write:expr, $one_in:literal, $column:expr) => {
+        let lock = Arc::new($lock);
+        $cases.push(Case::pair($name, $column, $side, move |side, n| {
+            let $l = &*lock;
+            // The two write half a period apart.
+            if (n + side as u64 * ($one_in / 2)).is_multiple_of($one_in) {
+                *$write += 1;
+            } else {
+                black_box(*$read);
+            }
+        }));
     };
 }
 
@@ -65,119 +106,119 @@ pub fn measure() {
     }));
     both!(
         cases,
-        "`RmLock` read",
+        "RmLock read",
         Side::Ours,
         RmLock::<_, Leaf>::new(0_u64),
         |l| l.read()
     );
     both!(
         cases,
-        "`RmLock` write",
+        "RmLock write",
         Side::Ours,
         RmLock::<_, Leaf>::new(0_u64),
         |l| l.write()
     );
     both!(
         cases,
-        "`RwLock` read",
+        "RwLock read",
         Side::Ours,
         RwLock::<_, Leaf>::new(0_u64),
         |l| l.read()
     );
     both!(
         cases,
-        "`RwLock` write",
+        "RwLock write",
         Side::Ours,
         RwLock::<_, Leaf>::new(0_u64),
         |l| l.write()
     );
     both!(
         cases,
-        "`Mutex`",
+        "Mutex",
         Side::Ours,
         Mutex::<_, Leaf>::new(0_u64),
         |l| l.lock()
     );
     both!(
         cases,
-        "`SpinMutex`",
+        "SpinMutex",
         Side::Ours,
         SpinMutex::<_, Leaf>::new(0_u64),
         |l| l.lock()
     );
     both!(
         cases,
-        "`Sx` shared",
+        "Sx shared",
         Side::Ours,
         Sx::<_, App>::new(0_u64),
         |l| l.slock()
     );
     both!(
         cases,
-        "`Sx` exclusive",
+        "Sx exclusive",
         Side::Ours,
         Sx::<_, App>::new(0_u64),
         |l| l.xlock()
     );
     both!(
         cases,
-        "parking_lot `RwLock` read",
+        "parking_lot RwLock read",
         Side::Peer,
         parking_lot::RwLock::new(0_u64),
         |l| l.read()
     );
     both!(
         cases,
-        "parking_lot `RwLock` write",
+        "parking_lot RwLock write",
         Side::Peer,
         parking_lot::RwLock::new(0_u64),
         |l| l.write()
     );
     both!(
         cases,
-        "parking_lot `Mutex`",
+        "parking_lot Mutex",
         Side::Peer,
         parking_lot::Mutex::new(0_u64),
         |l| l.lock()
     );
     both!(
         cases,
-        "std `RwLock` read",
+        "std RwLock read",
         Side::Peer,
         std::sync::RwLock::new(0_u64),
         |l| l.read().expect("not poisoned")
     );
     both!(
         cases,
-        "std `RwLock` write",
+        "std RwLock write",
         Side::Peer,
         std::sync::RwLock::new(0_u64),
         |l| l.write().expect("not poisoned")
     );
     both!(
         cases,
-        "std `Mutex`",
+        "std Mutex",
         Side::Peer,
         std::sync::Mutex::new(0_u64),
         |l| l.lock().expect("not poisoned")
     );
     both!(
         cases,
-        "spin `RwLock` read",
+        "spin RwLock read",
         Side::Peer,
         spin::RwLock::new(0_u64),
         |l| l.read()
     );
     both!(
         cases,
-        "spin `RwLock` write",
+        "spin RwLock write",
         Side::Peer,
         spin::RwLock::new(0_u64),
         |l| l.write()
     );
     both!(
         cases,
-        "spin `Mutex`",
+        "spin Mutex",
         Side::Peer,
         spin::Mutex::new(0_u64),
         |l| l.lock()
@@ -185,7 +226,7 @@ pub fn measure() {
 
     mix!(
         cases,
-        "`RmLock`",
+        "RmLock",
         Side::Ours,
         RmLock::<_, Leaf>::new(0_u64),
         |l| l.read(),
@@ -193,7 +234,7 @@ pub fn measure() {
     );
     mix!(
         cases,
-        "`RwLock`",
+        "RwLock",
         Side::Ours,
         RwLock::<_, Leaf>::new(0_u64),
         |l| l.read(),
@@ -201,7 +242,7 @@ pub fn measure() {
     );
     mix!(
         cases,
-        "parking_lot `RwLock`",
+        "parking_lot RwLock",
         Side::Peer,
         parking_lot::RwLock::new(0_u64),
         |l| l.read(),
@@ -209,7 +250,7 @@ pub fn measure() {
     );
     mix!(
         cases,
-        "std `RwLock`",
+        "std RwLock",
         Side::Peer,
         std::sync::RwLock::new(0_u64),
         |l| l.read().expect("not poisoned"),
@@ -217,7 +258,7 @@ pub fn measure() {
     );
     mix!(
         cases,
-        "spin `RwLock`",
+        "spin RwLock",
         Side::Peer,
         spin::RwLock::new(0_u64),
         |l| l.read(),
@@ -241,22 +282,23 @@ pub fn measure() {
     goals(&cases);
 }
 
-/// How rare writes must be for `RmLock` to be the better choice: both costs are a line over the share of writes.
+/// Says how rare writes must be for `RmLock` to be the better choice.
 fn break_even(cases: &[Case]) {
-    let (often, rarely) = (MIXES[0], MIXES[2]);
-    let line = |row| {
-        let at = |(_, column)| find(cases, row, column).median();
-        let (share_often, share_rarely) = (1.0 / often.0 as f64, 1.0 / rarely.0 as f64);
-        let per_write = (at(often) - at(rarely)) / (share_often - share_rarely);
-        (at(rarely) - per_write * share_rarely, per_write)
-    };
-    let (rm, rw) = (line("`RmLock`"), line("`RwLock`"));
-    let one_in = (rm.1 - rw.1) / (rw.0 - rm.0);
-    println!(
-        "\n`RmLock` beats `RwLock` when at most one operation in {} writes; a write costs {} ns more.",
-        number(one_in.max(1.0)),
-        number(rm.1 - rw.1)
-    );
+    let advantage = |column| find(cases, "RwLock", column).ratio(find(cases, "RmLock", column));
+    let points = MIXES.map(|(one_in, column)| (one_in.ln(), advantage(column).ln()));
+    let crossing = points.windows(2).find(|p| p[0].1 < 0.0 && p[1].1 >= 0.0);
+    println!();
+    match crossing {
+        Some(p) => {
+            let share = -p[0].1 / (p[1].1 - p[0].1);
+            let one_in = (p[0].0 + share * (p[1].0 - p[0].0)).exp();
+            println!("RmLock is the faster one when at most one operation in {one_in:.0} writes.");
+        }
+        None if points[0].1 >= 0.0 => {
+            println!("RmLock is the faster one at each of these shares of writes.");
+        }
+        None => println!("RmLock is not the faster one at any of these shares of writes."),
+    }
 }
 
 fn goals(cases: &[Case]) {
@@ -265,23 +307,23 @@ fn goals(cases: &[Case]) {
     let parking_lot = |row: &str| ratio(row, &format!("parking_lot {row}"), ALONE);
     table::print_goals(&[
         Goal {
-            what: "`RmLock` read, of an empty critical section".into(),
-            measured: ratio("`RmLock` read", EMPTY, ALONE),
+            what: "RmLock read, of an empty critical section".into(),
+            measured: ratio("RmLock read", EMPTY, ALONE),
             bound: Bound::AtMost(1.3),
         },
         Goal {
-            what: "`RwLock` read, of parking_lot's".into(),
-            measured: parking_lot("`RwLock` read"),
+            what: "RwLock read, of parking_lot's".into(),
+            measured: parking_lot("RwLock read"),
             bound: Bound::AtMost(1.0),
         },
         Goal {
-            what: "`Mutex`, of parking_lot's".into(),
-            measured: parking_lot("`Mutex`"),
+            what: "Mutex, of parking_lot's".into(),
+            measured: parking_lot("Mutex"),
             bound: Bound::AtMost(1.0),
         },
         Goal {
-            what: "`RwLock`, of `RmLock`, one write in 10,000, 2 threads".into(),
-            measured: ratio("`RwLock`", "`RmLock`", MIXES[2].1),
+            what: "RwLock, of RmLock, one write in 10,000, 2 threads".into(),
+            measured: ratio("RwLock", "RmLock", MIXES[3].1),
             bound: Bound::AtLeast(5.0),
         },
     ]);

@@ -1,4 +1,4 @@
-//! Tables, in Markdown, and the goals.
+//! Tables and goals.
 
 use crate::rounds::Case;
 
@@ -37,7 +37,7 @@ pub fn print(title: &str, first: &str, cases: &[Case], columns: &[&str]) {
 }
 
 /// A number with as many places as mean something.
-pub fn number(value: f64) -> String {
+fn number(value: f64) -> String {
     match value {
         v if v < 10.0 => format!("{v:.2}"),
         v if v < 100.0 => format!("{v:.1}"),
@@ -45,34 +45,10 @@ pub fn number(value: f64) -> String {
     }
 }
 
-/// Prints a heading and its lines.
-pub fn print_lines(lines: &[Vec<String>]) {
-    let columns = lines[0].len();
-    let width = |i: usize| {
-        lines
-            .iter()
-            .map(|l| l[i].chars().count())
-            .max()
-            .unwrap_or(0)
-    };
-    let widths: Vec<usize> = (0..columns).map(width).collect();
-    for (n, line) in lines.iter().enumerate() {
-        let cells = line
-            .iter()
-            .zip(&widths)
-            .enumerate()
-            .map(|(i, (cell, w))| match i {
-                0 => format!("{cell:<w$}"),
-                _ => format!("{cell:>w$}"),
-            });
-        println!("| {} |", cells.collect::<Vec<_>>().join(" | "));
-        if n == 0 {
-            let rule = widths.iter().enumerate().map(|(i, w)| match i {
-                0 => "-".repeat(*w),
-                _ => format!("{}:", "-".repeat(w - 1)),
-            });
-            println!("| {} |", rule.collect::<Vec<_>>().join(" | "));
-        }
+/// Prints a heading and its lines, cells separated by tabs: `cargo xtask bench` lays them out.
+fn print_lines(lines: &[Vec<String>]) {
+    for line in lines {
+        println!("{}", line.join("\t"));
     }
 }
 

@@ -1,5 +1,6 @@
 //! The command line.
 
+use crate::bench;
 use crate::image;
 use crate::layers;
 use crate::peer;
@@ -43,8 +44,8 @@ enum Cmd {
     Test(TestArgs),
     /// Make all checks at full size and write the result to tools/doc/soak.md
     Soak(TestArgs),
-    /// Benchmarks beside the peers (a later milestone)
-    Bench,
+    /// Measure locks and zones beside their peers, natively and under QEMU
+    Bench(BenchArgs),
     /// Run packetdrill scripts against the stack, in virtual time [default: those in TCP_TESTSUITE]
     #[command(disable_help_flag = true)]
     Packetdrill {
@@ -86,6 +87,37 @@ enum NetArg {
     Tap,
     /// Two NICs in one guest on a hub
     Pair,
+}
+
+#[derive(Args)]
+struct BenchArgs {
+    /// What to measure [default: locks uma]
+    #[arg(value_enum)]
+    subjects: Vec<Subject>,
+    /// Measure only natively
+    #[arg(long)]
+    no_qemu: bool,
+}
+
+/// What can be measured
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Subject {
+    /// Mutexes, rwlocks, rmlocks and others, natively and in a guest
+    Locks,
+    /// Zones
+    Uma,
+    /// The stack (not there yet)
+    Net,
+}
+
+impl Subject {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Locks => "locks",
+            Self::Uma => "uma",
+            Self::Net => "net",
+        }
+    }
 }
 
 #[derive(Args)]
@@ -245,12 +277,43 @@ pub fn main() -> Result<ExitCode> {
             }
             suite.finish()?;
         }
-        Cmd::Bench => bail!("benchmarks beside the peers belong to a later milestone"),
+        Cmd::Bench(args) => benchmarks(&args, consent)?,
         Cmd::Packetdrill { args } => return scripts::run(&args),
         Cmd::Layers => layers::check()?,
         Cmd::EchoOnce { bind } => peer::echo_once(&bind)?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn benchmarks(args: &BenchArgs, consent: Consent) -> Result<()> {
+    if args.subjects.contains(&Subject::Net) {
+        bail!(
+            "there is no benchmark of the stack yet; `cargo xtask run` measures it against iperf3"
+        );
+    }
+    let subjects = match args.subjects.as_slice() {
+        [] => &[Subject::Locks, Subject::Uma],
+        named => named,
+    };
+    let in_guest = subjects.contains(&Subject::Locks) && !args.no_qemu;
+    if in_guest {
+        setup::ensure(&[Need::BareTarget, Need::Qemu], consent)?;
+    }
+    bench::native(&subjects.iter().map(|s| s.name()).collect::<Vec<_>>())?;
+    if in_guest {
+        let image = image::build()?;
+        let guest = Guest {
+            name: "kbench".into(),
+            machine: "q35".into(),
+            smp: 4,
+            mem: "256M".into(),
+            accel: Accel::Tcg.name()?.into(),
+            nics: Vec::new(),
+            append: String::new(),
+        };
+        bench::guest(&guest, &image)?;
+    }
+    Ok(())
 }
 
 fn checks(size: &'static str, args: TestArgs, consent: Consent) -> Result<Suite> {

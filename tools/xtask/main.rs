@@ -1,5 +1,6 @@
 //! The front door: builds, runs and tests the kernel.
 
+mod bench;
 mod capture;
 mod cleanup;
 mod cli;

@@ -302,6 +302,22 @@ pub fn report(rows: &[Row]) -> Result<()> {
 
 /// Says on what machine figures were taken.
 pub fn machine_line(qemu: &Qemu) -> String {
+    let version = std::process::Command::new("qemu-system-x86_64")
+        .arg("--version")
+        .output()
+        .ok()
+        .and_then(|o| String::from_utf8(o.stdout).ok())
+        .and_then(|t| Some(t.lines().next()?.to_string()))
+        .unwrap_or_default();
+    format!(
+        "{}; {version}; boot to prompt {:.2} s",
+        host_line(),
+        qemu.boot_time.as_secs_f64()
+    )
+}
+
+/// The host's processor and kernel.
+pub fn host_line() -> String {
     let cpus = std::thread::available_parallelism().map_or(0, usize::from);
     let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model = info
@@ -312,17 +328,8 @@ pub fn machine_line(qemu: &Qemu) -> String {
                 .map(|(_, m)| m)
         })
         .unwrap_or("unknown processor");
-    let version = std::process::Command::new("qemu-system-x86_64")
-        .arg("--version")
-        .output()
-        .ok()
-        .and_then(|o| String::from_utf8(o.stdout).ok())
-        .and_then(|t| Some(t.lines().next()?.to_string()))
-        .unwrap_or_default();
-    format!(
-        "{model}, {cpus} CPUs; {version}; boot to prompt {:.2} s",
-        qemu.boot_time.as_secs_f64()
-    )
+    let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    format!("{model}, {cpus} CPUs; Linux {}", kernel.trim())
 }
 
 /// Waits until the guest has its address.
