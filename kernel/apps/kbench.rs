@@ -9,7 +9,6 @@ use alloc::vec::Vec;
 
 use sys::counter::Counter;
 use sys::kern::kern_mutex::{Mutex, MutexGuard, SpinMutex};
-use sys::kern::kern_rmlock::RmLock;
 use sys::kern::kern_rmlock::{RmLock, rm_ipis};
 use sys::kern::kern_rwlock::RwLock;
 use sys::kern::kern_synch::{PSOCK, WChan, pause_sbt, sched_pin, wakeup};
@@ -229,8 +228,7 @@ fn ipi(figures: &mut Vec<Figure>) {
 fn rmlock(figures: &mut Vec<Figure>) {
     const TIMES: u32 = 50;
     let lock = Arc::new(RmLock::<u64, Leaf>::new(0));
-    figures.push(each("rmlock_read_alone", 100_000, || drop(lock.read())));
-    sched_pin();
+    let pinned = sched_pin();
     let here = machine::curcpu();
     // One without readers, then with one more at a time, then again without.
     *lock.write() += 1;
@@ -252,10 +250,10 @@ fn rmlock(figures: &mut Vec<Figure>) {
         figures.push(ipis(format!("{name}_ipis"), TIMES, sent));
     }
     let before = rm_ipis();
-    figures.push(each("rmlock_write_again", TIMES, || *lock.write() += 1));
+    (0..TIMES).for_each(|_| *lock.write() += 1);
     let sent = rm_ipis() - before;
     figures.push(ipis("rmlock_write_again_ipis".into(), TIMES, sent));
-    sched_unpin();
+    drop(pinned);
 }
 
 fn ipis(name: String, times: u32, sent: u64) -> Figure {

@@ -28,6 +28,36 @@ const CONTESTED: usize = 2;
 /// itself have been taken away.
 pub(super) const MOST_SPINS: u32 = if cfg!(loom) { 1 } else { 200 };
 
+/// How long a thread spins for an owner: with longer pauses from look to look, as each look takes the lock's cache line from
+/// the owner, and up to `MOST_SPINS`.
+#[doc(alias = "lock_delay")]
+pub(super) struct LockDelay {
+    pause: u32,
+    spins: u32,
+}
+
+impl LockDelay {
+    const LONGEST_PAUSE: u32 = 32;
+
+    pub(super) const fn new() -> LockDelay {
+        LockDelay { pause: 1, spins: 0 }
+    }
+
+    /// Tells whether spinning on is worth it.
+    pub(super) fn goes_on(&self) -> bool {
+        self.spins < MOST_SPINS
+    }
+
+    /// Makes one pause.
+    pub(super) fn wait(&mut self) {
+        for _ in 0..self.pause {
+            machine::cpu_spinwait();
+        }
+        self.spins += self.pause;
+        self.pause = (2 * self.pause).min(LockDelay::LONGEST_PAUSE);
+    }
+}
+
 /// A mutual-exclusion lock around `T`.
 ///
 /// A thread that finds it taken spins while the owner runs on another CPU, and otherwise blocks, lending the owner
@@ -229,7 +259,7 @@ impl<C: LockClass> RawLock for Mutex<(), C> {
 #[cold]
 #[inline(never)]
 fn lock_sleep(word: &AtomicUsize, me: ThreadRef, name: &'static str) {
-    let mut spins = 0;
+    let mut delay = LockDelay::new();
     loop {
         let value = word.load(Ordering::Relaxed);
         let owner = value & !CONTESTED;
@@ -253,15 +283,14 @@ fn lock_sleep(word: &AtomicUsize, me: ThreadRef, name: &'static str) {
         assert!(owner != me.as_word(), "recursion on mutex {name}");
         // SAFETY: threads are never freed while the machine lives.
         let owner_thread = unsafe { Thread::from_word(owner) };
-        if owner_thread.is_running() && spins < MOST_SPINS {
-            spins += 1;
-            machine::cpu_spinwait();
+        if owner_thread.is_running() && delay.goes_on() {
+            delay.wait();
             continue;
         }
         let chain = turnstile::trywait(word_address(word));
         // The owner may have let go, or run again, before the chain was locked.
         let value = word.load(Ordering::Relaxed);
-        let worth_spinning = owner_thread.is_running() && spins < MOST_SPINS;
+        let worth_spinning = owner_thread.is_running() && delay.goes_on();
         if value & !CONTESTED != owner || worth_spinning {
             chain.cancel();
             continue;
@@ -280,7 +309,7 @@ fn lock_sleep(word: &AtomicUsize, me: ThreadRef, name: &'static str) {
             continue;
         }
         chain.wait(me, Some(owner_thread), TurnstileQueue::Exclusive, name);
-        spins = 0;
+        delay = LockDelay::new();
     }
 }
 

@@ -8,7 +8,7 @@ use core::marker::PhantomData;
 use core::ops::{Deref, DerefMut};
 use core::panic::Location;
 
-use super::kern_mutex::MOST_SPINS;
+use super::kern_mutex::{LockDelay, MOST_SPINS};
 use super::kern_thread::{Thread, ThreadRef, curthread};
 use super::lock_order::{Held, LockClass};
 use super::subr_turnstile::{self as turnstile, TurnstileQueue};
@@ -77,19 +77,14 @@ impl<T: ?Sized, C: LockClass> RwLock<T, C> {
         let me = curthread();
         witness::check_order::<C>(me, self.address(), LockKind::RwRead, Location::caller());
         machine::interleave();
-        let value = self.word.load(Ordering::Relaxed);
-        if !may_read(value, false)
-            || self
-                .word
-                .compare_exchange(
-                    value,
-                    value + ONE_READER,
-                    Ordering::Acquire,
-                    Ordering::Relaxed,
-                )
-                .is_err()
-        {
-            rlock_hard(&self.word, me, C::NAME);
+        // Most often nobody has it. A wrong guess costs little: it brings the word here for the next try.
+        if let Err(value) = self.word.compare_exchange(
+            UNLOCKED,
+            UNLOCKED + ONE_READER,
+            Ordering::Acquire,
+            Ordering::Relaxed,
+        ) {
+            rlock_hard(&self.word, me, C::NAME, value);
         }
         self.read_locked(me)
     }
@@ -311,24 +306,28 @@ fn owner_of(value: usize) -> Option<ThreadRef> {
 #[doc(alias = "__rw_rlock_hard")]
 #[cold]
 #[inline(never)]
-fn rlock_hard(word: &AtomicUsize, me: ThreadRef, name: &'static str) {
+fn rlock_hard(word: &AtomicUsize, me: ThreadRef, name: &'static str, seen: usize) {
+    let reads = |value| {
+        word.compare_exchange(
+            value,
+            value + ONE_READER,
+            Ordering::Acquire,
+            Ordering::Relaxed,
+        )
+        .is_ok()
+    };
+    if may_read(seen, false) && reads(seen) {
+        return;
+    }
     let reads_already = me.td_rw_rlocks.load(Ordering::Relaxed) != 0;
     let mut spins = 0;
-    let mut owner_spins = 0;
+    let mut delay = LockDelay::new();
     loop {
         let value = word.load(Ordering::Relaxed);
         // A writer that spins for long may have lost its CPU to this very thread.
         let passes_spinner = spins == ROWNER_LOOPS && value & WRITE_WAITERS == 0;
         if may_read(value, reads_already || passes_spinner) {
-            if word
-                .compare_exchange_weak(
-                    value,
-                    value + ONE_READER,
-                    Ordering::Acquire,
-                    Ordering::Relaxed,
-                )
-                .is_ok()
-            {
+            if reads(value) {
                 return;
             }
             continue;
@@ -339,9 +338,8 @@ fn rlock_hard(word: &AtomicUsize, me: ThreadRef, name: &'static str) {
                     owner.as_word() != me.as_word(),
                     "read lock of {name}, held for writing by the same thread"
                 );
-                if owner.is_running() && owner_spins < MOST_SPINS {
-                    owner_spins += 1;
-                    machine::cpu_spinwait();
+                if owner.is_running() && delay.goes_on() {
+                    delay.wait();
                     continue;
                 }
             }
@@ -355,7 +353,7 @@ fn rlock_hard(word: &AtomicUsize, me: ThreadRef, name: &'static str) {
         let chain = turnstile::trywait(word_address(word));
         let value = word.load(Ordering::Relaxed);
         let owner = owner_of(value);
-        let worth_spinning = owner_spins < MOST_SPINS && owner.is_some_and(Thread::is_running);
+        let worth_spinning = delay.goes_on() && owner.is_some_and(Thread::is_running);
         let must_wait = !may_read(value, reads_already) && !worth_spinning;
         // A spinning writer is running; only waiting ones are worth a sleep.
         let must_wait = must_wait && (owner.is_some() || value & WRITE_WAITERS != 0);
@@ -376,7 +374,7 @@ fn rlock_hard(word: &AtomicUsize, me: ThreadRef, name: &'static str) {
         }
         chain.wait(me, owner, TurnstileQueue::Shared, name);
         spins = 0;
-        owner_spins = 0;
+        delay = LockDelay::new();
     }
 }
 
@@ -386,7 +384,7 @@ fn rlock_hard(word: &AtomicUsize, me: ThreadRef, name: &'static str) {
 fn wlock_hard(word: &AtomicUsize, me: ThreadRef, name: &'static str) {
     let mut spins = 0;
     let mut retries = 0;
-    let mut owner_spins = 0;
+    let mut delay = LockDelay::new();
     loop {
         let value = word.load(Ordering::Relaxed);
         let free = value & READ != 0 && value >> READERS_SHIFT == 0;
@@ -414,9 +412,8 @@ fn wlock_hard(word: &AtomicUsize, me: ThreadRef, name: &'static str) {
                     owner.as_word() != me.as_word(),
                     "recursion on rwlock {name}"
                 );
-                if owner.is_running() && owner_spins < MOST_SPINS {
-                    owner_spins += 1;
-                    machine::cpu_spinwait();
+                if owner.is_running() && delay.goes_on() {
+                    delay.wait();
                     continue;
                 }
             }
@@ -446,7 +443,7 @@ fn wlock_hard(word: &AtomicUsize, me: ThreadRef, name: &'static str) {
         let free = owner.is_none() && value >> READERS_SHIFT == 0;
         let wanted = (value | WRITE_WAITERS) & !if owner.is_none() { WRITE_SPINNER } else { 0 };
         if free
-            || (owner_spins < MOST_SPINS && owner.is_some_and(Thread::is_running))
+            || (delay.goes_on() && owner.is_some_and(Thread::is_running))
             || (value != wanted
                 && word
                     .compare_exchange(value, wanted, Ordering::Relaxed, Ordering::Relaxed)
@@ -457,14 +454,28 @@ fn wlock_hard(word: &AtomicUsize, me: ThreadRef, name: &'static str) {
         }
         chain.wait(me, owner, TurnstileQueue::Exclusive, name);
         retries = 0;
-        owner_spins = 0;
+        delay = LockDelay::new();
     }
 }
 
 #[doc(alias = "_rw_runlock_cookie")]
 #[inline]
 fn runlock(word: &AtomicUsize, me: ThreadRef) {
-    let mut value = word.load(Ordering::Relaxed);
+    // Most often nobody else reads or waits.
+    if let Err(value) = word.compare_exchange(
+        UNLOCKED + ONE_READER,
+        UNLOCKED,
+        Ordering::Release,
+        Ordering::Relaxed,
+    ) {
+        runlock_hard(word, me, value);
+    }
+}
+
+#[doc(alias = "__rw_runlock_hard")]
+#[cold]
+#[inline(never)]
+fn runlock_hard(word: &AtomicUsize, me: ThreadRef, mut value: usize) {
     loop {
         let last = value >> READERS_SHIFT == 1;
         if last && value & (READ_WAITERS | WRITE_WAITERS) != 0 {

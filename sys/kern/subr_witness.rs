@@ -303,6 +303,7 @@ pub(crate) use disabled::*;
 mod disabled {
     use super::*;
 
+    #[cfg(not(any(target_os = "none", native)))]
     #[inline(always)]
     pub(crate) fn disable() {}
     #[inline(always)]
