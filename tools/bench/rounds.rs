@@ -1,6 +1,6 @@
 //! Rounds: what is measured takes turns, each for half a millisecond, again and again.
 //!
-//! A turn in which the host gave a CPU to another program is made again, a few times.
+//! A turn in which the host gave a CPU to another program is made again, a few times, and left out if that does not help.
 
 use std::arch::x86_64::_rdtsc;
 use std::sync::Arc;
@@ -70,6 +70,7 @@ pub struct Case {
     turn: Box<dyn FnMut() -> f64>,
     /// Things that one operation does.
     things: f64,
+    /// Of each round; `NaN` if all tries were disturbed.
     ns: Vec<f64>,
 }
 
@@ -140,12 +141,12 @@ impl Case {
             tries += 1;
             if tries == TRIES || Instant::now() > patience {
                 TURNS_DISTURBED.fetch_add(1, Ordering::Relaxed);
-                return ns;
+                return f64::NAN;
             }
         }
     }
 
-    /// Nanoseconds per operation: the median of the rounds.
+    /// Nanoseconds per operation: the median of the rounds. `NaN` if no turn was undisturbed.
     pub fn median(&self) -> f64 {
         median(self.ns.clone())
     }
@@ -258,16 +259,17 @@ pub fn run(cases: &mut [Case]) {
     let disturbed = TURNS_DISTURBED.swap(0, Ordering::Relaxed);
     if disturbed != 0 {
         println!(
-            "\n(Other programs took a CPU away in {disturbed} of {} turns.)",
+            "\n(Other programs took a CPU away in {disturbed} of {} turns, which are left out.)",
             ROUNDS * cases.len()
         );
     }
 }
 
-/// The middle one.
-pub fn median(mut values: Vec<f64>) -> f64 {
+/// The middle one of those that are numbers; `NaN` if none is.
+fn median(mut values: Vec<f64>) -> f64 {
+    values.retain(|value| !value.is_nan());
     values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
+    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
 /// The time stamp counter.

@@ -39,6 +39,7 @@ pub fn print(title: &str, first: &str, cases: &[Case], columns: &[&str]) {
 /// A number with as many places as mean something.
 fn number(value: f64) -> String {
     match value {
+        v if v.is_nan() => "–".into(),
         v if v < 10.0 => format!("{v:.2}"),
         v if v < 100.0 => format!("{v:.1}"),
         v => format!("{v:.0}"),
@@ -85,9 +86,13 @@ pub fn print_goals(goals: &[Goal]) {
         };
         lines.push(vec![
             goal.what.clone(),
-            format!("{:.2}", goal.measured),
+            number(goal.measured),
             wanted,
-            if holds { "holds" } else { "not reached" }.into(),
+            match holds {
+                true => "holds".into(),
+                false if goal.measured.is_nan() => "not measured".into(),
+                false => "not reached".into(),
+            },
         ]);
     }
     println!();
