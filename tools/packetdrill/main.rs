@@ -49,8 +49,18 @@ enum Extra {
     Leftover,
 }
 
-fn main() -> Result<ExitCode> {
-    let args = Args::parse();
+fn main() -> ExitCode {
+    match run(&Args::parse()) {
+        Ok(code) => code,
+        Err(e) => {
+            eprintln!("packetdrill: {e:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Runs what the command line asks for.
+fn run(args: &Args) -> Result<ExitCode> {
     let mut paths = args.paths.clone();
     if paths.is_empty() {
         match std::env::var_os("TCP_TESTSUITE") {
