@@ -33,6 +33,7 @@ pub mod udp_usrreq;
 pub mod cc;
 pub mod tcp;
 pub mod tcp_ecn;
+pub mod tcp_fastopen;
 pub mod tcp_fsm;
 pub mod tcp_hostcache;
 pub mod tcp_info;

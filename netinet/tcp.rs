@@ -61,6 +61,10 @@ const TCPOLEN_SACKHDR: usize = 2;
 const TCPOLEN_SACK: usize = 8;
 const TCPOPT_TIMESTAMP: u8 = 8;
 const TCPOLEN_TIMESTAMP: usize = 10;
+const TCPOPT_FAST_OPEN: u8 = 34;
+const TCPOLEN_FAST_OPEN_EMPTY: usize = 2;
+/// Longest cookie of Fast Open (RFC 7413 §2).
+pub const TCP_FASTOPEN_MAX_COOKIE_LEN: usize = 16;
 /// Length of the timestamp option with its padding.
 pub const TCPOLEN_TSTAMP_APPA: usize = TCPOLEN_TIMESTAMP + 2;
 
@@ -175,6 +179,47 @@ bitflags::bitflags! {
     }
 }
 
+/// A cookie of Fast Open; an empty one asks for one.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct TfoCookie {
+    len: u8,
+    bytes: [u8; TCP_FASTOPEN_MAX_COOKIE_LEN],
+}
+
+impl TfoCookie {
+    /// The cookie `bytes`; of a longer one than there can be only the length is kept.
+    pub fn new(bytes: &[u8]) -> TfoCookie {
+        let mut cookie = TfoCookie {
+            len: bytes.len().min(usize::from(u8::MAX)) as u8,
+            ..TfoCookie::default()
+        };
+        if let Some(room) = cookie.bytes.get_mut(..bytes.len()) {
+            room.copy_from_slice(bytes);
+        }
+        cookie
+    }
+
+    /// How long it is, or was before it was cut.
+    pub fn len(&self) -> usize {
+        usize::from(self.len)
+    }
+
+    /// Whether it only asks for a cookie.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Whether it is longer than a cookie can be.
+    pub fn is_cut(&self) -> bool {
+        self.len() > TCP_FASTOPEN_MAX_COOKIE_LEN
+    }
+
+    /// Its bytes, if it is not too long.
+    pub fn bytes(&self) -> &[u8] {
+        self.bytes.get(..self.len()).unwrap_or(&[])
+    }
+}
+
 /// The options of a segment, read or to be written.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[doc(alias = "tcpopt")]
@@ -193,6 +238,8 @@ pub struct TcpOpt {
     pub to_nsacks: u8,
     /// SACK blocks.
     pub to_sacks: [SackBlk; TCP_MAX_SACK],
+    /// Cookie of Fast Open.
+    pub to_tfo: TfoCookie,
 }
 
 impl TcpOpt {
@@ -259,6 +306,10 @@ impl TcpOpt {
                 self.to_flags |= TcpOptFlags::SCALE;
                 // RFC 7323 §2.3: a larger shift is treated as 14.
                 self.to_wscale = shift.min(TCP_MAX_WINSHIFT);
+            }
+            (TCPOPT_FAST_OPEN, cookie) if syn => {
+                self.to_flags |= TcpOptFlags::FASTOPEN;
+                self.to_tfo = TfoCookie::new(cookie);
             }
             (TCPOPT_SACK_PERMITTED, &[]) if syn => self.to_flags |= TcpOptFlags::SACKPERM,
             (TCPOPT_TIMESTAMP, &[a, b, c, d, e, f, g, h]) => {
@@ -337,6 +388,9 @@ impl TcpOpt {
         if self.to_flags.contains(TcpOptFlags::SACK) && self.to_nsacks > 0 {
             w.sacks(self.sacks());
         }
+        if self.to_flags.contains(TcpOptFlags::FASTOPEN) {
+            w.fast_open(self.to_tfo.bytes());
+        }
         w.finish()
     }
 }
@@ -394,6 +448,14 @@ impl OptionWriter<'_> {
         for block in blocks {
             self.put(&block.start.0.to_be_bytes());
             self.put(&block.end.0.to_be_bytes());
+        }
+    }
+
+    fn fast_open(&mut self, cookie: &[u8]) {
+        let len = TCPOLEN_FAST_OPEN_EMPTY + cookie.len();
+        if self.len + len <= TCP_MAXOLEN {
+            self.put(&[TCPOPT_FAST_OPEN, len as u8]);
+            self.put(cookie);
         }
     }
 
@@ -502,6 +564,26 @@ mod tests {
         let bytes = written(&to);
         assert_eq!(bytes.len(), 40);
         assert_eq!(TcpOpt::parse(&bytes, false).sacks(), &to.sacks()[..3]);
+    }
+
+    #[test]
+    fn a_cookie_stands_behind_the_others_and_too_long_ones_are_told_apart() {
+        let mut to = TcpOpt {
+            to_flags: TcpOptFlags::MSS | TcpOptFlags::FASTOPEN,
+            to_mss: 536,
+            to_tfo: TfoCookie::new(&[7, 8]),
+            ..TcpOpt::default()
+        };
+        assert_eq!(written(&to), [2, 4, 2, 24, 34, 4, 7, 8]);
+        assert_eq!(TcpOpt::parse(&written(&to), true), to);
+        assert_eq!(
+            TcpOpt::parse(&written(&to), false).to_flags,
+            TcpOptFlags::empty()
+        );
+        to.to_tfo = TfoCookie::default();
+        assert_eq!(written(&to), [2, 4, 2, 24, 34, 2, 0, 0]);
+        let long = TfoCookie::new(&[1; 17]);
+        assert!(long.is_cut() && long.len() == 17 && long.bytes().is_empty());
     }
 
     #[test]

@@ -19,6 +19,9 @@ pub const TCPI_OPT_WSCALE: u8 = 0x04;
 /// ECN is in use.
 pub const TCPI_OPT_ECN: u8 = 0x08;
 
+/// Fast Open is in use.
+pub const TCPI_OPT_TFO: u8 = 0x20;
+
 /// Lays out `struct tcp_info`; times in microseconds.
 pub fn tcp_fill_info(c: &Conn<'_>, tp: &Tcpcb) -> [u8; TCP_INFO_LEN] {
     let mut info = [0; TCP_INFO_LEN];
@@ -35,6 +38,9 @@ pub fn tcp_fill_info(c: &Conn<'_>, tp: &Tcpcb) -> [u8; TCP_INFO_LEN] {
     }
     if tp.t_flags2.contains(Tf2::ECN_PERMIT) {
         options |= TCPI_OPT_ECN;
+    }
+    if tp.t_flags.contains(Tf::FASTOPEN) {
+        options |= TCPI_OPT_TFO;
     }
     info[0] = tp.t_state as u8;
     info[5] = options;

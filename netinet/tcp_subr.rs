@@ -31,6 +31,7 @@ use crate::ip::{IPPROTO_TCP, Ip};
 use crate::ip_output::ip_output;
 use crate::ip_var::{IpOutArgs, IpProto, PrcCmd};
 use crate::tcp::{TCP_HLEN, TCP_MAXOLEN, TcpFlags, TcpHeader, TcpOpt, TcpOptFlags};
+use crate::tcp_fastopen::Ccache;
 use crate::tcp_fsm::{TCP_NSTATES, TcpState};
 use crate::tcp_hostcache::{Hostcache, Metrics};
 use crate::tcp_input::tcp_input;
@@ -55,6 +56,8 @@ pub struct TcpVnet {
     pub lro_stat: Arc<LroStat>,
     /// Control blocks.
     pub tcbinfo: Pcbinfo<Tcpcb>,
+    /// Servers that Fast Open has tried.
+    pub fastopen: Arc<Ccache>,
     /// What was learned about hosts.
     pub hostcache: Arc<Hostcache>,
     /// Connections that are being made.
@@ -115,6 +118,7 @@ impl TcpVnet {
             stat: TcpStat::new(),
             lro_stat: Arc::new(LroStat::new()),
             tcbinfo,
+            fastopen: Ccache::new(vnet),
             hostcache: Hostcache::new(vnet),
             syncache: Syncache::new(vnet, inet),
             isn: Isn::new(),

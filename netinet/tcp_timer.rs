@@ -16,6 +16,7 @@ use sys::time::{Sbintime, Ticks};
 
 use crate::cc::CcSignal;
 use crate::tcp::TcpFlags;
+use crate::tcp_fastopen::tcp_fastopen_disable_path;
 use crate::tcp_fsm::TcpState;
 use crate::tcp_output::tcp_output;
 use crate::tcp_seq::TcpSeq;
@@ -352,6 +353,10 @@ fn tcp_timer_rexmt(c: &Conn<'_>, tp: &mut Tcpcb) {
     if tp.t_state == TcpState::SynSent {
         // RFC 5681 §3.1: after a lost SYN begin with one segment.
         tp.snd_cwnd = 1;
+        if tp.t_flags.contains(Tf::FASTOPEN) {
+            // It may be the option that did not get through.
+            tcp_fastopen_disable_path(c);
+        }
     } else if tp.t_rxtshift == 1 {
         save_before_timeout(tp, now);
     } else {

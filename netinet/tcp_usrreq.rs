@@ -17,6 +17,7 @@ use crate::cc::cc_attach;
 use crate::in_pcb::InpFlags;
 use crate::ip_ctloutput::ip_ctloutput;
 use crate::tcp::TCP_MAXWIN;
+use crate::tcp_fastopen::tcp_fastopen_connect;
 use crate::tcp_fsm::TcpState;
 use crate::tcp_info::tcp_fill_info;
 use crate::tcp_output::{tcp_output, worth_an_update};
@@ -51,6 +52,8 @@ pub const TCP_KEEPIDLE: i32 = 256;
 pub const TCP_KEEPINTVL: i32 = 512;
 /// How many keepalive probes.
 pub const TCP_KEEPCNT: i32 = 1024;
+/// Data in the SYN (RFC 7413).
+pub const TCP_FASTOPEN: i32 = 1025;
 /// Which TCP stack: there is one.
 pub const TCP_FUNCTION_BLK: i32 = 8192;
 
@@ -90,9 +93,38 @@ fn inet_addr(nam: &SockAddr) -> Result<SockAddrIn, Errno> {
     }
 }
 
+/// An address that TCP can connect to.
+fn peer_addr(nam: &SockAddr) -> Result<SockAddrIn, Errno> {
+    let sin = inet_addr(nam)?;
+    if sin.addr == Ipv4Addr::BROADCAST {
+        return Err(Errno::EACCES);
+    }
+    Ok(sin)
+}
+
+/// Gives the connection its peer and begins the handshake; the SYN is sent by whoever calls.
+fn begin(
+    cx: &NetCx<'_>,
+    inp: &TcpInpcb,
+    locked: &mut Locked<'_>,
+    sin: &SockAddrIn,
+) -> Result<(), Errno> {
+    match locked.tp().t_state {
+        TcpState::Closed => {}
+        TcpState::Listen => return Err(Errno::EOPNOTSUPP),
+        _ => return Err(Errno::EISCONN),
+    }
+    cx.vnet.tcp.tcbinfo.connect(cx, inp, locked.hdr(), sin)?;
+    let Some((c, tp)) = locked.split() else {
+        return Err(Errno::EINVAL);
+    };
+    tcp_connect(&c, tp);
+    Ok(())
+}
+
 impl Protosw for TcpInpcb {
     fn pr_flags(&self) -> PrFlags {
-        PrFlags::CONNREQUIRED | PrFlags::WANTRCVD
+        PrFlags::CONNREQUIRED | PrFlags::IMPLOPCL | PrFlags::WANTRCVD
     }
 
     fn bind(&self, _so: &Arc<Socket>, nam: &SockAddr) -> Result<(), Errno> {
@@ -124,22 +156,13 @@ impl Protosw for TcpInpcb {
     }
 
     fn connect(&self, _so: &Arc<Socket>, nam: &SockAddr) -> Result<(), Errno> {
-        let sin = inet_addr(nam)?;
-        if sin.addr == Ipv4Addr::BROADCAST {
-            return Err(Errno::EACCES);
-        }
+        let sin = peer_addr(nam)?;
         with(self, Errno::ECONNREFUSED, |cx, locked| {
-            match locked.tp().t_state {
-                TcpState::Closed => {}
-                TcpState::Listen => return Err(Errno::EOPNOTSUPP),
-                _ => return Err(Errno::EISCONN),
+            begin(cx, self, locked, &sin)?;
+            match locked.split() {
+                Some((c, tp)) => tcp_output(&c, tp),
+                None => Err(Errno::EINVAL),
             }
-            cx.vnet.tcp.tcbinfo.connect(cx, self, locked.hdr(), &sin)?;
-            let Some((c, tp)) = locked.split() else {
-                return Err(Errno::EINVAL);
-            };
-            tcp_connect(&c, tp);
-            tcp_output(&c, tp)
         })
     }
 
@@ -168,16 +191,20 @@ impl Protosw for TcpInpcb {
         m: Mbuf,
         to: Option<&SockAddr>,
     ) -> Result<(), Errno> {
-        with(self, Errno::ECONNRESET, |_, locked| {
+        let to = to.map(peer_addr).transpose()?;
+        with(self, Errno::ECONNRESET, |cx, locked| {
+            let state = locked.tp().t_state;
+            let begins = to.filter(|_| state < TcpState::SynSent);
+            if let Some(sin) = begins {
+                begin(cx, self, locked, &sin)?;
+            } else if to.is_some() && state.have_established() {
+                return Err(Errno::EISCONN);
+            }
             let Some((c, tp)) = locked.split() else {
                 return Err(Errno::ECONNRESET);
             };
-            if to.is_some() {
-                return Err(if tp.t_state < TcpState::SynSent {
-                    Errno::ENOTCONN
-                } else {
-                    Errno::EISCONN
-                });
+            if begins.is_some() && tp.t_flags.contains(Tf::FASTOPEN) {
+                tcp_fastopen_connect(&c, tp);
             }
             let oob = flags.contains(SendFlags::OOB);
             let mut snd = c.so.snd.lock();
@@ -428,6 +455,15 @@ fn tcp_setopt(c: &Conn<'_>, tp: &mut Tcpcb, sopt: &SockOpt<'_>) -> Result<(), Er
                 return Err(Errno::ENOENT);
             }
         }
+        TCP_FASTOPEN => {
+            let on = sopt.int()? != 0;
+            // There is no server's side yet.
+            let server = tp.t_state == TcpState::Listen;
+            if on && (server || !c.vt.fastopen.client_enabled()) {
+                return Err(Errno::EPERM);
+            }
+            tp.t_flags.set(Tf::FASTOPEN, on);
+        }
         TCP_INFO => return Err(Errno::EINVAL),
         _ => return Err(Errno::ENOPROTOOPT),
     }
@@ -484,6 +520,7 @@ fn tcp_getopt(c: &Conn<'_>, tp: &Tcpcb, sopt: &mut SockOpt<'_>) -> Result<(), Er
         TCP_KEEPINTVL => sopt.answer_int(seconds(tp.keepintvl(tun))),
         TCP_KEEPCNT => sopt.answer_int(tp.keepcnt(tun) as i32),
         TCP_MAXUNACKTIME => sopt.answer_int(seconds(tp.maxunacktime(tun))),
+        TCP_FASTOPEN => sopt.answer_int(flag(Tf::FASTOPEN, 1)),
         TCP_INFO => sopt.answer(&tcp_fill_info(c, tp)),
         TCP_FUNCTION_BLK => {
             let mut block = [0; 36];

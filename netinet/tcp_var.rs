@@ -12,7 +12,7 @@ use sys::time::Ticks;
 use sys::{counters, tunables};
 
 use crate::cc::CcAlgo;
-use crate::tcp::{TCP_MSS, TcpOpt};
+use crate::tcp::{TCP_MSS, TcpOpt, TfoCookie};
 use crate::tcp_fsm::TcpState;
 use crate::tcp_reass::ReassQueue;
 use crate::tcp_sack::SackState;
@@ -69,6 +69,8 @@ bitflags! {
         const TSO = 0x0100_0000;
         /// `tcp_close` has been called.
         const CLOSED = 0x0400_0000;
+        /// Fast Open is wanted (`TCP_FASTOPEN`).
+        const FASTOPEN = 0x8000_0000;
         /// In congestion recovery.
         const CONGRECOVERY = 0x2000_0000;
         /// Was in congestion recovery before the timeout.
@@ -280,6 +282,8 @@ pub struct Tcpcb {
     pub t_segq: Option<Box<ReassQueue>>,
     /// SACK: what we report and what the peer reported.
     pub t_sack: Option<Box<SackState>>,
+    /// The cookie that the SYN carries.
+    pub t_tfo_client_cookie: TfoCookie,
     /// Times set for this socket.
     pub t_own: Option<Box<OwnTimes>>,
     /// Congestion control.
@@ -358,6 +362,7 @@ impl Tcpcb {
             t_timers: TcpTimers::new(),
             t_segq: None,
             t_sack: None,
+            t_tfo_client_cookie: TfoCookie::default(),
             t_own: None,
             t_cc: cc,
         }

@@ -7,6 +7,7 @@ use sys::time::Ticks;
 
 use crate::cc::CcSignal;
 use crate::tcp::{TcpFlags, TcpOptFlags};
+use crate::tcp_fastopen::tcp_fastopen_input_syn_sent;
 use crate::tcp_fsm::TcpState;
 use crate::tcp_input::Segment;
 use crate::tcp_input::exits::{Exit, Step};
@@ -79,6 +80,7 @@ fn settle(c: &Conn<'_>, tp: &mut Tcpcb, seg: &Segment) {
     if !wanted || !to.to_flags.contains(TcpOptFlags::SACKPERM) {
         tp.t_flags.remove(Tf::SACK_PERMIT);
     }
+    tcp_fastopen_input_syn_sent(c, tp, &seg.th, &seg.to);
 }
 
 /// Protection against wrapped sequence numbers: a segment older than the newest is dropped (RFC 7323 §5).

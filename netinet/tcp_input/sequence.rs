@@ -106,7 +106,12 @@ fn connected(c: &Conn<'_>, tp: &mut Tcpcb, seg: &Segment) {
     if tp.snd_nxt.lt(tp.snd_una) {
         tp.snd_nxt = tp.snd_una;
     }
-    if seg.tlen != 0 && may_delay_ack(c, tp, seg.tlen) {
+    // Data of the SYN that was not taken is sent again at once.
+    let data_sent = tp.t_flags.contains(Tf::FASTOPEN) && tp.snd_una != tp.snd_max;
+    if data_sent {
+        tp.snd_nxt = seg.th.th_ack;
+    }
+    if seg.tlen != 0 && !data_sent && may_delay_ack(c, tp, seg.tlen) {
         tp.t_timers
             .activate(TcpTimer::Delack, c.net.now, c.vt.tun.delacktime.get());
     } else {

@@ -45,7 +45,8 @@ pub(super) fn build(
             m.set_next(Some(data));
         }
         count_data(c, tp, plan);
-        if plan.off + plan.len == world.buffers.snd_avail {
+        let syn = plan.flags.contains(TcpFlags::SYN);
+        if plan.off + plan.len == world.buffers.snd_avail && !syn {
             plan.flags |= TcpFlags::PUSH;
         }
     } else {

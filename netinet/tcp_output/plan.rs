@@ -9,6 +9,7 @@ use crate::ip::Ip;
 use crate::tcp::{
     TCP_HLEN, TCP_MAXOLEN, TCP_MAXWIN, TCPOLEN_TSTAMP_APPA, TcpFlags, TcpOpt, TcpOptFlags,
 };
+use crate::tcp_fsm::TcpState;
 use crate::tcp_seq::TcpSeq;
 use crate::tcp_timer::TcpTimer;
 use crate::tcp_var::{Tcpcb, Tf};
@@ -154,8 +155,10 @@ pub fn plan(tp: &Tcpcb, world: &World) -> Verdict {
             off -= 1;
             len += 1;
         } else {
-            // Data and FIN wait for the handshake.
-            len = 0;
+            // Data waits for the handshake, unless the server has given us a cookie for it; the FIN waits always.
+            if !fast_open(tp) || tp.t_tfo_client_cookie.is_empty() {
+                len = 0;
+            }
             flags.remove(TcpFlags::FIN);
         }
     }
@@ -201,7 +204,8 @@ pub fn plan(tp: &Tcpcb, world: &World) -> Verdict {
             sendalot |= fin || len < wanted;
         } else {
             len = payload;
-            sendalot = true;
+            // What does not fit a SYN waits for its answer.
+            sendalot = !flags.contains(TcpFlags::SYN);
         }
     } else {
         tso = false;
@@ -220,6 +224,14 @@ pub fn plan(tp: &Tcpcb, world: &World) -> Verdict {
         optlen,
         nsacks,
     })
+}
+
+/// Whether a SYN sent now is one of Fast Open: only the first is, someone on the way may drop it for that.
+fn fast_open(tp: &Tcpcb) -> bool {
+    tp.t_flags.contains(Tf::FASTOPEN)
+        && !tp.t_flags.contains(Tf::NOOPT)
+        && tp.t_state == TcpState::SynSent
+        && tp.t_rxtshift == 0
 }
 
 /// Part of a hole that may be retransmitted now.
@@ -421,6 +433,10 @@ fn all_options(
         }
         if tp.t_flags.contains(Tf::SACK_PERMIT) {
             to.to_flags |= TcpOptFlags::SACKPERM;
+        }
+        if fast_open(tp) {
+            to.to_flags |= TcpOptFlags::FASTOPEN;
+            to.to_tfo = tp.t_tfo_client_cookie;
         }
     }
     if tp.t_flags.contains(Tf::RCVD_TSTMP) || (syn && tp.t_flags.contains(Tf::REQ_TSTMP)) {
