@@ -104,6 +104,10 @@ pub fn measure() {
     cases.push(Case::alone(EMPTY, ALONE, Side::Ours, || {
         drop(black_box(Critical::enter()));
     }));
+    // What two threads that share nothing gain on this host: the measure for the others.
+    cases.push(Case::pair(EMPTY, PAIR, Side::Ours, |_, _| {
+        drop(black_box(Critical::enter()));
+    }));
     both!(
         cases,
         "RmLock read",

@@ -126,8 +126,21 @@ impl Case {
         side: Side,
         op: impl Fn(usize, u64) + Send + Sync + 'static,
     ) -> Case {
+        Case::threads(row, column, side, 2, op)
+    }
+
+    /// As `pair`, on one or two threads in the same way, so that the two can be compared.
+    pub fn threads(
+        row: &str,
+        column: &'static str,
+        side: Side,
+        threads: u32,
+        op: impl Fn(usize, u64) + Send + Sync + 'static,
+    ) -> Case {
         let op = Arc::new(op);
-        Case::new(row, column, move || pair(side, Arc::clone(&op)))
+        Case::new(row, column, move || {
+            run_threads(side, threads, Arc::clone(&op))
+        })
     }
 
     fn undisturbed_turn(&mut self, patience: Instant) -> f64 {
@@ -194,53 +207,65 @@ pub fn producer_and_consumer(
     ns / things
 }
 
-fn pair<F: Fn(usize, u64) + Send + Sync + 'static>(side: Side, op: Arc<F>) -> f64 {
-    let clock = Clock::get();
-    let start = Arc::new(AtomicU32::new(0));
-    let stop = Arc::new(AtomicBool::new(false));
-    let theirs = Arc::new(AtomicU64::new(0));
-    let meet = |start: &AtomicU32| {
-        start.fetch_add(1, Ordering::AcqRel);
-        while start.load(Ordering::Acquire) != 2 {
+fn run_threads<F: Fn(usize, u64) + Send + Sync + 'static>(
+    side: Side,
+    threads: u32,
+    op: Arc<F>,
+) -> f64 {
+    let meeting = Arc::new(Meeting {
+        threads,
+        come: AtomicU32::new(0),
+        stop: AtomicBool::new(false),
+        theirs: AtomicU64::new(0),
+    });
+    let other = (threads == 2).then(|| {
+        let (op, meeting) = (Arc::clone(&op), Arc::clone(&meeting));
+        kthread_add("bench", Pri::PUSER, Some(1), move || {
+            let (done, _) = side.run(|| meeting.turn(1, &*op));
+            meeting.theirs.store(done, Ordering::Release);
+        })
+    });
+    let (ours, took) = side.run(|| meeting.turn(0, &*op));
+    if let Some(other) = other {
+        other.join();
+    }
+    Clock::get().ns(took) / (ours + meeting.theirs.load(Ordering::Acquire)) as f64
+}
+
+/// Threads that take a turn at the same time.
+struct Meeting {
+    threads: u32,
+    come: AtomicU32,
+    stop: AtomicBool,
+    theirs: AtomicU64,
+}
+
+impl Meeting {
+    /// Waits for all, then does `op` until the first thread's time is over: how often, and in how many ticks. All threads execute
+    /// the same instructions.
+    #[inline(never)]
+    fn turn(&self, me: usize, op: &impl Fn(usize, u64)) -> (u64, u64) {
+        let turn = Clock::get().ticks_of(TURN);
+        self.come.fetch_add(1, Ordering::AcqRel);
+        while self.come.load(Ordering::Acquire) != self.threads {
             std::hint::spin_loop();
         }
-    };
-    let other = {
-        let (op, start, stop) = (Arc::clone(&op), Arc::clone(&start), Arc::clone(&stop));
-        let theirs = Arc::clone(&theirs);
-        kthread_add("bench", Pri::PUSER, Some(1), move || {
-            side.run(|| {
-                meet(&start);
-                let mut done = 0;
-                while !stop.load(Ordering::Relaxed) {
-                    for n in done..done + BATCH {
-                        op(1, n);
-                    }
-                    done += BATCH;
-                }
-                theirs.store(done, Ordering::Release);
-            });
-        })
-    };
-    let (ours, took) = side.run(|| {
-        meet(&start);
         let begin = ticks();
-        let end = begin + clock.ticks_of(TURN);
         let mut done = 0;
         loop {
             for n in done..done + BATCH {
-                op(0, n);
+                op(me, n);
             }
             done += BATCH;
-            let now = ticks();
-            if now >= end {
-                stop.store(true, Ordering::Relaxed);
-                return (done, now - begin);
+            let took = ticks() - begin;
+            if me == 0 && took >= turn {
+                self.stop.store(true, Ordering::Relaxed);
+            }
+            if self.stop.load(Ordering::Relaxed) {
+                return (done, took);
             }
         }
-    });
-    other.join();
-    clock.ns(took) / (ours + theirs.load(Ordering::Acquire)) as f64
+    }
 }
 
 /// Lets all take turns.

@@ -168,7 +168,7 @@ pub fn measure() {
     goals(&cases);
 }
 
-fn row(size: usize, held: usize, threads: usize) -> String {
+fn row(size: usize, held: usize, threads: u32) -> String {
     let held = match held {
         1 => "one at a time".into(),
         n => format!("{n} at a time"),
@@ -186,10 +186,10 @@ fn crossed(size: usize) -> String {
 
 fn add<A: Allocator>(cases: &mut Vec<Case>, size: usize) {
     let allocator = A::new(size);
-    cases.push(alone::<A, 1>(allocator, size));
-    cases.push(alone::<A, 32>(allocator, size));
-    cases.push(pair::<A, 1>(allocator, size));
-    cases.push(pair::<A, 32>(allocator, size));
+    for n in 1..=2 {
+        cases.push(threads::<A, 1>(allocator, size, n));
+        cases.push(threads::<A, 32>(allocator, size, n));
+    }
     cases.push(cross(allocator, size));
 }
 
@@ -213,19 +213,10 @@ fn touch(block: NonNull<u8>) {
     unsafe { block.cast::<u64>().write_volatile(1) };
 }
 
-/// A turn of a case whose operation is `work` of `HELD` blocks, per block.
-fn per_block(case: Case, held: usize) -> Case {
-    case.divided_by(held as f64)
-}
-
-fn alone<A: Allocator, const HELD: usize>(allocator: A, size: usize) -> Case {
-    let op = move || work::<A, HELD>(allocator);
-    per_block(Case::alone(&row(size, HELD, 1), A::NAME, A::SIDE, op), HELD)
-}
-
-fn pair<A: Allocator, const HELD: usize>(allocator: A, size: usize) -> Case {
+fn threads<A: Allocator, const HELD: usize>(allocator: A, size: usize, threads: u32) -> Case {
     let op = move |_, _| work::<A, HELD>(allocator);
-    per_block(Case::pair(&row(size, HELD, 2), A::NAME, A::SIDE, op), HELD)
+    let row = row(size, HELD, threads);
+    Case::threads(&row, A::NAME, A::SIDE, threads, op).divided_by(HELD as f64)
 }
 
 /// Blocks on their way from the thread that allocates them to the one that frees them.
