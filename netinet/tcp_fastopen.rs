@@ -199,7 +199,7 @@ pub fn tcp_fastopen_input_syn_sent(c: &Conn<'_>, tp: &Tcpcb, th: &TcpHeader, to:
 /// Remembers a cookie; a malformed one disables the path.
 fn tcp_fastopen_update_cache(c: &Conn<'_>, mss: u16, cookie: &TfoCookie) {
     let len = cookie.len();
-    if len < TCP_FASTOPEN_MIN_COOKIE_LEN || cookie.is_cut() || len % 2 != 0 {
+    if len < TCP_FASTOPEN_MIN_COOKIE_LEN || cookie.is_cut() || !len.is_multiple_of(2) {
         tcp_fastopen_disable_path(c);
         return;
     }
