@@ -77,14 +77,18 @@ impl<T: ?Sized, C: LockClass> RwLock<T, C> {
         let me = curthread();
         witness::check_order::<C>(me, self.address(), LockKind::RwRead, Location::caller());
         machine::interleave();
-        // Most often nobody has it. A wrong guess costs little: it brings the word here for the next try.
-        if let Err(value) = self.word.compare_exchange(
-            UNLOCKED,
-            UNLOCKED + ONE_READER,
-            Ordering::Acquire,
-            Ordering::Relaxed,
-        ) {
-            rlock_hard(&self.word, me, C::NAME, value);
+        let seen = self.word.load(Ordering::Relaxed);
+        let taken = match may_read(seen, false) {
+            true => self.word.compare_exchange(
+                seen,
+                seen + ONE_READER,
+                Ordering::Acquire,
+                Ordering::Relaxed,
+            ),
+            false => Err(seen),
+        };
+        if let Err(seen) = taken {
+            rlock_hard(&self.word, me, C::NAME, seen);
         }
         self.read_locked(me)
     }
