@@ -18,6 +18,7 @@ use super::lock_order::{IntrEvent as IntrEventClass, Newbus};
 use super::subr_sleepqueue as sleepq;
 use crate::errno::Errno;
 use crate::machine::atomic::{AtomicBool, AtomicU64, Ordering};
+use crate::machine::words::{from_word, to_word};
 use crate::machine::{self, IrqSource, PerCpu, Vector};
 use crate::machine_local;
 
@@ -176,7 +177,7 @@ pub fn bus_setup_intr(
     let known = *event.vector.lock();
     let vector = match known {
         Some(vector) => vector,
-        None => match machine::intr_alloc(source, cpu, handle, Arc::as_ptr(&event) as usize) {
+        None => match machine::intr_alloc(source, cpu, handle, to_word(Arc::as_ptr(&event))) {
             Ok(vector) => *event.vector.lock().insert(vector),
             Err(errno) => {
                 events.retain(|other| !Arc::ptr_eq(other, &event));
@@ -206,7 +207,7 @@ pub fn bus_setup_intr(
 #[doc(alias = "intr_event_handle")]
 fn handle(event: usize) {
     // SAFETY: `bus_setup_intr` passed it; the cookie frees the vector before it lets the event go.
-    let event = unsafe { &*(event as *const IntrEvent) };
+    let event: &IntrEvent = unsafe { &*from_word(event) };
     event
         .count
         .store(event.count.load(Ordering::Relaxed) + 1, Ordering::Relaxed);

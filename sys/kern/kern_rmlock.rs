@@ -29,6 +29,7 @@ use super::subr_witness::{self as witness, LockKind};
 use crate::machine::atomic::{
     AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering, compiler_fence, fence,
 };
+use crate::machine::words::{from_word, to_word};
 use crate::machine::{self, CachePadded, CpuSet, MAXCPU, PerCpu};
 use crate::machine_local;
 
@@ -195,7 +196,7 @@ impl RmCore {
     }
 
     fn address(&self) -> usize {
-        &raw const *self as usize
+        to_word(self)
     }
 
     /// # Safety
@@ -334,7 +335,7 @@ impl RmCore {
 #[doc(alias = "rm_cleanIPI")]
 fn clean_ipi(lock: usize) {
     // SAFETY: the writer passes its lock, and waits until this has run.
-    let core = unsafe { &*(lock as *const RmCore) };
+    let core: &RmCore = unsafe { &*from_word(lock) };
     RM_SPINLOCK.lock();
     let collect = |thread: ThreadRef| {
         for tracker in thread.td_rm.of_lock(lock) {

@@ -22,6 +22,7 @@ use super::{kern_synch, sched};
 use crate::machine::atomic::{
     AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Cell, Ordering, UnsafeCell,
 };
+use crate::machine::words::{from_word, to_word};
 use crate::machine::{self, KStack, Pcb};
 use crate::machine_local;
 
@@ -289,7 +290,7 @@ impl Thread {
         }
         // SAFETY: the generation shows that both belong to one call of `set_wmesg`.
         unsafe {
-            core::str::from_utf8_unchecked(core::slice::from_raw_parts(address as *const u8, len))
+            core::str::from_utf8_unchecked(core::slice::from_raw_parts(from_word(address), len))
         }
     }
 
@@ -298,7 +299,7 @@ impl Thread {
         let generation = self.td_wmesg_gen.load(Ordering::Relaxed);
         self.td_wmesg_gen
             .store(generation.wrapping_add(1), Ordering::Release);
-        self.td_wmesg[0].store(wmesg.as_ptr() as usize, Ordering::Release);
+        self.td_wmesg[0].store(to_word(wmesg.as_ptr()), Ordering::Release);
         self.td_wmesg[1].store(wmesg.len(), Ordering::Release);
         self.td_wmesg_gen
             .store(generation.wrapping_add(2), Ordering::Release);
@@ -330,7 +331,7 @@ impl Thread {
     /// Its address, as lock words keep it.
     #[inline]
     pub(crate) fn as_word(&self) -> usize {
-        self as *const Thread as usize
+        to_word(self)
     }
 
     /// The thread whose address a lock word keeps.
@@ -340,7 +341,7 @@ impl Thread {
     #[inline]
     pub(crate) unsafe fn from_word(word: usize) -> ThreadRef {
         // SAFETY: threads are never freed while the machine lives.
-        unsafe { &*(word as *const Thread) }
+        unsafe { &*from_word(word) }
     }
 
     pub(crate) fn set_state(&self, state: ThreadState) {

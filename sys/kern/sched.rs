@@ -19,6 +19,7 @@ use crate::errno::Errno;
 use crate::machine::atomic::{
     AtomicBool, AtomicI64, AtomicU8, AtomicU32, AtomicU64, Ordering, fence,
 };
+use crate::machine::words::{from_word, to_word};
 use crate::machine::{self, CachePadded, MAXCPU, PerCpu};
 use crate::machine_local;
 use crate::sysctl::{self, Procedure, ReadOnly};
@@ -409,14 +410,14 @@ fn start_turn(tdq: &'static Tdq) {
     if !tdq.ticking.load(Ordering::Relaxed) {
         tdq.ticking.store(true, Ordering::Relaxed);
         tdq.tick
-            .reset_here(machine::sbinuptime() + QUANTUM, tdq as *const Tdq as usize);
+            .reset_here(machine::sbinuptime() + QUANTUM, to_word(tdq));
     }
 }
 
 /// The turn of the running thread may be over. Runs in the timer interrupt of its CPU.
 fn sched_clock(tdq: usize, now: Sbintime) {
     // SAFETY: `start_turn` passed it, and it lives as long as the machine.
-    let tdq = unsafe { &*(tdq as *const Tdq) };
+    let tdq: &Tdq = unsafe { &*from_word(tdq) };
     tdq.lock.lock();
     match tdq.first() {
         None => tdq.ticking.store(false, Ordering::Relaxed),
@@ -427,8 +428,7 @@ fn sched_clock(tdq: usize, now: Sbintime) {
             if let Some(idle) = idle_helper(next) {
                 notify(idle);
             }
-            tdq.tick
-                .reset_here(now + QUANTUM, tdq as *const Tdq as usize);
+            tdq.tick.reset_here(now + QUANTUM, to_word(tdq));
         }
     }
     tdq.lock.unlock();

@@ -7,13 +7,13 @@ use super::kern_mutex::SpinMutex;
 use super::kern_timeout;
 use super::lock_order::SmpIpi;
 use super::sched;
-use crate::machine::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use crate::machine::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicUsize, Ordering};
 use crate::machine::{self, CpuSet, Ipi};
 use crate::machine_local;
 
 /// What the CPUs of a rendezvous shall do.
 struct Rendezvous {
-    function: AtomicUsize,
+    function: AtomicPtr<()>,
     arg: AtomicUsize,
     /// CPUs that have not done it yet.
     left: AtomicU32,
@@ -21,7 +21,7 @@ struct Rendezvous {
 
 machine_local! {
     static RENDEZVOUS: Rendezvous = Rendezvous {
-        function: AtomicUsize::new(0),
+        function: AtomicPtr::new(core::ptr::null_mut()),
         arg: AtomicUsize::new(0),
         left: AtomicU32::new(0),
     };
@@ -44,7 +44,7 @@ pub fn smp_rendezvous(cpus: CpuSet, f: fn(usize), arg: usize) {
         }
     };
     let others = cpus.without(machine::curcpu());
-    rendezvous.function.store(f as usize, Ordering::Relaxed);
+    rendezvous.function.store(f as *mut (), Ordering::Relaxed);
     rendezvous.arg.store(arg, Ordering::Relaxed);
     rendezvous.left.store(others.0, Ordering::Release);
     for cpu in others.iter() {
@@ -74,7 +74,7 @@ pub(crate) fn ipi_interrupt(ipi: Ipi) {
             if rendezvous.left.load(Ordering::Acquire) & me.0 != 0 {
                 let function = rendezvous.function.load(Ordering::Relaxed);
                 // SAFETY: `smp_rendezvous` stored a function of this type before it named this CPU.
-                let function = unsafe { core::mem::transmute::<usize, fn(usize)>(function) };
+                let function = unsafe { core::mem::transmute::<*mut (), fn(usize)>(function) };
                 function(rendezvous.arg.load(Ordering::Relaxed));
                 rendezvous.left.fetch_and(!me.0, Ordering::Release);
             }
@@ -116,10 +116,11 @@ mod tests {
     use super::*;
     use crate::kern::kern_thread::{Pri, kthread_add};
     use crate::machine::hosted::Machine;
+    use crate::machine::words::{from_word, to_word};
 
     fn mark(seen: usize) {
         // SAFETY: the tests pass the address of an atomic that outlives the rendezvous.
-        let seen = unsafe { &*(seen as *const AtomicU32) };
+        let seen: &AtomicU32 = unsafe { &*from_word(seen) };
         seen.fetch_add(1 << (8 * machine::curcpu()), Ordering::Relaxed);
     }
 
@@ -127,9 +128,9 @@ mod tests {
     fn a_rendezvous_runs_once_on_every_cpu_that_is_asked() {
         Machine::builder().cpus(4).run(|| {
             let seen = AtomicU32::new(0);
-            smp_rendezvous(CpuSet::all(), mark, &raw const seen as usize);
+            smp_rendezvous(CpuSet::all(), mark, to_word(&raw const seen));
             assert_eq!(seen.load(Ordering::Relaxed), 0x0101_0101);
-            smp_rendezvous(CpuSet::single(2), mark, &raw const seen as usize);
+            smp_rendezvous(CpuSet::single(2), mark, to_word(&raw const seen));
             assert_eq!(seen.load(Ordering::Relaxed), 0x0102_0101);
         });
     }
@@ -144,7 +145,7 @@ mod tests {
                         let seen = Arc::clone(&seen);
                         kthread_add("caller", Pri::PUSER, Some(cpu), move || {
                             for _ in 0..10 {
-                                smp_rendezvous(CpuSet::all(), mark, Arc::as_ptr(&seen) as usize);
+                                smp_rendezvous(CpuSet::all(), mark, to_word(Arc::as_ptr(&seen)));
                             }
                         })
                     })

@@ -50,6 +50,7 @@ mod local;
 pub mod pci_cfg;
 mod pcpu;
 pub mod upcall;
+pub(crate) mod words;
 
 #[cfg(target_os = "none")]
 #[allow(unsafe_code, reason = "the machine itself")]

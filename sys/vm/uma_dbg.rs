@@ -25,7 +25,7 @@ use core::ptr::NonNull;
 const JUNK: u64 = 0xdead_c0de_dead_c0de;
 
 /// Most bytes of an item that are filled and checked.
-const JUNK_MAX: usize = 2048;
+const JUNK_MAX: usize = if cfg!(miri) { 64 } else { 2048 };
 
 /// What the bytes after an item are filled with while it is in use.
 #[doc(alias = "REDZONE_CFILL")]

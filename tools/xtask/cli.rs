@@ -3,6 +3,7 @@
 use crate::bench;
 use crate::image;
 use crate::layers;
+use crate::miri;
 use crate::peer;
 use crate::qemu::{self, Forward, Guest, Netdev, Nic};
 use crate::run::{self, Net};
@@ -53,6 +54,8 @@ enum Cmd {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
+    /// Run unit tests of the kernel's unsafe code under Miri
+    Miri,
     /// Check who imports whom
     Layers,
     /// Serve one echo connection (the peer of `rr`)
@@ -279,6 +282,7 @@ pub fn main() -> Result<ExitCode> {
         }
         Cmd::Bench(args) => benchmarks(&args, consent)?,
         Cmd::Packetdrill { args } => return scripts::run(&args),
+        Cmd::Miri => miri::run(consent)?,
         Cmd::Layers => layers::check()?,
         Cmd::EchoOnce { bind } => peer::echo_once(&bind)?,
     }

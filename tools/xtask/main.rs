@@ -10,6 +10,7 @@ mod guest;
 mod image;
 mod iperf;
 mod layers;
+mod miri;
 mod netns;
 mod pair;
 mod peer;

@@ -30,6 +30,8 @@ pub enum Need {
     Iperf3,
     /// `ip`, for namespaces and taps.
     Iproute,
+    /// Miri and what it needs of the nightly compiler.
+    Miri,
 }
 
 /// How something is obtained.
@@ -47,6 +49,7 @@ impl Need {
             Self::Qemu => "qemu-system-x86_64",
             Self::Iperf3 => "iperf3",
             Self::Iproute => "ip (iproute2)",
+            Self::Miri => "Miri (of the nightly compiler)",
         }
     }
 
@@ -58,6 +61,17 @@ impl Need {
             Self::Qemu => Source::Package("qemu-system-x86"),
             Self::Iperf3 => Source::Package("iperf3"),
             Self::Iproute => Source::Package("iproute2"),
+            Self::Miri => Source::Rustup(&[
+                "toolchain",
+                "install",
+                "nightly",
+                "--profile",
+                "minimal",
+                "--component",
+                "miri",
+                "--component",
+                "rust-src",
+            ]),
         }
     }
 
@@ -70,6 +84,10 @@ impl Need {
             Self::Qemu => which("qemu-system-x86_64").is_some(),
             Self::Iperf3 => which("iperf3").is_some(),
             Self::Iproute => which("ip").is_some(),
+            Self::Miri => {
+                which("rustup").is_some()
+                    && runs("rustup", &["run", "nightly", "cargo", "miri", "--version"])
+            }
         }
     }
 }

@@ -4,6 +4,7 @@ use crate::fuzz_wire;
 use crate::guest::{self, MbufUse};
 use crate::image::{self, Image};
 use crate::layers;
+use crate::miri;
 use crate::netns::{self, Netns};
 use crate::pair;
 use crate::peer::Peer;
@@ -180,6 +181,7 @@ fn hosted(suite: &mut Suite, size: &Size, soak: bool) {
         Ok(result.trim_start_matches("test result: ").to_string())
     });
     scripts::check(suite);
+    miri::check(suite);
     for seed in SEED..SEED + size.seeds {
         suite.check(
             &format!("malformed frames at the hosted stack, seed {seed}"),
@@ -242,6 +244,11 @@ fn host_tests() -> Result<u64> {
         bail!("{} tests pass, {} fail; see above", counts.0, counts.1);
     }
     Ok(counts.0)
+}
+
+/// How many tests have passed, if this line says so.
+pub fn passed_tests(line: &str) -> Option<u64> {
+    parse_result(line).map(|(passed, _)| passed)
 }
 
 /// `test result: ok. 30 passed; 0 failed; …`

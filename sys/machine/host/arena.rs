@@ -1,5 +1,6 @@
 //! Memory that stands for a machine's own.
 
+#[cfg(not(miri))]
 use core::ptr;
 
 /// A machine's physical memory: unmapped when dropped.
@@ -13,6 +14,7 @@ impl Arena {
     ///
     /// # Panics
     /// If there is no address space left.
+    #[cfg(not(miri))]
     pub fn map(len: usize) -> Arena {
         const ALIGN: usize = 2 << 20;
         // SAFETY: an anonymous mapping at an address of the host's choice disturbs nothing.
@@ -47,6 +49,15 @@ impl Arena {
         }
     }
 
+    /// Allocates `len` bytes, zeroed and aligned to 2 MiB: Miri maps nothing.
+    #[cfg(miri)]
+    pub fn map(len: usize) -> Arena {
+        let layout = std::alloc::Layout::from_size_align(len, 2 << 20).expect("a power of two");
+        // SAFETY: not of size 0.
+        let base = unsafe { std::alloc::alloc_zeroed(layout) };
+        Arena { base, len }
+    }
+
     /// Returns the first byte.
     pub fn base(&self) -> *mut u8 {
         self.base
@@ -59,6 +70,15 @@ impl Arena {
 }
 
 impl Drop for Arena {
+    #[cfg(miri)]
+    fn drop(&mut self) {
+        let layout =
+            std::alloc::Layout::from_size_align(self.len, 2 << 20).expect("a power of two");
+        // SAFETY: allocated with this layout, and the machine has ended.
+        unsafe { std::alloc::dealloc(self.base, layout) };
+    }
+
+    #[cfg(not(miri))]
     fn drop(&mut self) {
         // SAFETY: the mapping is ours, and the machine has ended.
         unsafe { libc::munmap(self.base.cast(), self.len) };

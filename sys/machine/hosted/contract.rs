@@ -153,14 +153,14 @@ pub fn phys_avail() -> &'static [PhysRange] {
     machine().phys()
 }
 
-/// Returns where physical memory is mapped: physical and virtual addresses are the same here.
+/// Returns where physical memory is mapped.
 pub fn phys_to_virt(pa: u64) -> *mut u8 {
-    pa as *mut u8
+    machine().phys_to_virt(pa)
 }
 
 /// Returns the physical address behind a pointer.
 pub fn virt_to_phys(va: *const u8) -> u64 {
-    va as u64
+    va.addr() as u64
 }
 
 /// Maps device memory: `pa` is the address of a model's registers in this process.
@@ -168,7 +168,8 @@ pub fn virt_to_phys(va: *const u8) -> u64 {
 /// # Panics
 /// If `pa` is zero.
 pub fn pmap_mapdev(pa: u64, _len: usize) -> NonNull<u8> {
-    NonNull::new(pa as *mut u8).expect("a device model has memory")
+    NonNull::new(core::ptr::with_exposed_provenance_mut(pa as usize))
+        .expect("a device model has memory")
 }
 
 /// Connects `handler` to a new interrupt, which `hosted::interrupt(vector.irq)` raises.

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use crate::machine::atomic::{AtomicU32, Ordering};
 use crate::machine::host::{Arena, KStack, Pcb, cpu_switch};
+use crate::machine::words::{from_word, to_word};
 use crate::machine::{Ipi, MAXCPU, Pcpu, PhysRange, upcall};
 use crate::time::Sbintime;
 
@@ -77,8 +78,10 @@ impl Builder {
     /// `body` returns the machine ends: its other threads are unwound, its values dropped, its memory unmapped.
     pub fn run<T>(self, body: impl FnOnce() -> T) -> T {
         let tunables = self.tunables.clone();
-        let machine = Box::new(Machine::new(self));
-        let outer = CURRENT.replace(&raw const *machine);
+        let owned = Box::into_raw(Box::new(Machine::new(self)));
+        let outer = CURRENT.replace(owned.cast_const());
+        // SAFETY: just made, and freed by nobody but us.
+        let machine = unsafe { &*owned };
 
         let mut result = None;
         let mut boot = Some(|| {
@@ -90,11 +93,12 @@ impl Builder {
         if let Some(payload) = outcome {
             CURRENT.set(outer);
             // Its threads stand in the middle of things; what they own is left alone, and with it what they refer to.
-            core::mem::forget(machine);
             resume_unwind(payload)
         }
         machine.free_leaked();
         CURRENT.set(outer);
+        // SAFETY: nothing of the machine runs any more.
+        unsafe { Machine::free(owned) };
         result.expect("the first thread ends by returning or by a panic")
     }
 }
@@ -119,8 +123,7 @@ pub struct Machine {
     /// Indices into `locals` in the order in which their values were complete.
     local_order: RefCell<Vec<usize>>,
     leaked: RefCell<Vec<Owned>>,
-    /// Held for its end: it is unmapped with the machine.
-    _arena: Arena,
+    arena: Arena,
     phys: [PhysRange; 1],
     /// The context of `run`'s caller.
     host: Pcb,
@@ -184,6 +187,32 @@ pub(super) fn machine() -> &'static Machine {
     unsafe { &*current }
 }
 
+/// The machine that a thread of the host is to run.
+#[cfg(miri)]
+pub(in crate::machine) struct MachineRef(*const Machine);
+
+// SAFETY: the machine's contexts run one at a time.
+#[cfg(miri)]
+unsafe impl Send for MachineRef {}
+
+#[cfg(miri)]
+impl MachineRef {
+    pub(in crate::machine) fn of_current() -> MachineRef {
+        MachineRef(CURRENT.get())
+    }
+
+    /// Makes it the one that this thread runs.
+    pub(in crate::machine) fn enter(self) {
+        CURRENT.set(self.0);
+    }
+}
+
+/// Seeds for a test that tries `n` of them; Miri, which takes long, tries one.
+#[cfg(test)]
+pub(crate) fn seeds(n: u64) -> core::ops::Range<u64> {
+    0..if cfg!(miri) { 1 } else { n }
+}
+
 /// What a killed thread unwinds with.
 struct Killed;
 
@@ -193,7 +222,7 @@ impl Machine {
         Builder {
             seed: 1,
             cpus: 2,
-            memory: 256 << 20,
+            memory: if cfg!(miri) { 8 << 20 } else { 256 << 20 },
             realtime: false,
             time_limit: Sbintime::from_s(100 * 24 * 3600),
             quiet: false,
@@ -208,7 +237,7 @@ impl Machine {
 
     fn new(builder: Builder) -> Machine {
         let arena = Arena::map(builder.memory);
-        let start = arena.base() as u64;
+        let start = arena.base().addr() as u64;
         let mut interleaving = builder.seed;
         let period = [4, 32, 256, 2048][(split_mix(&mut interleaving) % 4) as usize];
         Machine {
@@ -230,7 +259,7 @@ impl Machine {
                 start,
                 end: start + arena.len() as u64,
             }],
-            _arena: arena,
+            arena,
             host: Pcb::new(),
             outcome: Cell::new(None),
             teardown: Cell::new(false),
@@ -251,8 +280,11 @@ impl Machine {
             // SAFETY: the context is new, and the stack lives until the machine has stopped.
             unsafe {
                 if cpu == 0 {
-                    vcpu.context
-                        .prepare(&stack, start_boot_cpu::<F>, (&raw mut *boot) as usize);
+                    vcpu.context.prepare(
+                        &stack,
+                        start_boot_cpu::<F>,
+                        to_word((&raw mut *boot).cast_const()),
+                    );
                 } else {
                     vcpu.context.prepare(&stack, start_application_cpu, cpu);
                     vcpu.halted.set(true);
@@ -284,6 +316,11 @@ impl Machine {
 
     pub(super) fn phys(&self) -> &[PhysRange] {
         &self.phys
+    }
+
+    /// Where a physical address is mapped: physical and virtual addresses are the same.
+    pub(super) fn phys_to_virt(&self, pa: u64) -> *mut u8 {
+        self.arena.base().with_addr(pa as usize)
     }
 
     pub(super) fn random(&self) -> u64 {
@@ -599,6 +636,20 @@ impl Machine {
         }
     }
 
+    /// # Safety
+    /// `machine` came from a box, and nothing of it runs any more.
+    unsafe fn free(machine: *mut Machine) {
+        // SAFETY: promised by the caller. Under Miri contexts wait for good in the middle of functions that borrow the machine,
+        // so that only what is large is freed.
+        unsafe {
+            if cfg!(miri) {
+                drop(ptr::read(&raw const (*machine).arena));
+            } else {
+                drop(Box::from_raw(machine));
+            }
+        }
+    }
+
     fn free_leaked(&self) {
         loop {
             let Some(value) = self.leaked.borrow_mut().pop() else {
@@ -630,7 +681,7 @@ impl Vcpu {
 
 extern "C" fn start_boot_cpu<F: FnOnce()>(boot: usize) -> ! {
     // SAFETY: `start` passes the address of its argument and waits for the machine to end.
-    let boot = unsafe { &mut *(boot as *mut Option<F>) };
+    let boot = unsafe { &mut *from_word::<Option<F>>(boot).cast_mut() };
     let boot = boot.take().expect("started once");
     let outcome = catch_unwind(AssertUnwindSafe(boot));
     let outcome = outcome.and_then(|()| catch_unwind(|| machine().tear_down()));

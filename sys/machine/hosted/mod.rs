@@ -13,6 +13,10 @@ mod machine;
 
 pub use super::host::{KStack, Pcb, cpu_switch};
 pub use contract::*;
+#[cfg(miri)]
+pub(in crate::machine) use machine::MachineRef;
+#[cfg(test)]
+pub(crate) use machine::seeds;
 pub use machine::{
     Builder, InterruptLine, Machine, MachineLocal, call_thread_body, interrupt, pump,
 };

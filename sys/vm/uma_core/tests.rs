@@ -4,7 +4,7 @@ use crate::kern::kern_synch;
 use crate::kern::kern_thread::Pri;
 use crate::kern::kern_thread::{ThreadHandle, kthread_add};
 use crate::kern::lock_order::Leaf;
-use crate::machine::hosted::Machine;
+use crate::machine::hosted::{Machine, seeds};
 use crate::vm::uma::TypedZone;
 use alloc::sync::Arc;
 use core::cell::Cell;
@@ -384,7 +384,7 @@ fn zones_are_listed_once_they_are_used() {
 
 #[test]
 fn items_that_wander_between_cpus_are_never_given_out_twice() {
-    for seed in 0..8 {
+    for seed in seeds(8) {
         Machine::builder().seed(seed).cpus(4).run(|| {
             let zone = find_or_create("wander", 1024, 8);
             zone.set_max(3000);

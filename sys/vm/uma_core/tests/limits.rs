@@ -6,7 +6,7 @@ use crate::time::Sbintime;
 
 #[test]
 fn a_patient_request_sleeps_until_an_item_is_freed_and_no_longer() {
-    for seed in 0..10 {
+    for seed in seeds(10) {
         Machine::builder().seed(seed).cpus(2).run(|| {
             let zone = find_or_create("limited", 512, 8);
             zone.set_max(4);
@@ -31,7 +31,7 @@ fn a_patient_request_sleeps_until_an_item_is_freed_and_no_longer() {
 
 #[test]
 fn a_sleeper_finds_what_lies_in_the_caches_of_other_cpus() {
-    for seed in 0..10 {
+    for seed in seeds(10) {
         Machine::builder().seed(seed).cpus(4).run(|| {
             let zone = find_or_create("limited", 512, 8);
             zone.set_max(60);
@@ -120,7 +120,7 @@ fn a_sleeper_gets_what_is_bound_in_cached_items_of_another_zone() {
 
 #[test]
 fn many_sleepers_at_a_low_limit_all_get_their_turn() {
-    for seed in 0..30 {
+    for seed in seeds(30) {
         Machine::builder().seed(seed).cpus(4).run(|| {
             let zone = find_or_create("limited", 256, 8);
             zone.set_max(3);

@@ -55,7 +55,7 @@ fn zones_give_memory_back_when_pages_run_low() {
 
 #[test]
 fn a_drain_of_the_cpus_reaches_what_each_holds() {
-    for seed in 0..10 {
+    for seed in seeds(10) {
         Machine::builder().seed(seed).cpus(4).run(|| {
             let zone = find_or_create("test", 256, 8);
             for cpu in 0..4 {
@@ -74,7 +74,7 @@ fn a_drain_of_the_cpus_reaches_what_each_holds() {
 
 #[test]
 fn items_move_while_memory_is_taken_back_on_all_cpus() {
-    for seed in 0..10 {
+    for seed in seeds(10) {
         Machine::builder().seed(seed).cpus(4).run(|| {
             let zone = find_or_create("moving", 512, 8);
             let shared: Arc<Mutex<Vec<usize>, Leaf>> = Arc::new(Mutex::new(Vec::new()));

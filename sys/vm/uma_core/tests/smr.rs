@@ -50,7 +50,7 @@ const ALIVE: usize = 0xa11e;
 
 #[test]
 fn readers_never_see_an_item_that_is_somebody_elses() {
-    for seed in 0..20 {
+    for seed in seeds(20) {
         Machine::builder().seed(seed).cpus(4).run(|| {
             let zone = zcreate(Zone::new("nodes", 64, 8).with_smr(AppSmr::smr));
             let slot = Arc::new(AtomicUsize::new(0));
