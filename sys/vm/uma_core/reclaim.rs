@@ -8,6 +8,7 @@ use super::keg::Keg;
 use super::{Zone, ZoneFlags, ZoneState, zones};
 use crate::kern::kern_synch::{self, WChan, wakeup};
 use crate::kern::kern_thread::{NOCPU, Pri, curthread, kthread_add};
+use crate::kern::kern_timeout::{Callout, CalloutTarget};
 use crate::kern::subr_sleepqueue::wait_unless;
 use crate::machine;
 use crate::machine::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -15,6 +16,8 @@ use crate::machine_local;
 use crate::time::Sbintime;
 use crate::vm::uma_cache::{OnCpu, bucket_free};
 use crate::vm::vm_page;
+use alloc::sync::Arc;
+use spin::Once;
 
 /// How much `reclaim` takes.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -64,11 +67,28 @@ pub(super) fn startup() {
     WORKER.get();
 }
 
-/// Starts the thread that gives memory back. Threads can be made.
+machine_local! {
+    /// Starts the thread when it is first needed, from where a thread can be made.
+    static SPAWNER: Once<(Callout, Arc<Spawner>)> = Once::new();
+}
+
+struct Spawner;
+
+impl CalloutTarget for Spawner {
+    fn callout(self: Arc<Self>, _: Sbintime) {
+        let worker = WORKER.get();
+        if !worker.started.swap(true, Ordering::AcqRel) {
+            kthread_add("uma", Pri::PVM, None, || worker.run());
+        }
+    }
+}
+
+/// From here on memory is given back by itself: callouts run, and threads can be made.
 #[doc(alias = "uma_startup3")]
 pub fn startup3() {
-    WORKER.get().started.store(true, Ordering::Release);
-    kthread_add("uma", Pri::PVM, None, || WORKER.get().run());
+    SPAWNER
+        .get()
+        .call_once(|| (Callout::new(), Arc::new(Spawner)));
 }
 
 /// Few pages are left: zones are asked to give some back, soon. May be called from anywhere.
@@ -100,6 +120,8 @@ impl Worker {
         self.wanted.fetch_or(what, Ordering::Release);
         if self.started.load(Ordering::Acquire) {
             wakeup(WChan::of(self));
+        } else if let Some((callout, spawner)) = SPAWNER.get().get() {
+            callout.reset(Sbintime::ZERO, spawner);
         }
     }
 

@@ -39,7 +39,7 @@ fn a_write_to_a_freed_item_at_its_next_allocation() {
     assert_found("Memory modified after free", |zone, item| {
         give(zone, [item]);
         // SAFETY: still memory of the arena; this is the mistake to be found.
-        unsafe { item.add(64).write(1) };
+        unsafe { item.add(32).write(1) };
         zone.alloc(How::NoWait);
     });
 }
