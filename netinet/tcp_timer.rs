@@ -21,7 +21,7 @@ use crate::tcp_fsm::TcpState;
 use crate::tcp_output::tcp_output;
 use crate::tcp_seq::TcpSeq;
 use crate::tcp_subr::{Conn, Locked, TcpInpcb, tcp_close, tcp_drop, tcp_respond};
-use crate::tcp_var::{TCP_RTT_SHIFT, TcpTunables, Tcpcb, Tf};
+use crate::tcp_var::{TCP_RTT_SHIFT, TcpTunables, Tcpcb, Tf, Tf2};
 use crate::vnet::NetCx;
 
 /// Largest retransmission timeout in ms (`TCPTV_REXMTMAX`).
@@ -373,6 +373,7 @@ fn tcp_timer_rexmt(c: &Conn<'_>, tp: &mut Tcpcb) {
     };
     let value = base.saturating_mul(tcp_backoff(tp.t_rxtshift));
     tp.t_rxtcur = rangeset(tun, value, tp.t_rttmin, TCPTV_REXMTMAX);
+    look_for_black_hole(c, tp);
     // A host that does not answer may dislike the options.
     if tun.rexmit_drop_options.get() && tp.t_state == TcpState::SynSent && tp.t_rxtshift == 3 {
         tp.t_flags
@@ -392,6 +393,38 @@ fn tcp_timer_rexmt(c: &Conn<'_>, tp: &mut Tcpcb) {
     tp.cc_cong_signal(tun, now, TcpSeq(0), CcSignal::Rto);
     tp.t_prr = Default::default();
     let _ = tcp_output(c, tp);
+}
+
+/// Full segments that vanish may be too large for a router that does not say so (RFC 2923 §2.1): tries smaller ones, and
+/// goes back when they vanish too.
+fn look_for_black_hole(c: &Conn<'_>, tp: &mut Tcpcb) {
+    let tun = &c.vt.tun;
+    let stat = &c.vt.stat;
+    let wanted = matches!(tun.pmtud_blackhole_detection.get(), 1 | 2);
+    if !wanted || !matches!(tp.t_state, TcpState::Established | TcpState::FinWait1) {
+        return;
+    }
+    let suspect = Tf2::PLPMTU_PMTUD | Tf2::PLPMTU_MAXSEGSNT;
+    // Each size has two tries.
+    if tp.t_flags2.contains(suspect) && matches!(tp.t_rxtshift, 2 | 4) {
+        if !tp.t_flags2.contains(Tf2::PLPMTU_BLACKHOLE) {
+            tp.t_flags2 |= Tf2::PLPMTU_BLACKHOLE;
+            tp.t_pmtud_saved_maxseg = tp.t_maxseg;
+        }
+        if tp.t_maxseg > tun.pmtud_blackhole_mss.get() {
+            tp.t_maxseg = tun.pmtud_blackhole_mss.get();
+            stat.tcps_pmtud_blackhole_activated.inc();
+        } else {
+            tp.t_maxseg = tun.mssdflt.get();
+            stat.tcps_pmtud_blackhole_activated_min_mss.inc();
+        }
+        tp.cc_conn_init(tun, c.net.now);
+    } else if tp.t_flags2.contains(Tf2::PLPMTU_BLACKHOLE) && tp.t_rxtshift >= 6 {
+        tp.t_flags2.remove(Tf2::PLPMTU_BLACKHOLE);
+        tp.t_maxseg = tp.t_pmtud_saved_maxseg;
+        stat.tcps_pmtud_blackhole_failed.inc();
+        tp.cc_conn_init(tun, c.net.now);
+    }
 }
 
 /// Keeps the congestion state, to restore it if the ACK turns out to have been on its way.

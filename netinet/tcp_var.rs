@@ -85,6 +85,12 @@ bitflags! {
     /// `t_flags2`, with FreeBSD's bits.
     #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
     pub struct Tf2: u32 {
+        /// Segments seem to vanish for their size.
+        const PLPMTU_BLACKHOLE = 0x0000_0001;
+        /// Segments may not be fragmented on the way.
+        const PLPMTU_PMTUD = 0x0000_0002;
+        /// The last segment with data was a full one.
+        const PLPMTU_MAXSEGSNT = 0x0000_0004;
         /// ECN has been agreed on.
         const ECN_PERMIT = 0x0000_0020;
         /// The next data says that the window has been reduced.
@@ -215,6 +221,8 @@ pub struct Tcpcb {
 
     /// Largest segment to send, options included.
     pub t_maxseg: u32,
+    /// `t_maxseg` before a black hole was suspected.
+    pub t_pmtud_saved_maxseg: u32,
     /// Timestamp of the peer to echo.
     pub ts_recent: u32,
     /// When `ts_recent` was updated.
@@ -329,6 +337,7 @@ impl Tcpcb {
             irs: TcpSeq(0),
             last_ack_sent: TcpSeq(0),
             t_maxseg: tun.mssdflt.get(),
+            t_pmtud_saved_maxseg: 0,
             ts_recent: 0,
             ts_recent_age: now,
             ts_offset: 0,
@@ -710,6 +719,8 @@ tunables! {
         syncookies_only: bool = false, "net.inet.tcp.syncookies_only", "Use only TCP SYN cookies";
         tso: bool = true, "net.inet.tcp.tso", "Enable TCP Segmentation Offload";
         path_mtu_discovery: bool = true, "net.inet.tcp.path_mtu_discovery", "Enable Path MTU Discovery";
+        pmtud_blackhole_detection: u32 = 0, "net.inet.tcp.pmtud_blackhole_detection", "Path MTU Discovery Black Hole Detection: 0 off, 1 IPv4 and IPv6, 2 only IPv4, 3 only IPv6" (0..=3);
+        pmtud_blackhole_mss: u32 = 1200, "net.inet.tcp.pmtud_blackhole_mss", "Path MTU Discovery Black Hole Detection lowered MSS" (216..=65_535);
         blackhole: u32 = 0, "net.inet.tcp.blackhole", "Do not send RST on segments to closed ports";
         log_in_vain: u32 = 0, "net.inet.tcp.log_in_vain", "Log all incoming TCP segments to closed ports";
         drop_synfin: bool = false, "net.inet.tcp.drop_synfin", "Drop TCP packets with SYN+FIN set";

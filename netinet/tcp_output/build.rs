@@ -14,7 +14,7 @@ use crate::tcp_output::plan::{Plan, World};
 use crate::tcp_seq::TcpSeq;
 use crate::tcp_subr::{Conn, Envelope, tcp_mssopt, write_headers};
 use crate::tcp_timer::TcpTimer;
-use crate::tcp_var::{Tcpcb, Tf, Tf2, TsoLimits};
+use crate::tcp_var::{TcpTunables, Tcpcb, Tf, Tf2, TsoLimits};
 
 /// Builds the packet; `None` if there are no mbufs. Settles what the plan left open: how much data TSO can take, PUSH,
 /// the window.
@@ -73,7 +73,11 @@ pub(super) fn build(
         route: None,
     };
     let tun = &c.vt.tun;
-    let df = tun.path_mtu_discovery.get() && tp.t_maxseg > tun.minmss.get();
+    let df = may_not_be_fragmented(tun, tp);
+    if plan.len > 0 {
+        let full = plan.len + plan.optlen >= tp.t_maxseg;
+        tp.t_flags2.set(Tf2::PLPMTU_MAXSEGSNT, full);
+    }
     let options = &plan.options[..(plan.optlen as usize).min(TCP_MAXOLEN)];
     write_headers(
         &mut m.data_mut()[..hdrlen],
@@ -96,6 +100,18 @@ pub(super) fn build(
         pkthdr.tso_segsz = (tp.t_maxseg - plan.optlen) as u16;
     }
     Some(m)
+}
+
+/// Whether routers may not cut segments, but must say that they are too large (RFC 1191).
+///
+/// Differs from FreeBSD: a connection that has found a black hole and gone down to the default size really does without.
+#[inline]
+fn may_not_be_fragmented(tun: &TcpTunables, tp: &mut Tcpcb) -> bool {
+    let last_resort =
+        tp.t_flags2.contains(Tf2::PLPMTU_BLACKHOLE) && tp.t_maxseg <= tun.mssdflt.get();
+    let df = tun.path_mtu_discovery.get() && tp.t_maxseg > tun.minmss.get() && !last_resort;
+    tp.t_flags2.set(Tf2::PLPMTU_PMTUD, df);
+    df
 }
 
 /// Adds ECN's flags to the plan; what the IP header carries, of a connection with ECN.
