@@ -4,6 +4,8 @@
 //! Differs from FreeBSD: whether one consumes or many is a type: the one consumer is a value (`BufRingConsumer`), which
 //! the transmit lock protects that FreeBSD asks for; indices run freely and are masked when used, so that a producer
 //! that was held up for a whole turn of the ring cannot mistake it for none. `peek` and `putback` are one step, `take`.
+//! iflib's transmit rings are `mp_ring`s, as in FreeBSD; this one is for a driver with an `if_transmit` of its own, of which
+//! there is none yet: only the tests and `ktest` use it.
 
 use alloc::boxed::Box;
 use alloc::sync::Arc;

@@ -26,6 +26,8 @@ const MAX_COUNTERS: usize = LINES * PER_LINE;
 /// A number of events, counted by all CPUs without sharing a cache line.
 pub struct Counter {
     slot: NonNull<AtomicU64>,
+    /// What was counted before the last `zero`.
+    before: AtomicU64,
     /// The lines to give back, of a counter that stands alone.
     own: Option<CounterSet>,
 }
@@ -64,16 +66,22 @@ impl Counter {
     /// Returns the sum over all CPUs. Additions that happen meanwhile may or may not be in it.
     #[doc(alias = "counter_u64_fetch")]
     pub fn fetch(&self) -> u64 {
+        self.sum().wrapping_sub(self.before.load(Ordering::Relaxed))
+    }
+
+    fn sum(&self) -> u64 {
         self.slots().fold(0, |sum, slot| {
             sum.wrapping_add(slot.load(Ordering::Relaxed))
         })
     }
 
     /// Starts again from zero.
+    ///
+    /// Remembers what has been counted. To write into the slots of other CPUs would be lost to an addition that is under
+    /// way there; FreeBSD interrupts them instead.
     #[doc(alias = "counter_u64_zero")]
     pub fn zero(&self) {
-        self.slots()
-            .for_each(|slot| slot.store(0, Ordering::Relaxed));
+        self.before.store(self.sum(), Ordering::Relaxed);
     }
 
     fn slots(&self) -> impl Iterator<Item = &AtomicU64> {
@@ -124,7 +132,11 @@ impl CounterSet {
         // SAFETY: less than `count` slots are taken, and the lines have room for `count`.
         let slot = unsafe { self.base.add(self.taken) };
         self.taken += 1;
-        Counter { slot, own: None }
+        Counter {
+            slot,
+            before: AtomicU64::new(0),
+            own: None,
+        }
     }
 }
 
@@ -312,6 +324,8 @@ mod tests {
             );
             pair.zero();
             assert_eq!(pair.right.fetch(), 0);
+            pair.right.add(2);
+            assert_eq!(pair.right.fetch(), 2);
         });
     }
 

@@ -23,7 +23,6 @@ extern crate std;
 pub mod endian;
 pub mod errno;
 pub mod param;
-pub mod queue;
 pub mod time;
 
 // The contract with the machine.

@@ -17,9 +17,12 @@ const SAFE_CRATES: [&str; 2] = ["netinet", "drivers"];
 
 /// The floors of `sys`, lowest first: paths below the crate's root. The longest match counts.
 const FLOORS: [(&str, &[&str]); 6] = [
-    ("vocabulary", &["endian", "errno", "param", "queue", "time"]),
+    ("vocabulary", &["endian", "errno", "param", "time"]),
     ("machine", &["machine"]),
-    ("locks, threads, callouts", &["counter", "kern", "sysctl"]),
+    (
+        "locks, threads, callouts",
+        &["buf_ring", "counter", "kern", "sysctl"],
+    ),
     // DMA memory and configuration space stand in `machine` as in FreeBSD, but on pages and locks.
     ("vm", &["vm", "machine::bus_dma", "machine::pci_cfg"]),
     (

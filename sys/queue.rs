@@ -1,3 +1,0 @@
-//! Intrusive lists.
-//!
-//! FreeBSD: sys/sys/queue.h
