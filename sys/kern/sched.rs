@@ -20,7 +20,7 @@ use crate::machine::atomic::{
     AtomicBool, AtomicI64, AtomicU8, AtomicU32, AtomicU64, Ordering, fence,
 };
 use crate::machine::words::{from_word, to_word};
-use crate::machine::{self, CachePadded, MAXCPU, PerCpu};
+use crate::machine::{self, CachePadded, CpuSet, MAXCPU, PerCpu};
 use crate::machine_local;
 use crate::sysctl::{self, Procedure, ReadOnly};
 use crate::time::Sbintime;
@@ -395,14 +395,16 @@ fn pick_cpu(thread: ThreadRef) -> Place {
     if tdq.curpri() == Pri::IDLE && tdq.load.load(Ordering::Relaxed) == 0 {
         return Place::on(last);
     }
-    let idle = IDLE_CPUS.get().load(Ordering::Relaxed);
-    if idle == 0 {
-        return Place {
+    // One that has been given a thread is idle until its interrupt reaches it, and does not need another.
+    let idle = CpuSet(IDLE_CPUS.get().load(Ordering::Relaxed));
+    let free = |&cpu: &usize| TDQ.get().get(cpu).load.load(Ordering::Relaxed) == 0;
+    match idle.iter().find(free) {
+        Some(cpu) => Place::on(cpu as u32),
+        None => Place {
             cpu: last as usize,
             crowded: true,
-        };
+        },
     }
-    Place::on(idle.trailing_zeros())
 }
 
 /// Begins to measure the turn of what runs, because another thread waits for this CPU. The lock is held.
@@ -1092,42 +1094,48 @@ mod tests {
 
     #[test]
     fn a_thread_that_wakes_goes_back_to_its_cpu_if_that_is_idle() {
-        Machine::builder().cpus(4).run(|| {
-            pause("settle", 1);
-            // While the others are busy it is placed on the last CPU.
-            let working = Arc::new(AtomicU32::new(0));
-            let busy: Vec<_> = [1, 2]
-                .into_iter()
-                .map(|cpu| {
-                    let working = Arc::clone(&working);
-                    kthread_add("busy", Pri::PUSER, Some(cpu), move || {
-                        working.fetch_add(1, Ordering::Relaxed);
-                        work_until(machine::sbinuptime() + Sbintime::from_ms(5));
+        let used = |seed| {
+            Machine::builder().seed(seed).cpus(4).run(|| {
+                pause("settle", 1);
+                // While others are busy it is mostly not placed on the first CPU.
+                let working = Arc::new(AtomicU32::new(0));
+                let busy: Vec<_> = [1, 2]
+                    .into_iter()
+                    .map(|cpu| {
+                        let working = Arc::clone(&working);
+                        kthread_add("busy", Pri::PUSER, Some(cpu), move || {
+                            working.fetch_add(1, Ordering::Relaxed);
+                            work_until(machine::sbinuptime() + Sbintime::from_ms(5));
+                        })
                     })
-                })
-                .collect();
-            while working.load(Ordering::Relaxed) < 2 {
-                machine::cpu_spinwait();
-            }
-            let cpus = Arc::new(AtomicU32::new(0));
-            let theirs = Arc::clone(&cpus);
-            let sleeper = kthread_add("sleeper", Pri::PUSER, None, move || {
-                for _ in 0..40 {
-                    theirs.fetch_or(1 << machine::curcpu(), Ordering::Relaxed);
-                    let chan = crate::kern::kern_synch::WChan::of(&*theirs);
-                    let span = Some(Sbintime::from_s(1));
-                    let slept = crate::kern::kern_synch::tsleep(chan, Pri::PWAIT, "t", span, false);
-                    assert_eq!(slept, Ok(()));
+                    .collect();
+                while working.load(Ordering::Relaxed) < 2 {
+                    machine::cpu_spinwait();
                 }
-            });
-            busy.into_iter().for_each(|thread| thread.join());
-            for _ in 0..40 {
-                pause("wait", 2);
-                crate::kern::kern_synch::wakeup(crate::kern::kern_synch::WChan::of(&*cpus));
-            }
-            sleeper.join();
-            assert_eq!(cpus.load(Ordering::Relaxed), 0b1000);
-        });
+                let cpus = Arc::new(AtomicU32::new(0));
+                let theirs = Arc::clone(&cpus);
+                let sleeper = kthread_add("sleeper", Pri::PUSER, None, move || {
+                    for _ in 0..40 {
+                        theirs.fetch_or(1 << machine::curcpu(), Ordering::Relaxed);
+                        let chan = crate::kern::kern_synch::WChan::of(&*theirs);
+                        let span = Some(Sbintime::from_s(1));
+                        let slept =
+                            crate::kern::kern_synch::tsleep(chan, Pri::PWAIT, "t", span, false);
+                        assert_eq!(slept, Ok(()));
+                    }
+                });
+                busy.into_iter().for_each(|thread| thread.join());
+                for _ in 0..40 {
+                    pause("wait", 2);
+                    crate::kern::kern_synch::wakeup(crate::kern::kern_synch::WChan::of(&*cpus));
+                }
+                sleeper.join();
+                cpus.load(Ordering::Relaxed)
+            })
+        };
+        let all: Vec<u32> = (0..8).map(used).collect();
+        assert!(all.iter().all(|used| used.is_power_of_two()), "{all:?}");
+        assert!(all.iter().any(|used| *used != 1), "{all:?}");
     }
 
     #[test]
