@@ -60,7 +60,7 @@ fn begin() {
     disable_intr();
     let me = curcpu() + 1;
     match PANIC_CPU.compare_exchange(0, me, Ordering::SeqCst, Ordering::SeqCst) {
-        Ok(_) => {}
+        Ok(_) => sys::kern::subr_witness::disable(),
         Err(other) if other == me => {
             uart::uart_panic();
             let _ = writeln!(Console, "\npanic within the panic");

@@ -10,6 +10,7 @@ use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::panic::RefUnwindSafe;
 
 use super::kern_mutex::{Mutex, SpinMutex};
 use super::kern_synch::{WChan, wakeup};
@@ -37,7 +38,41 @@ pub enum FilterStatus {
 }
 
 /// Runs in the interrupt: must not block, and takes only spin mutexes.
-pub type Filter = Box<dyn Fn() -> FilterStatus + Send + Sync>;
+///
+/// What it captures must be `RefUnwindSafe`, an auto trait that no type with a cell in it has unless it says so: of the locks
+/// only `SpinMutex` does, besides atomics. So a filter that could lock a mutex does not build:
+///
+/// ```compile_fail
+/// use std::sync::Arc;
+/// use sys::kern::kern_intr::{Filter, FilterStatus};
+/// use sys::kern::{kern_mutex::Mutex, lock_order::IntrQueue};
+///
+/// let lock = Arc::new(Mutex::<u32, IntrQueue>::new(0));
+/// let filter: Filter = Box::new(move || {
+///     *lock.lock() += 1;
+///     FilterStatus::Handled
+/// });
+/// ```
+///
+/// With `SpinMutex` it does:
+///
+/// ```
+/// use std::sync::Arc;
+/// use sys::kern::kern_intr::{Filter, FilterStatus};
+/// use sys::kern::{kern_mutex::SpinMutex, lock_order::IntrQueue};
+///
+/// let lock = Arc::new(SpinMutex::<u32, IntrQueue>::new(0));
+/// let filter: Filter = Box::new(move || {
+///     *lock.lock() += 1;
+///     FilterStatus::Handled
+/// });
+/// ```
+pub type Filter = Box<dyn Fn() -> FilterStatus + Send + Sync + RefUnwindSafe>;
+
+/// Something of which a filter uses only what it may: its author answers for that.
+pub struct AssertFilterSafe<T>(pub T);
+
+impl<T> RefUnwindSafe for AssertFilterSafe<T> {}
 /// Runs on the interrupt thread.
 pub type Ithread = Box<dyn Fn() + Send + Sync>;
 

@@ -2,7 +2,8 @@
 //!
 //! FreeBSD: sys/kern/kern_mutex.c, sys/sys/mutex.h
 //! Differs from FreeBSD: the data is inside the lock and the guard is the proof; a release wakes one waiter, the most urgent,
-//! instead of all. No recursion.
+//! instead of all; only a `RecursiveMutex` recurses. A spin mutex keeps no owner: that of a run queue
+//! passes from thread to thread in a switch.
 
 use core::cell::UnsafeCell;
 use core::marker::PhantomData;
@@ -12,6 +13,7 @@ use core::panic::Location;
 use super::kern_rmlock::sealed::RawLock;
 use super::kern_thread::{Thread, ThreadRef, curthread};
 use super::lock_order::{Held, LockClass};
+use super::subr_lock::{self as lock, LockDelay};
 use super::subr_turnstile::{self as turnstile, TurnstileQueue};
 use super::subr_witness::{self as witness, LockKind};
 use crate::machine::atomic::{AtomicU32, AtomicUsize, Ordering};
@@ -24,39 +26,10 @@ const UNOWNED: usize = 0;
 #[doc(alias = "MTX_CONTESTED")]
 const CONTESTED: usize = 2;
 
-/// Rounds that a thread spins for an owner that runs, before it blocks all the same: the CPU of a virtual machine may
-/// itself have been taken away.
-pub(super) const MOST_SPINS: u32 = if cfg!(loom) { 1 } else { 200 };
-
-/// How long a thread spins for an owner: with longer pauses from look to look, as each look takes the lock's cache line from
-/// the owner, and up to `MOST_SPINS`.
-#[doc(alias = "lock_delay")]
-pub(super) struct LockDelay {
-    pause: u32,
-    spins: u32,
-}
-
-impl LockDelay {
-    const LONGEST_PAUSE: u32 = 32;
-
-    pub(super) const fn new() -> LockDelay {
-        LockDelay { pause: 1, spins: 0 }
-    }
-
-    /// Tells whether spinning on is worth it.
-    pub(super) fn goes_on(&self) -> bool {
-        self.spins < MOST_SPINS
-    }
-
-    /// Makes one pause.
-    pub(super) fn wait(&mut self) {
-        for _ in 0..self.pause {
-            machine::cpu_spinwait();
-        }
-        self.spins += self.pause;
-        self.pause = (2 * self.pause).min(LockDelay::LONGEST_PAUSE);
-    }
-}
+/// The owner has it more than once.
+#[doc(alias = "MTX_RECURSED")]
+const RECURSED: usize = 1;
+const FLAGS: usize = RECURSED | CONTESTED;
 
 /// A mutual-exclusion lock around `T`.
 ///
@@ -100,7 +73,7 @@ impl<T: ?Sized, C: LockClass> Mutex<T, C> {
         let me = curthread();
         witness::check_order::<C>(me, self.address(), LockKind::Mutex, Location::caller());
         self.lock_word(me);
-        witness::acquired::<C>(me, self.address(), LockKind::Mutex, Location::caller());
+        lock::obtained::<C>(me, self.address(), LockKind::Mutex, Location::caller());
         MutexGuard {
             mutex: self,
             not_send: PhantomData,
@@ -130,7 +103,7 @@ impl<T: ?Sized, C: LockClass> Mutex<T, C> {
         if !self.try_word(me) {
             return None;
         }
-        witness::acquired::<C>(me, self.address(), LockKind::Mutex, Location::caller());
+        lock::obtained::<C>(me, self.address(), LockKind::Mutex, Location::caller());
         Some(MutexGuard {
             mutex: self,
             not_send: PhantomData,
@@ -158,7 +131,7 @@ impl<T: ?Sized, C: LockClass> Mutex<T, C> {
         };
         let first_guard = first.lock();
         second.lock_word(me);
-        witness::acquired::<C>(me, second.address(), LockKind::Mutex, Location::caller());
+        lock::obtained::<C>(me, second.address(), LockKind::Mutex, Location::caller());
         let second_guard = MutexGuard {
             mutex: second,
             not_send: PhantomData,
@@ -178,7 +151,7 @@ impl<T: ?Sized, C: LockClass> Mutex<T, C> {
     /// Tells whether the running thread owns it, for assertions.
     #[doc(alias = "mtx_owned")]
     pub fn is_owned(&self) -> bool {
-        self.word.load(Ordering::Relaxed) & !CONTESTED == curthread().as_word()
+        self.word.load(Ordering::Relaxed) & !FLAGS == curthread().as_word()
     }
 
     fn address(&self) -> usize {
@@ -223,7 +196,7 @@ impl<T: ?Sized, C: LockClass> Mutex<T, C> {
     #[inline]
     fn unlock(&self) {
         let me = curthread();
-        witness::released(me, self.address());
+        lock::released(me, self.address());
         self.unlock_word(me);
     }
 
@@ -259,10 +232,11 @@ impl<C: LockClass> RawLock for Mutex<(), C> {
 #[cold]
 #[inline(never)]
 fn lock_sleep(word: &AtomicUsize, me: ThreadRef, name: &'static str) {
+    lock::obtain_failed(Some(me), word_address(word));
     let mut delay = LockDelay::new();
     loop {
         let value = word.load(Ordering::Relaxed);
-        let owner = value & !CONTESTED;
+        let owner = value & !FLAGS;
         if owner == UNOWNED {
             if word
                 .compare_exchange_weak(
@@ -283,15 +257,15 @@ fn lock_sleep(word: &AtomicUsize, me: ThreadRef, name: &'static str) {
         assert!(owner != me.as_word(), "recursion on mutex {name}");
         // SAFETY: threads are never freed while the machine lives.
         let owner_thread = unsafe { Thread::from_word(owner) };
-        if owner_thread.is_running() && delay.goes_on() {
+        if owner_thread.is_running() && delay.may_spin() {
             delay.wait();
             continue;
         }
         let chain = turnstile::trywait(word_address(word));
         // The owner may have let go, or run again, before the chain was locked.
         let value = word.load(Ordering::Relaxed);
-        let worth_spinning = owner_thread.is_running() && delay.goes_on();
-        if value & !CONTESTED != owner || worth_spinning {
+        let worth_spinning = owner_thread.is_running() && delay.may_spin();
+        if value & !FLAGS != owner || worth_spinning {
             chain.cancel();
             continue;
         }
@@ -378,6 +352,76 @@ impl<T: ?Sized, C: LockClass> Drop for MutexGuard<'_, T, C> {
     }
 }
 
+/// A mutex that its owner may lock again; therefore its guards give only `&T`.
+#[doc(alias = "MTX_RECURSE")]
+pub struct RecursiveMutex<T: ?Sized, C: LockClass> {
+    mutex: Mutex<(), C>,
+    /// Further times that the owner has it. Belongs to the owner.
+    mtx_recurse: AtomicU32,
+    data: T,
+}
+
+impl<T, C: LockClass> RecursiveMutex<T, C> {
+    /// Makes an unlocked mutex.
+    pub const fn new(data: T) -> RecursiveMutex<T, C> {
+        RecursiveMutex {
+            mutex: Mutex::new(()),
+            mtx_recurse: AtomicU32::new(0),
+            data,
+        }
+    }
+}
+
+impl<T: ?Sized, C: LockClass> RecursiveMutex<T, C> {
+    /// Locks, waiting if another thread owns it.
+    #[track_caller]
+    pub fn lock(&self) -> RecursiveMutexGuard<'_, T, C> {
+        if self.mutex.is_owned() {
+            let depth = self.mtx_recurse.load(Ordering::Relaxed);
+            self.mtx_recurse.store(depth + 1, Ordering::Relaxed);
+            self.mutex.word.fetch_or(RECURSED, Ordering::Relaxed);
+        } else {
+            core::mem::forget(self.mutex.lock());
+        }
+        RecursiveMutexGuard {
+            mutex: self,
+            not_send: PhantomData,
+        }
+    }
+}
+
+/// One of the locks of a `RecursiveMutex`; the last one dropped unlocks.
+pub struct RecursiveMutexGuard<'a, T: ?Sized, C: LockClass> {
+    mutex: &'a RecursiveMutex<T, C>,
+    not_send: PhantomData<*const ()>,
+}
+
+impl<T: ?Sized, C: LockClass> Held for RecursiveMutexGuard<'_, T, C> {
+    type Class = C;
+}
+
+impl<T: ?Sized, C: LockClass> Deref for RecursiveMutexGuard<'_, T, C> {
+    type Target = T;
+    fn deref(&self) -> &T {
+        &self.mutex.data
+    }
+}
+
+impl<T: ?Sized, C: LockClass> Drop for RecursiveMutexGuard<'_, T, C> {
+    fn drop(&mut self) {
+        let depth = self.mutex.mtx_recurse.load(Ordering::Relaxed);
+        if depth == 0 {
+            self.mutex.mutex.unlock();
+            return;
+        }
+        self.mutex.mtx_recurse.store(depth - 1, Ordering::Relaxed);
+        if depth == 1 {
+            let word = &self.mutex.mutex.word;
+            word.fetch_and(!RECURSED, Ordering::Relaxed);
+        }
+    }
+}
+
 /// Turns interrupts off on this CPU until the matching `spinlock_exit`.
 #[inline]
 pub(crate) fn spinlock_enter() {
@@ -443,13 +487,32 @@ impl RawSpin {
     /// Waits for the lock; interrupts are off already.
     #[inline]
     fn acquire(&self) {
-        while self
-            .0
-            .compare_exchange_weak(0, 1, Ordering::Acquire, Ordering::Relaxed)
-            .is_err()
-        {
+        if !self.try_acquire() {
+            self.acquire_hard();
+        }
+    }
+
+    #[inline]
+    fn try_acquire(&self) -> bool {
+        self.0
+            .compare_exchange(0, 1, Ordering::Acquire, Ordering::Relaxed)
+            .is_ok()
+    }
+
+    #[doc(alias = "_mtx_lock_spin_cookie")]
+    #[cold]
+    #[inline(never)]
+    fn acquire_hard(&self) {
+        let mut delay = LockDelay::new();
+        loop {
+            // Interrupts get a chance meanwhile, unless another spin lock is held.
+            spinlock_exit();
             while self.0.load(Ordering::Relaxed) != 0 {
-                machine::cpu_spinwait();
+                delay.wait();
+            }
+            spinlock_enter();
+            if self.try_acquire() {
+                return;
             }
         }
     }
@@ -457,10 +520,7 @@ impl RawSpin {
     #[inline]
     pub(crate) fn try_lock(&self) -> bool {
         spinlock_enter();
-        let taken = self
-            .0
-            .compare_exchange(0, 1, Ordering::Acquire, Ordering::Relaxed)
-            .is_ok();
+        let taken = self.try_acquire();
         if !taken {
             spinlock_exit();
         }
@@ -492,6 +552,8 @@ pub struct SpinMutex<T: ?Sized, C: LockClass> {
 unsafe impl<T: ?Sized + Send, C: LockClass> Sync for SpinMutex<T, C> {}
 // SAFETY: an unlocked mutex is only its data.
 unsafe impl<T: ?Sized + Send, C: LockClass> Send for SpinMutex<T, C> {}
+/// A filter may have it: see `kern_intr::Filter`.
+impl<T: ?Sized, C: LockClass> core::panic::RefUnwindSafe for SpinMutex<T, C> {}
 
 impl<T, C: LockClass> SpinMutex<T, C> {
     /// Makes an unlocked mutex.
@@ -512,8 +574,11 @@ impl<T: ?Sized, C: LockClass> SpinMutex<T, C> {
     pub fn lock(&self) -> SpinMutexGuard<'_, T, C> {
         spinlock_enter();
         witness::check_order_spin::<C>(self.address(), Location::caller());
-        self.raw.acquire();
-        witness::acquired_spin::<C>(self.address(), Location::caller());
+        if !self.raw.try_acquire() {
+            lock::obtain_failed(None, self.address());
+            self.raw.acquire_hard();
+        }
+        lock::obtained_spin::<C>(self.address(), Location::caller());
         SpinMutexGuard {
             mutex: self,
             not_send: PhantomData,
@@ -542,7 +607,7 @@ impl<T: ?Sized, C: LockClass> SpinMutex<T, C> {
         if !self.raw.try_lock() {
             return None;
         }
-        witness::acquired_spin::<C>(self.address(), Location::caller());
+        lock::obtained_spin::<C>(self.address(), Location::caller());
         Some(SpinMutexGuard {
             mutex: self,
             not_send: PhantomData,
@@ -589,7 +654,7 @@ impl<T: ?Sized, C: LockClass> DerefMut for SpinMutexGuard<'_, T, C> {
 impl<T: ?Sized, C: LockClass> Drop for SpinMutexGuard<'_, T, C> {
     #[inline]
     fn drop(&mut self) {
-        witness::released_spin(self.mutex.address());
+        lock::released_spin(self.mutex.address());
         self.mutex.raw.unlock();
     }
 }
@@ -601,7 +666,7 @@ mod tests {
 
     use super::*;
     use crate::kern::kern_synch::{kern_yield, pause, sched_prio};
-    use crate::kern::kern_thread::{Pri, kthread_add};
+    use crate::kern::kern_thread::{Pri, ThreadState, kthread_add};
     use crate::kern::lock_order::{App, Leaf, RunQueue};
     use crate::machine::hosted::Machine;
 
@@ -785,8 +850,6 @@ mod tests {
                 core::mem::forget(mutex.lock());
             });
             thread.join();
-            // Joined is not quite ended: it is looked at after that.
-            pause("its end", 1);
         });
     }
 
@@ -802,6 +865,47 @@ mod tests {
             assert!(!machine::intr_enabled());
             drop(second);
             assert!(machine::intr_enabled());
+        });
+    }
+
+    #[test]
+    fn only_the_last_lock_of_a_recursive_mutex_unlocks() {
+        Machine::builder().cpus(1).run(|| {
+            let mutex = Arc::new(RecursiveMutex::<AtomicU32, Leaf>::new(AtomicU32::new(0)));
+            let first = mutex.lock();
+            let second = mutex.lock();
+            let theirs = Arc::clone(&mutex);
+            let other = kthread_add("other", Pri(60), None, move || {
+                theirs.lock().store(1, Ordering::Relaxed);
+            });
+            kern_yield();
+            drop(first);
+            kern_yield();
+            assert_eq!(second.load(Ordering::Relaxed), 0);
+            drop(second);
+            other.join();
+            assert_eq!(mutex.lock().load(Ordering::Relaxed), 1);
+        });
+    }
+
+    #[test]
+    fn a_thread_that_makes_itself_less_urgent_keeps_what_was_lent_to_it() {
+        Machine::builder().cpus(2).run(|| {
+            sched_prio(Pri(60));
+            let mutex = Arc::new(Mutex::<_, Leaf>::new(()));
+            let guard = mutex.lock();
+            // Less urgent than the owner, so that nothing is lent at first.
+            let theirs = Arc::clone(&mutex);
+            let waiter = kthread_add("waiter", Pri(100), None, move || drop(theirs.lock()));
+            while waiter.thread().state() != ThreadState::Blocked {
+                machine::cpu_spinwait();
+            }
+            assert_eq!(curthread().priority(), Pri(60));
+            sched_prio(Pri(130));
+            assert_eq!(curthread().priority(), Pri(100));
+            drop(guard);
+            assert_eq!(curthread().priority(), Pri(130));
+            waiter.join();
         });
     }
 }

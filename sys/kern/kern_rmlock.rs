@@ -24,6 +24,7 @@ use super::kern_sx::Sx;
 use super::kern_thread::{Thread, ThreadRef, curthread};
 use super::lock_order::{Held, LockClass};
 use super::sched::{pin, unpin};
+use super::subr_lock as lock;
 use super::subr_turnstile::{self as turnstile, TurnstileQueue};
 use super::subr_witness::{self as witness, LockKind};
 use crate::machine::atomic::{
@@ -491,9 +492,12 @@ impl<T: ?Sized, C: LockClass, W: WriterLock> RmLock<T, C, W> {
     pub fn write(&self) -> RmWriteGuard<'_, T, C, W> {
         let me = curthread();
         witness::check_order::<C>(me, self.address(), W::WRITE, Location::caller());
-        self.writer.acquire();
+        if !self.writer.try_acquire() {
+            lock::obtain_failed(Some(me), self.address());
+            self.writer.acquire();
+        }
         self.core.wlock(me, C::NAME);
-        witness::acquired::<C>(me, self.address(), W::WRITE, Location::caller());
+        lock::obtained::<C>(me, self.address(), W::WRITE, Location::caller());
         RmWriteGuard {
             lock: self,
             not_send: PhantomData,
@@ -527,7 +531,10 @@ impl<T: ?Sized, C: LockClass, W: WriterLock> RmLock<T, C, W> {
     #[inline(never)]
     fn rlock_hard(&self, me: ThreadRef, tracker: &'static RmTracker) {
         if !self.core.reads_already(me, tracker) {
-            self.writer.acquire();
+            if !self.writer.try_acquire() {
+                lock::obtain_failed(Some(me), self.address());
+                self.writer.acquire();
+            }
             self.core.take_token(me, tracker);
             self.writer.release();
         }
@@ -537,7 +544,7 @@ impl<T: ?Sized, C: LockClass, W: WriterLock> RmLock<T, C, W> {
     #[inline]
     fn read_locked(&self, me: ThreadRef, tracker: &'static RmTracker) -> RmReadGuard<'_, T, C, W> {
         compiler_fence(Ordering::SeqCst);
-        witness::acquired::<C>(me, self.address(), W::READ, Location::caller());
+        lock::obtained::<C>(me, self.address(), W::READ, Location::caller());
         RmReadGuard {
             lock: self,
             tracker,
@@ -571,7 +578,7 @@ impl<T: ?Sized, C: LockClass, W: WriterLock> Drop for RmReadGuard<'_, T, C, W> {
     #[inline]
     fn drop(&mut self) {
         let me = curthread();
-        witness::released(me, self.lock.address());
+        lock::released(me, self.lock.address());
         self.lock.core.runlock(me, self.tracker);
     }
 }
@@ -606,7 +613,7 @@ impl<T: ?Sized, C: LockClass, W: WriterLock> DerefMut for RmWriteGuard<'_, T, C,
 impl<T: ?Sized, C: LockClass, W: WriterLock> Drop for RmWriteGuard<'_, T, C, W> {
     #[doc(alias = "rm_wunlock")]
     fn drop(&mut self) {
-        witness::released(curthread(), self.lock.address());
+        lock::released(curthread(), self.lock.address());
         self.lock.writer.release();
     }
 }

@@ -1,43 +1,41 @@
 //! Reader/writer locks of one word, adaptive, with writer preference.
 //!
 //! FreeBSD: sys/kern/kern_rwlock.c, sys/sys/rwlock.h, sys/sys/_rwlock.h
-//! Differs from FreeBSD: no recursion; the data is inside the lock and the guard is the proof.
+//! Differs from FreeBSD: the data is inside the lock and the guard is the proof; only a writer of a `RecursiveRwLock` recurses. The
+//! rules of the word are those of `Sx` too, which differs in how it waits.
 
 use core::cell::UnsafeCell;
 use core::marker::PhantomData;
 use core::ops::{Deref, DerefMut};
 use core::panic::Location;
 
-use super::kern_mutex::{LockDelay, MOST_SPINS};
 use super::kern_thread::{Thread, ThreadRef, curthread};
 use super::lock_order::{Held, LockClass};
+use super::subr_lock::{self as lock, LockDelay, ReaderSpins};
 use super::subr_turnstile::{self as turnstile, TurnstileQueue};
 use super::subr_witness::{self as witness, LockKind};
 use crate::machine;
-use crate::machine::atomic::{AtomicUsize, Ordering};
+use crate::machine::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 /// Readers have it, or nobody.
 #[doc(alias = "RW_LOCK_READ")]
-const READ: usize = 0x01;
+pub(super) const READ: usize = 0x01;
 #[doc(alias = "RW_LOCK_READ_WAITERS")]
-const READ_WAITERS: usize = 0x02;
+pub(super) const READ_WAITERS: usize = 0x02;
 #[doc(alias = "RW_LOCK_WRITE_WAITERS")]
-const WRITE_WAITERS: usize = 0x04;
+pub(super) const WRITE_WAITERS: usize = 0x04;
 /// A writer spins until the readers are gone; new ones wait.
 #[doc(alias = "RW_LOCK_WRITE_SPINNER")]
 const WRITE_SPINNER: usize = 0x08;
-const FLAGS: usize = 0x1f;
-const READERS_SHIFT: u32 = 5;
+/// The writer has it more than once.
+#[doc(alias = "RW_LOCK_WRITER_RECURSED")]
+const WRITER_RECURSED: usize = 0x10;
+pub(super) const FLAGS: usize = 0x1f;
+pub(super) const READERS_SHIFT: u32 = 5;
 #[doc(alias = "RW_ONE_READER")]
-const ONE_READER: usize = 1 << READERS_SHIFT;
+pub(super) const ONE_READER: usize = 1 << READERS_SHIFT;
 #[doc(alias = "RW_UNLOCKED")]
-const UNLOCKED: usize = READ;
-
-/// How long a thread spins for readers, of whom nobody knows whether they run.
-/// FreeBSD: debug.rwlock.retry, debug.rwlock.loops
-/// Differs from FreeBSD: far less, as for a writer; the CPU that is waited for may be a virtual one that does not run.
-const ROWNER_RETRIES: u32 = 2;
-const ROWNER_LOOPS: u32 = MOST_SPINS;
+pub(super) const UNLOCKED: usize = READ;
 
 /// A lock that many readers or one writer hold.
 #[doc(alias = "rwlock")]
@@ -88,7 +86,7 @@ impl<T: ?Sized, C: LockClass> RwLock<T, C> {
             false => Err(seen),
         };
         if let Err(seen) = taken {
-            rlock_hard(&self.word, me, C::NAME, seen);
+            rlock_hard::<Turnstiles>(&self.word, me, C::NAME, seen);
         }
         self.read_locked(me)
     }
@@ -112,21 +110,8 @@ impl<T: ?Sized, C: LockClass> RwLock<T, C> {
     #[track_caller]
     #[inline]
     pub fn try_read(&self) -> Option<RwReadGuard<'_, T, C>> {
-        let me = curthread();
         machine::interleave();
-        let mut value = self.word.load(Ordering::Relaxed);
-        while value & READ != 0 {
-            match self.word.compare_exchange_weak(
-                value,
-                value + ONE_READER,
-                Ordering::Acquire,
-                Ordering::Relaxed,
-            ) {
-                Ok(_) => return Some(self.read_locked(me)),
-                Err(now) => value = now,
-            }
-        }
-        None
+        try_rlock(&self.word).then(|| self.read_locked(curthread()))
     }
 
     /// Locks for writing, alone.
@@ -142,7 +127,7 @@ impl<T: ?Sized, C: LockClass> RwLock<T, C> {
             .compare_exchange(UNLOCKED, me.as_word(), Ordering::Acquire, Ordering::Relaxed)
             .is_err()
         {
-            wlock_hard(&self.word, me, C::NAME);
+            wlock_hard::<Turnstiles>(&self.word, me, C::NAME);
         }
         self.write_locked(me)
     }
@@ -168,27 +153,7 @@ impl<T: ?Sized, C: LockClass> RwLock<T, C> {
     pub fn try_write(&self) -> Option<RwWriteGuard<'_, T, C>> {
         let me = curthread();
         machine::interleave();
-        let value = self.word.load(Ordering::Relaxed);
-        // Free, perhaps with waiters that were woken but have not come yet.
-        let free = value & READ != 0 && value >> READERS_SHIFT == 0;
-        let waiters = value & (READ_WAITERS | WRITE_WAITERS);
-        if !free
-            || self
-                .word
-                .compare_exchange(
-                    value,
-                    me.as_word() | waiters,
-                    Ordering::Acquire,
-                    Ordering::Relaxed,
-                )
-                .is_err()
-        {
-            return None;
-        }
-        if waiters != 0 {
-            turnstile::claim(self.address(), me);
-        }
-        Some(self.write_locked(me))
+        try_wlock::<Turnstiles>(&self.word, me).then(|| self.write_locked(me))
     }
 
     /// Locks `self` and `other`, which are of one class, for writing in an order that all callers agree on.
@@ -223,7 +188,7 @@ impl<T: ?Sized, C: LockClass> RwLock<T, C> {
             .compare_exchange(UNLOCKED, me.as_word(), Ordering::Acquire, Ordering::Relaxed)
             .is_err()
         {
-            wlock_hard(&self.word, me, C::NAME);
+            wlock_hard::<Turnstiles>(&self.word, me, C::NAME);
         }
         self.write_locked(me)
     }
@@ -242,11 +207,8 @@ impl<T: ?Sized, C: LockClass> RwLock<T, C> {
     #[inline]
     #[track_caller]
     fn read_locked(&self, me: ThreadRef) -> RwReadGuard<'_, T, C> {
-        me.td_rw_rlocks.store(
-            me.td_rw_rlocks.load(Ordering::Relaxed) + 1,
-            Ordering::Relaxed,
-        );
-        witness::acquired::<C>(me, self.address(), LockKind::RwRead, Location::caller());
+        add_rlocks(me, 1);
+        lock::obtained::<C>(me, self.address(), LockKind::RwRead, Location::caller());
         RwReadGuard {
             lock: self,
             not_send: PhantomData,
@@ -256,7 +218,7 @@ impl<T: ?Sized, C: LockClass> RwLock<T, C> {
     #[inline]
     #[track_caller]
     fn write_locked(&self, me: ThreadRef) -> RwWriteGuard<'_, T, C> {
-        witness::acquired::<C>(me, self.address(), LockKind::RwWrite, Location::caller());
+        lock::obtained::<C>(me, self.address(), LockKind::RwWrite, Location::caller());
         RwWriteGuard {
             lock: self,
             not_send: PhantomData,
@@ -270,28 +232,33 @@ impl<T: ?Sized, C: LockClass> RwLock<T, C> {
     #[inline]
     fn unlock_read(&self) {
         let me = curthread();
-        witness::released(me, self.address());
-        me.td_rw_rlocks.store(
-            me.td_rw_rlocks.load(Ordering::Relaxed) - 1,
-            Ordering::Relaxed,
-        );
-        runlock(&self.word, me);
+        lock::released(me, self.address());
+        add_rlocks(me, -1);
+        runlock::<Turnstiles>(&self.word, me);
         machine::interleave();
     }
 
     #[inline]
     fn unlock_write(&self) {
         let me = curthread();
-        witness::released(me, self.address());
+        lock::released(me, self.address());
         if self
             .word
             .compare_exchange(me.as_word(), UNLOCKED, Ordering::Release, Ordering::Relaxed)
             .is_err()
         {
-            wunlock_hard(&self.word, me);
+            wunlock_hard::<Turnstiles>(&self.word, me);
         }
         machine::interleave();
     }
+}
+
+/// Counts the read locks that `me`, the running thread, holds.
+#[inline]
+fn add_rlocks(me: ThreadRef, change: i32) {
+    let locks = me.td_rw_rlocks.load(Ordering::Relaxed);
+    let locks = locks.wrapping_add_signed(change);
+    me.td_rw_rlocks.store(locks, Ordering::Relaxed);
 }
 
 /// Tells whether a reader may enter. Writers that wait or spin go first, but not before a thread that already reads
@@ -307,10 +274,95 @@ fn owner_of(value: usize) -> Option<ThreadRef> {
     (value & READ == 0).then(|| unsafe { Thread::from_word(value & !FLAGS) })
 }
 
+/// How threads wait for a word: on a turnstile, or asleep.
+pub(super) trait WaitQueue {
+    /// What bounds spinning for readers.
+    fn reader_spins() -> ReaderSpins;
+
+    /// Whether `me` holds another lock of the kind for reading.
+    fn reads_already(me: ThreadRef) -> bool;
+
+    /// Blocks `me`, if `must_wait` says so: it is asked when no release can be missed any more, and names the owner.
+    fn wait(
+        word: &AtomicUsize,
+        me: ThreadRef,
+        queue: TurnstileQueue,
+        name: &'static str,
+        must_wait: impl Fn() -> Option<Option<ThreadRef>>,
+    );
+
+    /// `me` has taken a word that others wait for.
+    fn claim(word: &AtomicUsize, me: ThreadRef);
+
+    /// Lets go of the word by `release`, and wakes whom that says; `None` from it: nothing was changed. From the change on the memory
+    /// of the word may be gone.
+    fn release(
+        word: &AtomicUsize,
+        me: ThreadRef,
+        release: impl FnOnce() -> Option<Option<TurnstileQueue>>,
+    ) -> bool;
+}
+
+/// Waiting with priority lending.
+struct Turnstiles;
+
+impl WaitQueue for Turnstiles {
+    fn reader_spins() -> ReaderSpins {
+        ReaderSpins::of_rwlock()
+    }
+
+    fn reads_already(me: ThreadRef) -> bool {
+        me.td_rw_rlocks.load(Ordering::Relaxed) != 0
+    }
+
+    fn wait(
+        word: &AtomicUsize,
+        me: ThreadRef,
+        queue: TurnstileQueue,
+        name: &'static str,
+        must_wait: impl Fn() -> Option<Option<ThreadRef>>,
+    ) {
+        let chain = turnstile::trywait(word_address(word));
+        match must_wait() {
+            Some(owner) => chain.wait(me, owner, queue, name),
+            None => {
+                chain.cancel();
+                machine::cpu_spinwait();
+            }
+        }
+    }
+
+    fn claim(word: &AtomicUsize, me: ThreadRef) {
+        turnstile::claim(word_address(word), me);
+    }
+
+    fn release(
+        word: &AtomicUsize,
+        me: ThreadRef,
+        release: impl FnOnce() -> Option<Option<TurnstileQueue>>,
+    ) -> bool {
+        let mut chain = turnstile::trywait(word_address(word));
+        let Some(queue) = release() else {
+            chain.cancel();
+            return false;
+        };
+        if let Some(queue) = queue {
+            chain.broadcast(queue);
+        }
+        chain.unpend(me);
+        true
+    }
+}
+
 #[doc(alias = "__rw_rlock_hard")]
 #[cold]
 #[inline(never)]
-fn rlock_hard(word: &AtomicUsize, me: ThreadRef, name: &'static str, seen: usize) {
+pub(super) fn rlock_hard<Q: WaitQueue>(
+    word: &AtomicUsize,
+    me: ThreadRef,
+    name: &'static str,
+    seen: usize,
+) {
     let reads = |value| {
         word.compare_exchange(
             value,
@@ -323,13 +375,15 @@ fn rlock_hard(word: &AtomicUsize, me: ThreadRef, name: &'static str, seen: usize
     if may_read(seen, false) && reads(seen) {
         return;
     }
-    let reads_already = me.td_rw_rlocks.load(Ordering::Relaxed) != 0;
+    lock::obtain_failed(Some(me), word_address(word));
+    let reads_already = Q::reads_already(me);
+    let limit = Q::reader_spins();
     let mut spins = 0;
     let mut delay = LockDelay::new();
     loop {
         let value = word.load(Ordering::Relaxed);
         // A writer that spins for long may have lost its CPU to this very thread.
-        let passes_spinner = spins == ROWNER_LOOPS && value & WRITE_WAITERS == 0;
+        let passes_spinner = spins >= limit.loops && value & WRITE_WAITERS == 0;
         if may_read(value, reads_already || passes_spinner) {
             if reads(value) {
                 return;
@@ -342,52 +396,53 @@ fn rlock_hard(word: &AtomicUsize, me: ThreadRef, name: &'static str, seen: usize
                     owner.as_word() != me.as_word(),
                     "read lock of {name}, held for writing by the same thread"
                 );
-                if owner.is_running() && delay.goes_on() {
+                if owner.is_running() && delay.may_spin() {
                     delay.wait();
                     continue;
                 }
             }
-            None if spins < ROWNER_LOOPS => {
+            None if spins < limit.loops => {
                 spins += 1;
                 machine::cpu_spinwait();
                 continue;
             }
             None => {}
         }
-        let chain = turnstile::trywait(word_address(word));
-        let value = word.load(Ordering::Relaxed);
-        let owner = owner_of(value);
-        let worth_spinning = delay.goes_on() && owner.is_some_and(Thread::is_running);
-        let must_wait = !may_read(value, reads_already) && !worth_spinning;
-        // A spinning writer is running; only waiting ones are worth a sleep.
-        let must_wait = must_wait && (owner.is_some() || value & WRITE_WAITERS != 0);
-        if !must_wait
-            || (value & READ_WAITERS == 0
-                && word
-                    .compare_exchange(
-                        value,
-                        value | READ_WAITERS,
-                        Ordering::Relaxed,
-                        Ordering::Relaxed,
-                    )
-                    .is_err())
-        {
-            chain.cancel();
-            machine::cpu_spinwait();
-            continue;
+        Q::wait(word, me, TurnstileQueue::Shared, name, || {
+            let value = word.load(Ordering::Relaxed);
+            let owner = owner_of(value);
+            let worth_spinning = delay.may_spin() && owner.is_some_and(Thread::is_running);
+            if may_read(value, reads_already) || worth_spinning {
+                return None;
+            }
+            // A spinning writer is running; only waiting ones are worth a sleep.
+            if owner.is_none() && value & WRITE_WAITERS == 0 {
+                return None;
+            }
+            set_flags(word, value, value | READ_WAITERS).then_some(owner)
+        });
+        if word.load(Ordering::Relaxed) & READ != 0 {
+            spins = 0;
+            delay = LockDelay::new();
         }
-        chain.wait(me, owner, TurnstileQueue::Shared, name);
-        spins = 0;
-        delay = LockDelay::new();
     }
+}
+
+/// Puts `wanted` in the place of `value`; false if the word is another meanwhile.
+fn set_flags(word: &AtomicUsize, value: usize, wanted: usize) -> bool {
+    value == wanted
+        || word
+            .compare_exchange(value, wanted, Ordering::Relaxed, Ordering::Relaxed)
+            .is_ok()
 }
 
 #[doc(alias = "__rw_wlock_hard")]
 #[cold]
 #[inline(never)]
-fn wlock_hard(word: &AtomicUsize, me: ThreadRef, name: &'static str) {
+pub(super) fn wlock_hard<Q: WaitQueue>(word: &AtomicUsize, me: ThreadRef, name: &'static str) {
+    lock::obtain_failed(Some(me), word_address(word));
+    let limit = Q::reader_spins();
     let mut spins = 0;
-    let mut retries = 0;
     let mut delay = LockDelay::new();
     loop {
         let value = word.load(Ordering::Relaxed);
@@ -404,7 +459,7 @@ fn wlock_hard(word: &AtomicUsize, me: ThreadRef, name: &'static str) {
                 .is_ok()
             {
                 if waiters != 0 {
-                    turnstile::claim(word_address(word), me);
+                    Q::claim(word, me);
                 }
                 return;
             }
@@ -412,59 +467,41 @@ fn wlock_hard(word: &AtomicUsize, me: ThreadRef, name: &'static str) {
         }
         match owner_of(value) {
             Some(owner) => {
-                assert!(
-                    owner.as_word() != me.as_word(),
-                    "recursion on rwlock {name}"
-                );
-                if owner.is_running() && delay.goes_on() {
+                assert!(owner.as_word() != me.as_word(), "recursion on {name}");
+                if owner.is_running() && delay.may_spin() {
                     delay.wait();
                     continue;
                 }
             }
-            None if retries < ROWNER_RETRIES => {
+            None if spins < limit.retries.saturating_mul(limit.loops) => {
                 // Readers have it. Announced, so that no new ones come.
                 if value & WRITE_SPINNER == 0 {
-                    let _ = word.compare_exchange_weak(
-                        value,
-                        value | WRITE_SPINNER,
-                        Ordering::Relaxed,
-                        Ordering::Relaxed,
-                    );
+                    set_flags(word, value, value | WRITE_SPINNER);
                 }
                 spins += 1;
-                if spins == ROWNER_LOOPS {
-                    spins = 0;
-                    retries += 1;
-                }
                 machine::cpu_spinwait();
                 continue;
             }
             None => {}
         }
-        let chain = turnstile::trywait(word_address(word));
-        let value = word.load(Ordering::Relaxed);
-        let owner = owner_of(value);
-        let free = owner.is_none() && value >> READERS_SHIFT == 0;
-        let wanted = (value | WRITE_WAITERS) & !if owner.is_none() { WRITE_SPINNER } else { 0 };
-        if free
-            || (delay.goes_on() && owner.is_some_and(Thread::is_running))
-            || (value != wanted
-                && word
-                    .compare_exchange(value, wanted, Ordering::Relaxed, Ordering::Relaxed)
-                    .is_err())
-        {
-            chain.cancel();
-            continue;
-        }
-        chain.wait(me, owner, TurnstileQueue::Exclusive, name);
-        retries = 0;
+        Q::wait(word, me, TurnstileQueue::Exclusive, name, || {
+            let value = word.load(Ordering::Relaxed);
+            let owner = owner_of(value);
+            let free = owner.is_none() && value >> READERS_SHIFT == 0;
+            if free || (delay.may_spin() && owner.is_some_and(Thread::is_running)) {
+                return None;
+            }
+            let spinner = if owner.is_none() { WRITE_SPINNER } else { 0 };
+            set_flags(word, value, (value | WRITE_WAITERS) & !spinner).then_some(owner)
+        });
+        spins = 0;
         delay = LockDelay::new();
     }
 }
 
 #[doc(alias = "_rw_runlock_cookie")]
 #[inline]
-fn runlock(word: &AtomicUsize, me: ThreadRef) {
+pub(super) fn runlock<Q: WaitQueue>(word: &AtomicUsize, me: ThreadRef) {
     // Most often nobody else reads or waits.
     if let Err(value) = word.compare_exchange(
         UNLOCKED + ONE_READER,
@@ -472,18 +509,18 @@ fn runlock(word: &AtomicUsize, me: ThreadRef) {
         Ordering::Release,
         Ordering::Relaxed,
     ) {
-        runlock_hard(word, me, value);
+        runlock_hard::<Q>(word, me, value);
     }
 }
 
 #[doc(alias = "__rw_runlock_hard")]
 #[cold]
 #[inline(never)]
-fn runlock_hard(word: &AtomicUsize, me: ThreadRef, mut value: usize) {
+fn runlock_hard<Q: WaitQueue>(word: &AtomicUsize, me: ThreadRef, mut value: usize) {
     loop {
         let last = value >> READERS_SHIFT == 1;
         if last && value & (READ_WAITERS | WRITE_WAITERS) != 0 {
-            if last_reader_leaves(word, me) {
+            if last_reader_leaves::<Q>(word, me) {
                 return;
             }
             value = word.load(Ordering::Relaxed);
@@ -504,43 +541,116 @@ fn runlock_hard(word: &AtomicUsize, me: ThreadRef, mut value: usize) {
 /// Wakes writers, or else readers, when the last reader leaves; tells whether it still was the last.
 #[cold]
 #[inline(never)]
-fn last_reader_leaves(word: &AtomicUsize, me: ThreadRef) -> bool {
-    let mut chain = turnstile::trywait(word_address(word));
-    let value = word.load(Ordering::Relaxed);
-    let (queue, left) = whom_to_wake(value);
-    let left = left | (value & WRITE_SPINNER);
-    if value >> READERS_SHIFT != 1
-        || word
-            .compare_exchange(value, UNLOCKED | left, Ordering::Release, Ordering::Relaxed)
-            .is_err()
-    {
-        chain.cancel();
-        return false;
-    }
-    if let Some(queue) = queue {
-        chain.broadcast(queue);
-    }
-    chain.unpend(me);
-    true
+fn last_reader_leaves<Q: WaitQueue>(word: &AtomicUsize, me: ThreadRef) -> bool {
+    Q::release(word, me, || {
+        let value = word.load(Ordering::Relaxed);
+        let (queue, left) = whom_to_wake(value);
+        let left = UNLOCKED | left | (value & WRITE_SPINNER);
+        let released = value >> READERS_SHIFT == 1
+            && word
+                .compare_exchange(value, left, Ordering::Release, Ordering::Relaxed)
+                .is_ok();
+        released.then_some(queue)
+    })
 }
 
 #[doc(alias = "__rw_wunlock_hard")]
 #[cold]
 #[inline(never)]
-fn wunlock_hard(word: &AtomicUsize, me: ThreadRef) {
-    let value = word.load(Ordering::Relaxed);
+pub(super) fn wunlock_hard<Q: WaitQueue>(word: &AtomicUsize, me: ThreadRef) {
     assert!(
-        value & !FLAGS == me.as_word(),
-        "unlock of an rwlock of another thread"
+        word.load(Ordering::Relaxed) & !FLAGS == me.as_word(),
+        "unlock of a lock of another thread"
     );
-    let mut chain = turnstile::trywait(word_address(word));
-    // While this thread owns it, waiter bits change only with the chain locked.
-    let (queue, left) = whom_to_wake(word.load(Ordering::Relaxed));
-    word.store(UNLOCKED | left, Ordering::Release);
-    if let Some(queue) = queue {
-        chain.broadcast(queue);
+    Q::release(word, me, || {
+        let whom = |value| {
+            let (queue, left) = whom_to_wake(value);
+            (queue, UNLOCKED | left)
+        };
+        Some(exchange(word, whom))
+    });
+}
+
+/// Replaces the word by what `new` makes of it, and returns what else that says.
+fn exchange<R>(word: &AtomicUsize, new: impl Fn(usize) -> (R, usize)) -> R {
+    let mut value = word.load(Ordering::Relaxed);
+    loop {
+        let (result, next) = new(value);
+        match word.compare_exchange_weak(value, next, Ordering::Release, Ordering::Relaxed) {
+            Ok(_) => return result,
+            Err(now) => value = now,
+        }
     }
-    chain.unpend(me);
+}
+
+/// Takes the word for writing if nobody holds it, perhaps with waiters that were woken but have not come yet.
+pub(super) fn try_wlock<Q: WaitQueue>(word: &AtomicUsize, me: ThreadRef) -> bool {
+    let value = word.load(Ordering::Relaxed);
+    let free = value & READ != 0 && value >> READERS_SHIFT == 0;
+    free && take::<Q>(word, me, value)
+}
+
+/// Turns the only read lock into a write lock.
+pub(super) fn try_upgrade<Q: WaitQueue>(word: &AtomicUsize, me: ThreadRef) -> bool {
+    let mut value = word.load(Ordering::Relaxed);
+    while value >> READERS_SHIFT == 1 {
+        if take::<Q>(word, me, value) {
+            return true;
+        }
+        value = word.load(Ordering::Relaxed);
+    }
+    false
+}
+
+/// Makes `me` the writer if the word still is `value`.
+fn take<Q: WaitQueue>(word: &AtomicUsize, me: ThreadRef, value: usize) -> bool {
+    let waiters = value & (READ_WAITERS | WRITE_WAITERS);
+    let mine = me.as_word() | waiters;
+    let taken = word
+        .compare_exchange(value, mine, Ordering::Acquire, Ordering::Relaxed)
+        .is_ok();
+    if taken && waiters != 0 {
+        Q::claim(word, me);
+    }
+    taken
+}
+
+/// Turns the write lock into a read lock; readers come in unless a writer waits.
+pub(super) fn downgrade<Q: WaitQueue>(word: &AtomicUsize, me: ThreadRef) {
+    let one = UNLOCKED + ONE_READER;
+    if word
+        .compare_exchange(me.as_word(), one, Ordering::Release, Ordering::Relaxed)
+        .is_ok()
+    {
+        return;
+    }
+    Q::release(word, me, || {
+        Some(exchange(word, |value| {
+            if value & WRITE_WAITERS == 0 {
+                (Some(TurnstileQueue::Shared), one)
+            } else {
+                // Readers that wait behind a writer go on waiting.
+                (None, one | (value & (READ_WAITERS | WRITE_WAITERS)))
+            }
+        }))
+    });
+}
+
+/// Takes the word for reading if no writer has it.
+pub(super) fn try_rlock(word: &AtomicUsize) -> bool {
+    let mut value = word.load(Ordering::Relaxed);
+    while value & READ != 0 {
+        match word.compare_exchange_weak(
+            value,
+            value + ONE_READER,
+            Ordering::Acquire,
+            Ordering::Relaxed,
+        ) {
+            Ok(_) => return true,
+            Err(now) => value = now,
+        }
+    }
+    false
 }
 
 /// Which waiters are woken when the lock comes free, and which bits say who still waits.
@@ -554,7 +664,7 @@ fn whom_to_wake(value: usize) -> (Option<TurnstileQueue>, usize) {
     }
 }
 
-fn word_address(word: &AtomicUsize) -> usize {
+pub(super) fn word_address(word: &AtomicUsize) -> usize {
     word as *const AtomicUsize as usize
 }
 
@@ -572,33 +682,15 @@ impl<'a, T: ?Sized, C: LockClass> RwReadGuard<'a, T, C> {
     #[doc(alias = "rw_try_upgrade")]
     #[track_caller]
     pub fn try_upgrade(guard: Self) -> Result<RwWriteGuard<'a, T, C>, Self> {
-        let lock = guard.lock;
+        let rwlock = guard.lock;
         let me = curthread();
-        let mut value = lock.word.load(Ordering::Relaxed);
-        while value >> READERS_SHIFT == 1 {
-            let waiters = value & (READ_WAITERS | WRITE_WAITERS);
-            match lock.word.compare_exchange_weak(
-                value,
-                me.as_word() | waiters,
-                Ordering::Acquire,
-                Ordering::Relaxed,
-            ) {
-                Ok(_) => {
-                    if waiters != 0 {
-                        turnstile::claim(lock.address(), me);
-                    }
-                    core::mem::forget(guard);
-                    witness::released(me, lock.address());
-                    me.td_rw_rlocks.store(
-                        me.td_rw_rlocks.load(Ordering::Relaxed) - 1,
-                        Ordering::Relaxed,
-                    );
-                    return Ok(lock.write_locked(me));
-                }
-                Err(now) => value = now,
-            }
+        if !try_upgrade::<Turnstiles>(&rwlock.word, me) {
+            return Err(guard);
         }
-        Err(guard)
+        core::mem::forget(guard);
+        lock::released(me, rwlock.address());
+        add_rlocks(me, -1);
+        Ok(rwlock.write_locked(me))
     }
 }
 
@@ -633,37 +725,12 @@ impl<'a, T: ?Sized, C: LockClass> RwWriteGuard<'a, T, C> {
     #[doc(alias = "rw_downgrade")]
     #[track_caller]
     pub fn downgrade(guard: Self) -> RwReadGuard<'a, T, C> {
-        let lock = guard.lock;
+        let rwlock = guard.lock;
         let me = curthread();
         core::mem::forget(guard);
-        witness::released(me, lock.address());
-        if lock
-            .word
-            .compare_exchange(
-                me.as_word(),
-                UNLOCKED + ONE_READER,
-                Ordering::Release,
-                Ordering::Relaxed,
-            )
-            .is_err()
-        {
-            let mut chain = turnstile::trywait(lock.address());
-            let value = lock.word.load(Ordering::Relaxed);
-            // Readers that wait behind a writer go on waiting.
-            let wake = value & WRITE_WAITERS == 0;
-            let left = if wake {
-                0
-            } else {
-                value & (READ_WAITERS | WRITE_WAITERS)
-            };
-            lock.word
-                .store((UNLOCKED + ONE_READER) | left, Ordering::Release);
-            if wake {
-                chain.broadcast(TurnstileQueue::Shared);
-            }
-            chain.unpend(me);
-        }
-        lock.read_locked(me)
+        lock::released(me, rwlock.address());
+        downgrade::<Turnstiles>(&rwlock.word, me);
+        rwlock.read_locked(me)
     }
 
     /// Returns the lock, to lock it again later.
@@ -697,6 +764,102 @@ impl<T: ?Sized, C: LockClass> Drop for RwWriteGuard<'_, T, C> {
     #[inline]
     fn drop(&mut self) {
         self.lock.unlock_write();
+    }
+}
+
+/// A lock that its writer may take for writing again; therefore its guards give only `&T`.
+#[doc(alias = "RW_RECURSE")]
+pub struct RecursiveRwLock<T: ?Sized, C: LockClass> {
+    lock: RwLock<(), C>,
+    /// Further times that the writer has it. Belongs to the writer.
+    rw_recurse: AtomicU32,
+    data: T,
+}
+
+impl<T, C: LockClass> RecursiveRwLock<T, C> {
+    /// Makes an unlocked lock.
+    pub const fn new(data: T) -> RecursiveRwLock<T, C> {
+        RecursiveRwLock {
+            lock: RwLock::new(()),
+            rw_recurse: AtomicU32::new(0),
+            data,
+        }
+    }
+}
+
+impl<T: ?Sized, C: LockClass> RecursiveRwLock<T, C> {
+    /// Locks for reading, beside other readers. Not by a thread that writes.
+    #[track_caller]
+    pub fn read(&self) -> RecursiveRwReadGuard<'_, T, C> {
+        RecursiveRwReadGuard {
+            _guard: self.lock.read(),
+            data: &self.data,
+        }
+    }
+
+    /// Locks for writing, also if the thread has done so already.
+    #[track_caller]
+    pub fn write(&self) -> RecursiveRwWriteGuard<'_, T, C> {
+        if self.lock.is_owned() {
+            let depth = self.rw_recurse.load(Ordering::Relaxed);
+            self.rw_recurse.store(depth + 1, Ordering::Relaxed);
+            self.lock.word.fetch_or(WRITER_RECURSED, Ordering::Relaxed);
+        } else {
+            core::mem::forget(self.lock.write());
+        }
+        RecursiveRwWriteGuard {
+            lock: self,
+            not_send: PhantomData,
+        }
+    }
+}
+
+/// A read lock of a `RecursiveRwLock`; unlocks when dropped.
+pub struct RecursiveRwReadGuard<'a, T: ?Sized, C: LockClass> {
+    _guard: RwReadGuard<'a, (), C>,
+    data: &'a T,
+}
+
+impl<T: ?Sized, C: LockClass> Held for RecursiveRwReadGuard<'_, T, C> {
+    type Class = C;
+}
+
+impl<T: ?Sized, C: LockClass> Deref for RecursiveRwReadGuard<'_, T, C> {
+    type Target = T;
+    fn deref(&self) -> &T {
+        self.data
+    }
+}
+
+/// One of the write locks of a `RecursiveRwLock`; the last one dropped unlocks.
+pub struct RecursiveRwWriteGuard<'a, T: ?Sized, C: LockClass> {
+    lock: &'a RecursiveRwLock<T, C>,
+    not_send: PhantomData<*const ()>,
+}
+
+impl<T: ?Sized, C: LockClass> Held for RecursiveRwWriteGuard<'_, T, C> {
+    type Class = C;
+}
+
+impl<T: ?Sized, C: LockClass> Deref for RecursiveRwWriteGuard<'_, T, C> {
+    type Target = T;
+    fn deref(&self) -> &T {
+        &self.lock.data
+    }
+}
+
+impl<T: ?Sized, C: LockClass> Drop for RecursiveRwWriteGuard<'_, T, C> {
+    fn drop(&mut self) {
+        let depth = self.lock.rw_recurse.load(Ordering::Relaxed);
+        if depth == 0 {
+            self.lock.lock.unlock_write();
+            return;
+        }
+        self.lock.rw_recurse.store(depth - 1, Ordering::Relaxed);
+        if depth == 1 {
+            let word = &self.lock.lock.word;
+            word.fetch_and(!WRITER_RECURSED, Ordering::Relaxed);
+        }
     }
 }
 
@@ -842,6 +1005,26 @@ mod tests {
             drop(guard);
             assert_eq!(curthread().priority(), Pri::PUSER);
             reader.join();
+        });
+    }
+
+    #[test]
+    fn only_the_last_write_lock_of_a_recursive_lock_unlocks() {
+        Machine::builder().cpus(1).run(|| {
+            let lock = Arc::new(RecursiveRwLock::<AtomicU32, Leaf>::new(AtomicU32::new(0)));
+            let first = lock.write();
+            let second = lock.write();
+            let theirs = Arc::clone(&lock);
+            let writer = kthread_add("writer", Pri(60), None, move || {
+                theirs.write().store(1, Ordering::Relaxed);
+            });
+            kern_yield();
+            drop(first);
+            kern_yield();
+            assert_eq!(second.load(Ordering::Relaxed), 0);
+            drop(second);
+            writer.join();
+            assert_eq!(lock.read().load(Ordering::Relaxed), 1);
         });
     }
 }

@@ -1,8 +1,8 @@
 //! Shared/exclusive locks whose holders may sleep.
 //!
 //! FreeBSD: sys/kern/kern_sx.c, sys/sys/sx.h
-//! Differs from FreeBSD: the state stands under a chain of the sleep queues' spin locks rather than in a word of its own: what
-//! these locks guard (a program's system call, a driver's control path) is long against that.
+//! Differs from FreeBSD: the data is inside the lock and the guard is the proof; no recursion. The word and its rules are those of an
+//! rwlock, as they nearly are in FreeBSD; but threads wait on sleep queues, and lend no priority: the holder may be asleep for long.
 
 use core::cell::UnsafeCell;
 use core::marker::PhantomData;
@@ -10,26 +10,75 @@ use core::ops::{Deref, DerefMut};
 use core::panic::Location;
 
 use super::kern_rmlock::sealed::RawLock;
+use super::kern_rwlock::{
+    ONE_READER, UNLOCKED, WaitQueue, downgrade, rlock_hard, runlock, try_rlock, try_upgrade,
+    try_wlock, wlock_hard, word_address, wunlock_hard,
+};
 use super::kern_synch::{WChan, wakeup};
-use super::kern_thread::curthread;
+use super::kern_thread::{ThreadRef, curthread};
 use super::lock_order::{Held, LockClass};
+use super::subr_lock::{self as lock, ReaderSpins};
 use super::subr_sleepqueue as sleepq;
+use super::subr_turnstile::TurnstileQueue;
 use super::subr_witness::{self as witness, LockKind};
 use crate::machine;
-use crate::machine::atomic::{AtomicU32, AtomicUsize, Ordering};
+use crate::machine::atomic::{AtomicUsize, Ordering};
 
-/// Held exclusively.
-const EXCLUSIVE: usize = 1;
-/// Threads sleep on it.
-const WAITERS: usize = 2;
-const ONE_SHARER: usize = 4;
+/// Waiting asleep.
+struct SleepQueues;
+
+/// What the waiters of a word sleep on: two bytes of it, which are on one chain.
+#[doc(alias = "SQ_EXCLUSIVE_QUEUE")]
+#[doc(alias = "SQ_SHARED_QUEUE")]
+fn wchan(word: usize, queue: TurnstileQueue) -> WChan {
+    WChan(word + queue as usize)
+}
+
+impl WaitQueue for SleepQueues {
+    fn reader_spins() -> ReaderSpins {
+        ReaderSpins::of_sx()
+    }
+
+    fn reads_already(me: ThreadRef) -> bool {
+        me.td_sx_slocks.load(Ordering::Relaxed) != 0
+    }
+
+    fn wait(
+        word: &AtomicUsize,
+        _: ThreadRef,
+        queue: TurnstileQueue,
+        name: &'static str,
+        must_wait: impl Fn() -> Option<Option<ThreadRef>>,
+    ) {
+        // On the queue before the word says that somebody waits, so that whoever sees that finds the thread.
+        let chan = wchan(word_address(word), queue);
+        sleepq::wait_unless(chan, name, None, || must_wait().is_none());
+    }
+
+    fn claim(_: &AtomicUsize, _: ThreadRef) {}
+
+    fn release(
+        word: &AtomicUsize,
+        _: ThreadRef,
+        release: impl FnOnce() -> Option<Option<TurnstileQueue>>,
+    ) -> bool {
+        let address = word_address(word);
+        match release() {
+            Some(queue) => {
+                if let Some(queue) = queue {
+                    wakeup(wchan(address, queue));
+                }
+                true
+            }
+            None => false,
+        }
+    }
+}
 
 /// A lock that many share or one holds alone, and under which a thread may sleep.
 #[doc(alias = "sx")]
 pub struct Sx<T: ?Sized, C: LockClass> {
     word: AtomicUsize,
-    /// Threads that want it exclusively; while there are any, no new sharers come in.
-    exclusive_waiters: AtomicU32,
     class: PhantomData<fn() -> C>,
     data: UnsafeCell<T>,
 }
@@ -43,11 +92,15 @@ impl<T, C: LockClass> Sx<T, C> {
     /// Makes an unlocked lock.
     pub const fn new(data: T) -> Sx<T, C> {
         Sx {
-            word: AtomicUsize::new(0),
-            exclusive_waiters: AtomicU32::new(0),
+            word: AtomicUsize::new(UNLOCKED),
             class: PhantomData,
             data: UnsafeCell::new(data),
         }
+    }
+
+    /// Returns the data; nobody can hold the lock any more.
+    pub fn into_inner(self) -> T {
+        self.data.into_inner()
     }
 }
 
@@ -59,12 +112,8 @@ impl<T: ?Sized, C: LockClass> Sx<T, C> {
     pub fn xlock(&self) -> SxGuard<'_, T, C> {
         let me = curthread();
         witness::check_order::<C>(me, self.address(), LockKind::Sx, Location::caller());
-        self.lock_exclusive();
-        witness::acquired::<C>(me, self.address(), LockKind::Sx, Location::caller());
-        SxGuard {
-            sx: self,
-            not_send: PhantomData,
-        }
+        self.xlock_word(me);
+        self.xlocked(me)
     }
 
     /// Locks exclusively while `held` is held; does not build if this class stands before that of `held`.
@@ -85,20 +134,9 @@ impl<T: ?Sized, C: LockClass> Sx<T, C> {
     #[doc(alias = "sx_try_xlock")]
     #[track_caller]
     pub fn try_xlock(&self) -> Option<SxGuard<'_, T, C>> {
+        let me = curthread();
         machine::interleave();
-        if !self.try_exclusive() {
-            return None;
-        }
-        witness::acquired::<C>(
-            curthread(),
-            self.address(),
-            LockKind::Sx,
-            Location::caller(),
-        );
-        Some(SxGuard {
-            sx: self,
-            not_send: PhantomData,
-        })
+        try_wlock::<SleepQueues>(&self.word, me).then(|| self.xlocked(me))
     }
 
     /// Locks beside other sharers, sleeping until that is possible.
@@ -109,16 +147,23 @@ impl<T: ?Sized, C: LockClass> Sx<T, C> {
         let me = curthread();
         witness::check_order::<C>(me, self.address(), LockKind::Sx, Location::caller());
         machine::interleave();
-        if self.exclusive_waiters.load(Ordering::Relaxed) != 0 || !self.try_shared() {
-            self.wait_for(|| {
-                self.exclusive_waiters.load(Ordering::SeqCst) == 0 && self.try_shared()
-            });
+        if let Err(value) = self.word.compare_exchange(
+            UNLOCKED,
+            UNLOCKED + ONE_READER,
+            Ordering::Acquire,
+            Ordering::Relaxed,
+        ) {
+            rlock_hard::<SleepQueues>(&self.word, me, C::NAME, value);
         }
-        witness::acquired::<C>(me, self.address(), LockKind::Sx, Location::caller());
-        SxSharedGuard {
-            sx: self,
-            not_send: PhantomData,
-        }
+        self.slocked(me)
+    }
+
+    /// Locks beside other sharers if that needs no waiting.
+    #[doc(alias = "sx_try_slock")]
+    #[track_caller]
+    pub fn try_slock(&self) -> Option<SxSharedGuard<'_, T, C>> {
+        machine::interleave();
+        try_rlock(&self.word).then(|| self.slocked(curthread()))
     }
 
     /// Returns the data without locking: `&mut` proves that nobody else has the lock.
@@ -127,96 +172,75 @@ impl<T: ?Sized, C: LockClass> Sx<T, C> {
     }
 
     fn address(&self) -> usize {
-        &raw const self.word as usize
+        word_address(&self.word)
     }
 
     #[inline]
     #[track_caller]
-    fn lock_exclusive(&self) {
+    fn xlocked(&self, me: ThreadRef) -> SxGuard<'_, T, C> {
+        lock::obtained::<C>(me, self.address(), LockKind::Sx, Location::caller());
+        SxGuard {
+            sx: self,
+            not_send: PhantomData,
+        }
+    }
+
+    #[inline]
+    #[track_caller]
+    fn slocked(&self, me: ThreadRef) -> SxSharedGuard<'_, T, C> {
+        add_slocks(me, 1);
+        lock::obtained::<C>(me, self.address(), LockKind::Sx, Location::caller());
+        SxSharedGuard {
+            sx: self,
+            not_send: PhantomData,
+        }
+    }
+
+    #[inline]
+    fn xlock_word(&self, me: ThreadRef) {
         machine::interleave();
-        if !self.try_exclusive() {
-            self.exclusive_waiters.fetch_add(1, Ordering::SeqCst);
-            self.wait_for(|| self.try_exclusive());
-            self.exclusive_waiters.fetch_sub(1, Ordering::SeqCst);
+        if self
+            .word
+            .compare_exchange(UNLOCKED, me.as_word(), Ordering::Acquire, Ordering::Relaxed)
+            .is_err()
+        {
+            wlock_hard::<SleepQueues>(&self.word, me, C::NAME);
         }
     }
 
     #[inline]
-    fn try_exclusive(&self) -> bool {
-        let value = self.word.load(Ordering::Relaxed);
-        value & !WAITERS == 0
-            && self
-                .word
-                .compare_exchange(
-                    value,
-                    value | EXCLUSIVE,
-                    Ordering::Acquire,
-                    Ordering::Relaxed,
-                )
-                .is_ok()
-    }
-
-    #[inline]
-    fn try_shared(&self) -> bool {
-        let mut value = self.word.load(Ordering::Relaxed);
-        while value & EXCLUSIVE == 0 {
-            match self.word.compare_exchange_weak(
-                value,
-                value + ONE_SHARER,
-                Ordering::Acquire,
-                Ordering::Relaxed,
-            ) {
-                Ok(_) => return true,
-                Err(now) => value = now,
-            }
-        }
-        false
-    }
-
-    #[cold]
-    #[inline(never)]
-    #[track_caller]
-    fn wait_for(&self, taken: impl Fn() -> bool) {
-        let done = core::cell::Cell::new(false);
-        while !done.get() {
-            sleepq::wait_unless(WChan(self.address()), C::NAME, None, || {
-                // Announced before the last try, so that whoever holds the lock then wakes us.
-                self.word.fetch_or(WAITERS, Ordering::SeqCst);
-                done.set(taken());
-                done.get()
-            });
-        }
-    }
-
-    #[inline]
-    fn unlock(&self, unit: usize) {
-        witness::released(curthread(), self.address());
-        self.unlock_unit(unit);
-    }
-
-    #[inline]
-    fn unlock_unit(&self, unit: usize) {
-        let before = self.word.fetch_sub(unit, Ordering::SeqCst);
-        if before & WAITERS != 0 && (before - unit) & !WAITERS == 0 {
-            self.word.fetch_and(!WAITERS, Ordering::SeqCst);
-            wakeup(WChan(self.address()));
+    fn xunlock_word(&self, me: ThreadRef) {
+        if self
+            .word
+            .compare_exchange(me.as_word(), UNLOCKED, Ordering::Release, Ordering::Relaxed)
+            .is_err()
+        {
+            wunlock_hard::<SleepQueues>(&self.word, me);
         }
         machine::interleave();
     }
 }
 
+/// Counts the locks that `me`, the running thread, shares.
+#[inline]
+fn add_slocks(me: ThreadRef, change: i32) {
+    let locks = me.td_sx_slocks.load(Ordering::Relaxed);
+    let locks = locks.wrapping_add_signed(change);
+    me.td_sx_slocks.store(locks, Ordering::Relaxed);
+}
+
 impl<C: LockClass> RawLock for Sx<(), C> {
     fn acquire(&self) {
-        self.lock_exclusive();
+        self.xlock_word(curthread());
     }
 
     fn try_acquire(&self) -> bool {
         machine::interleave();
-        self.try_exclusive()
+        try_wlock::<SleepQueues>(&self.word, curthread())
     }
 
     fn release(&self) {
-        self.unlock_unit(EXCLUSIVE);
+        self.xunlock_word(curthread());
     }
 }
 
@@ -227,6 +251,18 @@ pub struct SxGuard<'a, T: ?Sized, C: LockClass> {
 }
 
 impl<'a, T: ?Sized, C: LockClass> SxGuard<'a, T, C> {
+    /// Turns it into a shared lock without letting another exclusive holder in between; sharers that wait come in.
+    #[doc(alias = "sx_downgrade")]
+    #[track_caller]
+    pub fn downgrade(guard: Self) -> SxSharedGuard<'a, T, C> {
+        let sx = guard.sx;
+        let me = curthread();
+        core::mem::forget(guard);
+        lock::released(me, sx.address());
+        downgrade::<SleepQueues>(&sx.word, me);
+        sx.slocked(me)
+    }
+
     /// Returns the lock, to lock it again later.
     pub fn lock(guard: &Self) -> &'a Sx<T, C> {
         guard.sx
@@ -254,7 +290,9 @@ impl<T: ?Sized, C: LockClass> DerefMut for SxGuard<'_, T, C> {
 
 impl<T: ?Sized, C: LockClass> Drop for SxGuard<'_, T, C> {
     fn drop(&mut self) {
-        self.sx.unlock(EXCLUSIVE);
+        let me = curthread();
+        lock::released(me, self.sx.address());
+        self.sx.xunlock_word(me);
     }
 }
 
@@ -262,6 +300,26 @@ impl<T: ?Sized, C: LockClass> Drop for SxGuard<'_, T, C> {
 pub struct SxSharedGuard<'a, T: ?Sized, C: LockClass> {
     sx: &'a Sx<T, C>,
     not_send: PhantomData<*const ()>,
+}
+
+impl<'a, T: ?Sized, C: LockClass> SxSharedGuard<'a, T, C> {
+    /// Turns the only shared lock into an exclusive one; gives the shared lock back if others share.
+    ///
+    /// # Errors
+    /// The guard itself.
+    #[doc(alias = "sx_try_upgrade")]
+    #[track_caller]
+    pub fn try_upgrade(guard: Self) -> Result<SxGuard<'a, T, C>, Self> {
+        let sx = guard.sx;
+        let me = curthread();
+        if !try_upgrade::<SleepQueues>(&sx.word, me) {
+            return Err(guard);
+        }
+        core::mem::forget(guard);
+        lock::released(me, sx.address());
+        add_slocks(me, -1);
+        Ok(sx.xlocked(me))
+    }
 }
 
 impl<T: ?Sized, C: LockClass> Held for SxSharedGuard<'_, T, C> {
@@ -278,7 +336,11 @@ impl<T: ?Sized, C: LockClass> Deref for SxSharedGuard<'_, T, C> {
 
 impl<T: ?Sized, C: LockClass> Drop for SxSharedGuard<'_, T, C> {
     fn drop(&mut self) {
-        self.sx.unlock(ONE_SHARER);
+        let me = curthread();
+        lock::released(me, self.sx.address());
+        add_slocks(me, -1);
+        runlock::<SleepQueues>(&self.sx.word, me);
+        machine::interleave();
     }
 }
 
@@ -323,15 +385,65 @@ mod tests {
     }
 
     #[test]
-    fn sharers_hold_it_together() {
+    fn sharers_hold_it_together_and_only_a_sole_one_is_upgraded() {
         Machine::builder().run(|| {
             let lock = Sx::<_, App>::new(());
             let shared = lock.slock();
-            assert!(lock.try_shared());
-            lock.word.fetch_sub(ONE_SHARER, Ordering::Relaxed);
+            let second = lock.try_slock().expect("sharers share");
             assert!(lock.try_xlock().is_none());
+            let shared = match SxSharedGuard::try_upgrade(shared) {
+                Ok(_) => panic!("another shares"),
+                Err(guard) => guard,
+            };
+            drop(second);
+            let Ok(exclusive) = SxSharedGuard::try_upgrade(shared) else {
+                panic!("nobody else shares");
+            };
+            assert!(lock.try_slock().is_none());
+            let shared = SxGuard::downgrade(exclusive);
+            assert!(lock.try_slock().is_some());
             drop(shared);
             assert!(lock.try_xlock().is_some());
         });
+    }
+
+    #[test]
+    fn upgrades_and_downgrades_lose_nothing_under_contention() {
+        for seed in 0..40 {
+            Machine::builder().seed(seed).cpus(4).run(|| {
+                let lock = Arc::new(Sx::<(u64, u64), App>::new((0, 0)));
+                let threads: Vec<_> = (0..6)
+                    .map(|number| {
+                        let lock = Arc::clone(&lock);
+                        kthread_add("user", Pri(120 + number), None, move || {
+                            for turn in 0..60 {
+                                let guard = if (turn + number) % 3 == 0 {
+                                    let mut guard = lock.xlock();
+                                    guard.0 += 1;
+                                    if turn % 10 == 0 {
+                                        pause("held", 1);
+                                    }
+                                    guard.1 += 1;
+                                    SxGuard::downgrade(guard)
+                                } else {
+                                    lock.slock()
+                                };
+                                assert_eq!(guard.0, guard.1);
+                                if let Ok(mut guard) = SxSharedGuard::try_upgrade(guard) {
+                                    guard.0 += 1;
+                                    machine::interleave();
+                                    guard.1 += 1;
+                                }
+                            }
+                        })
+                    })
+                    .collect();
+                threads.into_iter().for_each(|thread| thread.join());
+                let guard = lock.slock();
+                assert_eq!(guard.0, guard.1);
+                drop(guard);
+                assert_eq!(lock.word.load(Ordering::Relaxed), UNLOCKED);
+            });
+        }
     }
 }

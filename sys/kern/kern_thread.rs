@@ -15,6 +15,8 @@ use super::kern_rmlock::{self, RmTrackers};
 use super::kern_synch::WChan;
 use super::kern_timeout::CalloutNode;
 use super::lock_order::Allproc;
+#[cfg(feature = "lock_profiling")]
+use super::subr_lock;
 use super::subr_sleepqueue as sleepq;
 use super::subr_turnstile::{ContestedAdapter, Turnstile};
 use super::subr_witness as witness;
@@ -149,6 +151,8 @@ pub struct Thread {
     pub(crate) td_slpcallout: CalloutNode,
     /// Read locks that it holds: such a thread passes waiting writers, so that it cannot deadlock with them.
     pub(crate) td_rw_rlocks: AtomicU32,
+    /// The same of sx locks that it shares.
+    pub(crate) td_sx_slocks: AtomicU32,
     /// Read-mostly locks that it reads, and its place among the pinned threads that its CPU does not run.
     pub(crate) td_rm: RmTrackers,
     pub(crate) td_rmlink: LinkedListLink,
@@ -158,8 +162,10 @@ pub struct Thread {
     td_name: UnsafeCell<ThreadName>,
     td_start: UnsafeCell<Option<Box<dyn FnOnce() + Send>>>,
     td_kstack: UnsafeCell<Option<KStack>>,
-    #[cfg(debug_assertions)]
+    #[cfg(any(debug_assertions, feature = "witness"))]
     td_witness: witness::HeldLocks,
+    #[cfg(feature = "lock_profiling")]
+    td_profile: subr_lock::ProfiledLocks,
 }
 
 // SAFETY: every cell stands under the lock named at its declaration, or belongs to the thread itself.
@@ -229,6 +235,7 @@ impl Thread {
             td_flags: AtomicU32::new(0),
             td_slpcallout: CalloutNode::new_direct(sleepq::timeout),
             td_rw_rlocks: AtomicU32::new(0),
+            td_sx_slocks: AtomicU32::new(0),
             td_rm: RmTrackers::new(),
             td_rmlink: LinkedListLink::new(),
             td_switches: AtomicU64::new(0),
@@ -236,8 +243,10 @@ impl Thread {
             td_name: UnsafeCell::new(ThreadName::new("")),
             td_start: UnsafeCell::new(None),
             td_kstack: UnsafeCell::new(None),
-            #[cfg(debug_assertions)]
+            #[cfg(any(debug_assertions, feature = "witness"))]
             td_witness: witness::HeldLocks::new(),
+            #[cfg(feature = "lock_profiling")]
+            td_profile: subr_lock::ProfiledLocks::new(),
         }
     }
 
@@ -358,9 +367,14 @@ impl Thread {
         self.td_turnstile.set(Some(turnstile));
     }
 
-    #[cfg(debug_assertions)]
+    #[cfg(any(debug_assertions, feature = "witness"))]
     pub(crate) fn witness(&self) -> &witness::HeldLocks {
         &self.td_witness
+    }
+
+    #[cfg(feature = "lock_profiling")]
+    pub(super) fn profiled_locks(&self) -> &subr_lock::ProfiledLocks {
+        &self.td_profile
     }
 
     pub(crate) fn is_idle_thread(&self) -> bool {
@@ -414,6 +428,7 @@ impl Thread {
         thread.td_bound.store(NOCPU, Ordering::Relaxed);
         thread.td_pinned.store(0, Ordering::Relaxed);
         thread.td_rw_rlocks.store(0, Ordering::Relaxed);
+        thread.td_sx_slocks.store(0, Ordering::Relaxed);
         thread.td_switches.store(0, Ordering::Relaxed);
         thread
             .td_lastcpu

@@ -41,6 +41,14 @@ pub mod lock_order;
 pub mod sched;
 #[expect(unsafe_code, reason = "frees what readers have left")]
 pub mod subr_epoch;
+#[cfg_attr(
+    feature = "lock_profiling",
+    expect(
+        unsafe_code,
+        reason = "a thread's own list of locks, a CPU's own records"
+    )
+)]
+pub mod subr_lock;
 pub mod subr_prf;
 #[expect(unsafe_code, reason = "chains link threads")]
 pub mod subr_sleepqueue;
@@ -52,7 +60,7 @@ pub mod subr_taskqueue;
 #[expect(unsafe_code, reason = "turnstiles link threads")]
 pub mod subr_turnstile;
 #[cfg_attr(
-    debug_assertions,
+    any(debug_assertions, feature = "witness"),
     expect(unsafe_code, reason = "a thread's own list of locks")
 )]
 pub mod subr_witness;
@@ -72,4 +80,5 @@ pub fn start_bsp() {
     kern_timeout::start_softclock();
     subr_epoch::start();
     crate::vm::uma::startup3();
+    subr_lock::register(kern_sysctl::root());
 }

@@ -471,12 +471,7 @@ pub(crate) fn unlend_prio(thread: ThreadRef, pri: Pri) {
 
 /// Changes a thread's own priority.
 pub fn sched_prio(pri: Pri) {
-    let me = curthread();
-    let lent = me.priority().0 < me.td_base_pri.load(Ordering::Relaxed);
-    me.td_base_pri.store(pri.0, Ordering::Relaxed);
-    if !lent || pri.is_before(me.priority()) {
-        set_prio(me, pri);
-    }
+    super::subr_turnstile::change_base_pri(curthread(), pri);
 }
 
 fn set_prio(thread: ThreadRef, pri: Pri) {
@@ -625,6 +620,10 @@ fn mi_switch(tdq: &'static Tdq) {
         // SAFETY: the idle thread was set before the scheduler started, and lives as long as the machine.
         None => unsafe { &*pcpu.idlethread.load(Ordering::Relaxed).cast::<Thread>() },
     };
+    // Several may have come with one interrupt: those left measure the turn of the first.
+    if tdq.load.load(Ordering::Relaxed) != 0 {
+        start_turn(tdq);
+    }
     tdq.curpri.store(next.priority().0, Ordering::Relaxed);
     next.set_state(ThreadState::Running);
     if next.as_word() == me.as_word() {

@@ -55,9 +55,7 @@ pub(crate) fn unlend_prio(thread: ThreadRef, pri: Pri) {
 
 /// Changes a thread's own priority.
 pub fn sched_prio(pri: Pri) {
-    let me = curthread();
-    me.td_base_pri.store(pri.0, Ordering::Relaxed);
-    me.td_priority.store(pri.0, Ordering::Relaxed);
+    super::subr_turnstile::change_base_pri(curthread(), pri);
 }
 
 /// Lets the other CPUs go on.

@@ -13,7 +13,8 @@ use super::kern_mutex::RawSpin;
 use super::kern_thread::{Pri, Thread, ThreadRef, ThreadState};
 use super::sched;
 use crate::machine::CachePadded;
-use crate::machine::atomic::{Cell, UnsafeCell};
+use crate::machine::atomic::plain::AtomicU32;
+use crate::machine::atomic::{Cell, Ordering, UnsafeCell};
 use crate::machine_local;
 
 intrusive_adapter!(ChainAdapter = &'static Turnstile: Turnstile { chain_link => LinkedListLink });
@@ -122,6 +123,31 @@ impl Chain {
 machine_local! {
     static CHAIN: [CachePadded<Chain>; CHAINS] = [const { CachePadded(Chain::new()) }; CHAINS];
     static TD_CONTESTED: RawSpin = RawSpin::new();
+    /// Zero only where a test shows what happens without. Read when a thread blocks, and not before.
+    static LENDING: AtomicU32 = AtomicU32::new(1);
+}
+
+/// Whether priority is lent, for its sysctl.
+pub(super) fn lending() -> &'static AtomicU32 {
+    LENDING.get()
+}
+
+/// Gives `me`, the running thread, another priority of its own; it keeps what is lent to it.
+#[doc(alias = "turnstile_adjust")]
+pub(super) fn change_base_pri(me: ThreadRef, pri: Pri) {
+    TD_CONTESTED.lock();
+    me.td_base_pri.store(pri.0, Ordering::Relaxed);
+    take_back_loans(me);
+    TD_CONTESTED.unlock();
+}
+
+/// Leaves `thread` its own priority and what is still lent to it. Under `TD_CONTESTED`.
+fn take_back_loans(thread: ThreadRef) {
+    // SAFETY: `TD_CONTESTED` is held.
+    let contested = unsafe { &*thread.td_contested.get() };
+    let lent = contested.iter().map(|turnstile| turnstile.pri.get()).min();
+    let lent = lent.filter(|_| LENDING.load(Ordering::Relaxed) != 0);
+    sched::unlend_prio(thread, lent.unwrap_or(Pri::MIN_URGENCY));
 }
 
 /// A locked chain, with the turnstile of one lock if it has one.
@@ -162,7 +188,7 @@ pub(crate) fn claim(lock: usize, me: ThreadRef) {
         TD_CONTESTED.lock();
         set_owner(turnstile, Some(me));
         let pri = turnstile.pri.get();
-        if pri.is_before(me.priority()) {
+        if pri.is_before(me.priority()) && LENDING.load(Ordering::Relaxed) != 0 {
             sched::lend_prio(me, pri);
         }
         TD_CONTESTED.unlock();
@@ -196,6 +222,9 @@ fn propagate_priority(mut turnstile: &'static Turnstile, pri: Pri) {
         let Some(owner) = turnstile.owner.get() else {
             return;
         };
+        if LENDING.load(Ordering::Relaxed) == 0 {
+            return;
+        }
         if !pri.is_before(owner.priority()) {
             return;
         }
@@ -332,10 +361,7 @@ impl LockedChain {
         {
             set_owner(turnstile, None);
         }
-        // SAFETY: `TD_CONTESTED` is held.
-        let contested = unsafe { &*me.td_contested.get() };
-        let still_lent = contested.iter().map(|turnstile| turnstile.pri.get()).min();
-        sched::unlend_prio(me, still_lent.unwrap_or(Pri::MIN_URGENCY));
+        take_back_loans(me);
         TD_CONTESTED.unlock();
         while let Some(thread) = self.pending.pop_front() {
             sched::wakeup(thread);

@@ -1,8 +1,8 @@
-//! WITNESS: checks the order of locks at run time, in debug builds.
+//! WITNESS: checks the order of locks at run time, in debug builds and with the feature `witness`.
 //!
 //! FreeBSD: sys/kern/subr_witness.c
 //! Differs from FreeBSD: the order is the table of `lock_order.rs` rather than learned, so that a reversal is reported the
-//! first time that one side of it happens.
+//! first time that one side of it happens; and a report ends in a panic unless `debug.witness.kdb` is 0, so that no test passes over it.
 
 use core::panic::Location;
 
@@ -33,6 +33,19 @@ pub enum LockKind {
 }
 
 impl LockKind {
+    /// Name of the class of lock, as FreeBSD's reports have it.
+    #[doc(alias = "lc_name")]
+    pub fn class(self) -> &'static str {
+        match self {
+            LockKind::SpinMutex => "spin mutex",
+            LockKind::Mutex => "sleep mutex",
+            LockKind::RwRead | LockKind::RwWrite => "rw",
+            LockKind::Sx => "sx",
+            LockKind::RmRead | LockKind::RmWrite => "rm",
+            LockKind::RmSleepRead | LockKind::RmSleepWrite => "sleepable rm",
+        }
+    }
+
     /// Tells whether its holder may sleep.
     #[doc(alias = "LO_SLEEPABLE")]
     pub fn is_sleepable(self) -> bool {
@@ -54,17 +67,23 @@ impl LockKind {
     }
 }
 
-#[cfg(debug_assertions)]
-pub(crate) use enabled::*;
+#[cfg(any(debug_assertions, feature = "witness"))]
+pub use enabled::*;
 
-#[cfg(debug_assertions)]
+#[cfg(any(debug_assertions, feature = "witness"))]
 mod enabled {
+    use alloc::string::{String, ToString};
+    use alloc::sync::Arc;
     use core::cell::UnsafeCell;
+    use core::fmt::{self, Write};
 
     use super::*;
-    use crate::machine::atomic::{AtomicBool, Ordering};
+    use crate::errno::Errno;
+    use crate::kern::lock_order::ORDER;
+    use crate::machine::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
     use crate::machine::{self, CachePadded, MAXCPU, PerCpu};
     use crate::machine_local;
+    use crate::sysctl::{Procedure, ReadOnly, SysctlTree};
 
     const MOST: usize = 16;
 
@@ -75,6 +94,24 @@ mod enabled {
         class: &'static str,
         kind: LockKind,
         site: &'static Location<'static>,
+    }
+
+    impl fmt::Display for Lock {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            let Lock {
+                address,
+                class,
+                kind,
+                site,
+                ..
+            } = self;
+            let (file, line) = (site.file(), site.line());
+            write!(
+                f,
+                "{address:#x} {class} ({class}, {}) @ {file}:{line}",
+                kind.class()
+            )
+        }
     }
 
     /// The locks that a thread, or for spin mutexes a CPU, holds.
@@ -136,26 +173,118 @@ mod enabled {
     machine_local! {
         static SPIN: PerCpu<HeldLocks> =
             PerCpu::from_slots([const { CachePadded(HeldLocks::new()) }; MAXCPU]);
-        /// Off once something was reported, and while the machine ends.
-        static QUIET: AtomicBool = AtomicBool::new(false);
+        /// 1 checks, 0 only keeps record, -1 is off for good.
+        static WATCH: AtomicI32 = AtomicI32::new(1);
+        /// Whether a report ends in a panic.
+        static KDB: AtomicBool = AtomicBool::new(true);
+        static SKIPSPIN: AtomicBool = AtomicBool::new(false);
+        /// What was reported and survived: pairs of ranks, each reported once.
+        static BADSTACKS: [AtomicU64; BAD] = [const { AtomicU64::new(0) }; BAD];
     }
 
+    /// Different reports that are remembered; later ones come again and again.
+    const BAD: usize = 64;
+
     /// Stops all checks, because the kernel is ending or panics.
-    pub(crate) fn disable() {
-        QUIET.store(true, Ordering::Relaxed);
+    pub fn disable() {
+        WATCH.store(-1, Ordering::Relaxed);
     }
 
     fn watching() -> bool {
-        !QUIET.load(Ordering::Relaxed)
+        WATCH.load(Ordering::Relaxed) > 0
+    }
+
+    /// Whether the pair has not been reported yet.
+    fn is_new(first: u32, second: u32) -> bool {
+        // Never zero.
+        let pair = u64::from(first + 1) << 32 | u64::from(second + 1);
+        for bad in BADSTACKS.get() {
+            match bad.compare_exchange(0, pair, Ordering::Relaxed, Ordering::Relaxed) {
+                Ok(_) => return true,
+                Err(there) if there == pair => return false,
+                Err(_) => {}
+            }
+        }
+        true
     }
 
     #[cold]
     #[track_caller]
-    fn report(message: core::fmt::Arguments<'_>) {
-        if watching() {
+    fn report(message: fmt::Arguments<'_>) {
+        if !watching() {
+            return;
+        }
+        if KDB.load(Ordering::Relaxed) {
             disable();
             panic!("{message}");
         }
+        // Printing takes locks.
+        WATCH.store(0, Ordering::Relaxed);
+        crate::kprintf!("{message}\n");
+        WATCH.store(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn register(tree: &SysctlTree) {
+        fn number(text: &str) -> Result<i32, Errno> {
+            text.parse().map_err(|_| Errno::EINVAL)
+        }
+        let flag = |name, about, flag: &'static AtomicBool| {
+            let read = || u8::from(flag.load(Ordering::Relaxed)).to_string();
+            let write = |text: &str| {
+                flag.store(number(text)? != 0, Ordering::Relaxed);
+                Ok(())
+            };
+            tree.register(name, Arc::new(Procedure::new(about, read, write)));
+        };
+        flag("debug.witness.kdb", "Panic when witness reports", KDB.get());
+        flag(
+            "debug.witness.skipspin",
+            "Do not check spin mutexes",
+            SKIPSPIN.get(),
+        );
+        tree.register(
+            "debug.witness.watch",
+            Arc::new(Procedure::new(
+                "witness is watching lock operations",
+                || WATCH.load(Ordering::Relaxed).to_string(),
+                |text: &str| {
+                    let watch = number(text)?;
+                    if !(-1..=1).contains(&watch) || WATCH.load(Ordering::Relaxed) < 0 {
+                        return Err(Errno::EINVAL);
+                    }
+                    WATCH.store(watch, Ordering::Relaxed);
+                    Ok(())
+                },
+            )),
+        );
+        tree.register(
+            "debug.witness.fullgraph",
+            Arc::new(ReadOnly::new("Show locks relation graphs", || {
+                ORDER
+                    .iter()
+                    .fold(String::new(), |text, name| text + "\n" + name)
+            })),
+        );
+        tree.register(
+            "debug.witness.badstacks",
+            Arc::new(ReadOnly::new("Show bad witness stacks", badstacks)),
+        );
+    }
+
+    fn badstacks() -> String {
+        let mut text = String::new();
+        for bad in BADSTACKS.get() {
+            let pair = bad.load(Ordering::Relaxed);
+            let name = |rank: u64| ORDER.get(rank as usize - 1).copied().unwrap_or("?");
+            if pair != 0 {
+                let (first, second) = (name(pair >> 32), name(pair & 0xffff_ffff));
+                let _ = write!(
+                    text,
+                    "\nLock order reversal between \"{first}\" and \"{second}\"!"
+                );
+            }
+        }
+        text
     }
 
     fn mine() -> &'static HeldLocks {
@@ -181,14 +310,16 @@ mod enabled {
             } else {
                 "lock order reversal"
             };
-            report(format_args!(
-                "{what}:\n 1st {:#x} {} ({:?}) @ {}\n 2nd {address:#x} {} ({kind:?}) @ {site}",
-                first.address,
-                first.class,
-                first.kind,
-                first.site,
-                C::NAME,
-            ));
+            let second = Lock {
+                address,
+                rank: C::RANK,
+                class: C::NAME,
+                kind,
+                site,
+            };
+            if is_new(first.rank, second.rank) {
+                report(format_args!("{what}:\n 1st {first}\n 2nd {second}"));
+            }
         }
     }
 
@@ -204,12 +335,22 @@ mod enabled {
             return;
         }
         check::<C>(me.witness(), address, kind, site);
+        if kind.is_sleepable()
+            && let Some(lock) = me.witness().find(|lock| !lock.kind.is_sleepable())
+        {
+            report(format_args!(
+                "acquiring sleepable lock {} ({}) @ {site} with a non-sleepable lock held:\n {lock}",
+                C::NAME,
+                kind.class(),
+            ));
+        }
         if machine::pcpu().spinlock_count.load(Ordering::Relaxed) != 0
             || machine::pcpu().critnest.load(Ordering::Relaxed) != 0
         {
             report(format_args!(
-                "blocking lock {} ({kind:?}) @ {site} taken in a critical section or with a spin mutex held",
-                C::NAME
+                "blocking lock {} ({}) @ {site} taken in a critical section or with a spin mutex held",
+                C::NAME,
+                kind.class(),
             ));
         }
     }
@@ -238,7 +379,7 @@ mod enabled {
     /// Reports if a spin mutex of class `C` must not be taken now. Interrupts are off.
     #[track_caller]
     pub(crate) fn check_order_spin<C: LockClass>(address: usize, site: &'static Location<'static>) {
-        if watching() {
+        if watching() && !SKIPSPIN.load(Ordering::Relaxed) {
             check::<C>(mine(), address, LockKind::SpinMutex, site);
         }
     }
@@ -267,8 +408,7 @@ mod enabled {
         }
         if let Some(lock) = me.witness().find(|lock| !lock.kind.is_sleepable()) {
             report(format_args!(
-                "sleeping on \"{wmesg}\" with a non-sleepable lock held:\n {:#x} {} ({:?}) @ {}",
-                lock.address, lock.class, lock.kind, lock.site
+                "sleeping on \"{wmesg}\" with a non-sleepable lock held:\n {lock}"
             ));
         }
         let pcpu = machine::pcpu();
@@ -288,24 +428,23 @@ mod enabled {
             return;
         }
         if let Some(lock) = me.witness().find(|_| true) {
-            report(format_args!(
-                "{what} with a lock held:\n {:#x} {} ({:?}) @ {}",
-                lock.address, lock.class, lock.kind, lock.site
-            ));
+            report(format_args!("{what} with a lock held:\n {lock}"));
         }
     }
 }
 
-#[cfg(not(debug_assertions))]
-pub(crate) use disabled::*;
+#[cfg(not(any(debug_assertions, feature = "witness")))]
+pub use disabled::*;
 
-#[cfg(not(debug_assertions))]
+#[cfg(not(any(debug_assertions, feature = "witness")))]
 mod disabled {
     use super::*;
 
-    #[cfg(not(any(target_os = "none", native)))]
+    /// Stops all checks, of which this build has none.
     #[inline(always)]
-    pub(crate) fn disable() {}
+    pub fn disable() {}
+    #[inline(always)]
+    pub(crate) fn register(_: &crate::sysctl::SysctlTree) {}
     #[inline(always)]
     pub(crate) fn check_order<C: LockClass>(
         _: ThreadRef,
@@ -334,4 +473,85 @@ mod disabled {
     pub(crate) fn check_sleep(_: ThreadRef, _: &str) {}
     #[inline(always)]
     pub(crate) fn check_nothing_held(_: ThreadRef, _: &str) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::kern::kern_mutex::Mutex;
+    use crate::kern::kern_sx::Sx;
+    use crate::kern::lock_order::{App, Leaf};
+    use crate::machine::hosted::Machine;
+    use crate::sysctl::root;
+
+    fn message_of(run: impl FnOnce()) -> alloc::string::String {
+        let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run));
+        *caught.unwrap_err().downcast().expect("a message")
+    }
+
+    #[test]
+    fn a_reversal_is_reported_with_both_places_as_freebsd_prints_them() {
+        let message = message_of(|| {
+            Machine::builder().quiet().run(|| {
+                let first = Mutex::<_, App>::new(());
+                let second = Mutex::<_, Leaf>::new(());
+                let _second = second.lock();
+                let _first = first.lock();
+            });
+        });
+        let lines: alloc::vec::Vec<&str> = message.lines().collect();
+        assert_eq!(lines[0], "lock order reversal:");
+        let file = file!().rsplit('/').next().unwrap();
+        for (line, order, name) in [(lines[1], " 1st 0x", "leaf"), (lines[2], " 2nd 0x", "app")] {
+            let named = alloc::format!(" {name} ({name}, sleep mutex) @ ");
+            assert!(line.starts_with(order) && line.contains(&named), "{line}");
+            let (path, number) = line.rsplit_once(':').unwrap();
+            assert!(
+                path.ends_with(file) && number.parse::<u32>().is_ok(),
+                "{line}"
+            );
+        }
+    }
+
+    #[test]
+    fn without_kdb_a_reversal_is_reported_once_and_the_kernel_goes_on() {
+        Machine::builder().quiet().run(|| {
+            root().set("debug.witness.kdb", "0").unwrap();
+            let first = Mutex::<_, App>::new(());
+            let second = Mutex::<_, Leaf>::new(());
+            for _ in 0..3 {
+                let _second = second.lock();
+                let _first = first.lock();
+            }
+            let bad = root().get("debug.witness.badstacks").unwrap();
+            assert_eq!(
+                bad.trim(),
+                "Lock order reversal between \"leaf\" and \"app\"!"
+            );
+            let printed = crate::kern::subr_prf::dmesg();
+            assert_eq!(printed.matches("lock order reversal:").count(), 1);
+        });
+    }
+
+    #[test]
+    fn nothing_is_reported_while_witness_does_not_watch() {
+        Machine::builder().run(|| {
+            root().set("debug.witness.watch", "0").unwrap();
+            let first = Mutex::<_, App>::new(());
+            let second = Mutex::<_, Leaf>::new(());
+            let _second = second.lock();
+            let _first = first.lock();
+            assert_eq!(root().get("debug.witness.badstacks").as_deref(), Some(""));
+        });
+    }
+
+    #[test]
+    #[should_panic(expected = "acquiring sleepable lock leaf (sx)")]
+    fn a_lock_that_may_sleep_is_not_taken_under_one_that_must_not() {
+        Machine::builder().quiet().run(|| {
+            let mutex = Mutex::<_, App>::new(());
+            let sx = Sx::<_, Leaf>::new(());
+            let _mutex = mutex.lock();
+            let _sx = sx.xlock();
+        });
+    }
 }

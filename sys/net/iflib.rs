@@ -15,7 +15,7 @@ use spin::Once;
 
 use crate::counter::Counter;
 use crate::errno::Errno;
-use crate::kern::kern_intr::{FilterStatus, IntrCookie, bus_setup_intr};
+use crate::kern::kern_intr::{AssertFilterSafe, FilterStatus, IntrCookie, bus_setup_intr};
 use crate::kern::kern_sx::Sx;
 use crate::kern::kern_thread::Pri;
 use crate::kern::kern_timeout::{Callout, CalloutTarget};
@@ -370,13 +370,18 @@ impl Iflib {
                 IrqSource::Msi if queues.is_empty() => String::from("aq"),
                 IrqSource::Msi => format!("rxq{v}"),
             };
-            let (filter, thread) = (Arc::downgrade(self), Arc::downgrade(self));
+            // Of all of it the filter uses an atomic, and the driver's own filter.
+            let filter = AssertFilterSafe(Arc::downgrade(self));
+            let thread = Arc::downgrade(self);
             cookies.push(bus_setup_intr(
                 source,
                 &format!("{name}:{suffix}"),
                 self.sctx.unit as usize + v,
                 Box::new(move || {
+                    // The whole, not its field: that would be captured alone.
+                    let filter = &filter;
                     filter
+                        .0
                         .upgrade()
                         .map_or(FilterStatus::Stray, |iflib| iflib.filter(v))
                 }),
