@@ -448,6 +448,7 @@ fn save_before_timeout(tp: &mut Tcpcb, now: Ticks) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use sys::machine::hosted::Machine;
 
     #[test]
     fn the_backoffs_sum_up_to_what_persist_waits_for() {
@@ -456,26 +457,30 @@ mod tests {
 
     #[test]
     fn moving_a_deadline_later_does_not_ask_for_the_wheel() {
-        let mut timers = TcpTimers::new();
-        timers.activate(TcpTimer::Rexmt, Ticks(0), 230);
-        assert!(timers.early);
-        timers.early = false;
-        timers.armed = true;
-        timers.fires = Ticks(230);
-        timers.activate(TcpTimer::Rexmt, Ticks(100), 230);
-        assert!(!timers.early);
-        timers.activate(TcpTimer::Delack, Ticks(100), 40);
-        assert!(timers.early);
-        assert_eq!(timers.next(), Some((TcpTimer::Delack, Ticks(140))));
-        timers.stop(TcpTimer::Delack);
-        assert_eq!(timers.next(), Some((TcpTimer::Rexmt, Ticks(330))));
+        Machine::builder().run(|| {
+            let mut timers = TcpTimers::new();
+            timers.activate(TcpTimer::Rexmt, Ticks(0), 230);
+            assert!(timers.early);
+            timers.early = false;
+            timers.armed = true;
+            timers.fires = Ticks(230);
+            timers.activate(TcpTimer::Rexmt, Ticks(100), 230);
+            assert!(!timers.early);
+            timers.activate(TcpTimer::Delack, Ticks(100), 40);
+            assert!(timers.early);
+            assert_eq!(timers.next(), Some((TcpTimer::Delack, Ticks(140))));
+            timers.stop(TcpTimer::Delack);
+            assert_eq!(timers.next(), Some((TcpTimer::Rexmt, Ticks(330))));
+        });
     }
 
     #[test]
     fn deadlines_are_compared_over_the_wrap() {
-        let mut timers = TcpTimers::new();
-        timers.activate(TcpTimer::Keep, Ticks(u32::MAX - 10), 100);
-        timers.activate(TcpTimer::Rexmt, Ticks(u32::MAX - 10), 5);
-        assert_eq!(timers.next(), Some((TcpTimer::Rexmt, Ticks(u32::MAX - 5))));
+        Machine::builder().run(|| {
+            let mut timers = TcpTimers::new();
+            timers.activate(TcpTimer::Keep, Ticks(u32::MAX - 10), 100);
+            timers.activate(TcpTimer::Rexmt, Ticks(u32::MAX - 10), 5);
+            assert_eq!(timers.next(), Some((TcpTimer::Rexmt, Ticks(u32::MAX - 5))));
+        });
     }
 }

@@ -218,6 +218,7 @@ mod tests {
     use crate::tcp_seq::TcpSeq;
     use crate::tcp_var::TcpTunables;
     use alloc::boxed::Box;
+    use sys::machine::hosted::Machine;
 
     const MSS: u32 = 1000;
     const RTT: u32 = 100;
@@ -274,66 +275,74 @@ mod tests {
 
     #[test]
     fn a_loss_leaves_seven_tenths_and_a_second_below_it_gives_way_faster() {
-        let tun = TcpTunables::default();
-        let mut cubic = Cubic::default();
-        let mut tp = after_loss(&tun, &mut cubic, 1_000_000);
-        assert_eq!(tp.snd_cwnd, part(1_000_000, BETA));
-        assert_eq!(cubic.curve.w_max, 1_000_000);
-        let cwnd = tp.snd_cwnd;
-        cubic.cong_signal(&mut tp, &ccv(&tun, 0, 0), CcSignal::NDupAck);
-        assert_eq!(cubic.curve.w_max, part(cwnd, FAST_CONVERGENCE));
+        Machine::builder().run(|| {
+            let tun = TcpTunables::default();
+            let mut cubic = Cubic::default();
+            let mut tp = after_loss(&tun, &mut cubic, 1_000_000);
+            assert_eq!(tp.snd_cwnd, part(1_000_000, BETA));
+            assert_eq!(cubic.curve.w_max, 1_000_000);
+            let cwnd = tp.snd_cwnd;
+            cubic.cong_signal(&mut tp, &ccv(&tun, 0, 0), CcSignal::NDupAck);
+            assert_eq!(cubic.curve.w_max, part(cwnd, FAST_CONVERGENCE));
+        });
     }
 
     #[test]
     fn the_window_follows_the_cubic_curve() {
-        let tun = TcpTunables::default();
-        let mut cubic = Cubic::default();
-        let w_max = 1000.0_f64;
-        let mut tp = after_loss(&tun, &mut cubic, 1_000_000);
-        let k = (w_max * (1.0 - BETA as f64 / 1024.0) / 0.4).cbrt();
-        // Where the curve is steep Reno is slower than it, at both sides of its middle and beyond.
-        let mut at = 0;
-        for seconds in [2, 5, 8, 9, 12, 15, 18] {
-            acks(&tun, &mut cubic, &mut tp, at, seconds * 1000);
-            at = seconds * 1000;
-            let expected = 0.4 * (f64::from(seconds) - k).powi(3) + w_max;
-            let cwnd = f64::from(tp.snd_cwnd) / f64::from(MSS);
-            let error = (cwnd - expected).abs() / expected;
-            assert!(
-                error < 0.02,
-                "after {seconds} s: {cwnd} segments, not {expected}"
-            );
-        }
+        Machine::builder().run(|| {
+            let tun = TcpTunables::default();
+            let mut cubic = Cubic::default();
+            let w_max = 1000.0_f64;
+            let mut tp = after_loss(&tun, &mut cubic, 1_000_000);
+            let k = (w_max * (1.0 - BETA as f64 / 1024.0) / 0.4).cbrt();
+            // Where the curve is steep Reno is slower than it, at both sides of its middle and beyond.
+            let mut at = 0;
+            for seconds in [2, 5, 8, 9, 12, 15, 18] {
+                acks(&tun, &mut cubic, &mut tp, at, seconds * 1000);
+                at = seconds * 1000;
+                let expected = 0.4 * (f64::from(seconds) - k).powi(3) + w_max;
+                let cwnd = f64::from(tp.snd_cwnd) / f64::from(MSS);
+                let error = (cwnd - expected).abs() / expected;
+                assert!(
+                    error < 0.02,
+                    "after {seconds} s: {cwnd} segments, not {expected}"
+                );
+            }
+        });
     }
 
     #[test]
     fn a_short_path_with_a_small_window_grows_as_reno_does() {
-        let tun = TcpTunables::default();
-        let mut cubic = Cubic::default();
-        let mut tp = after_loss(&tun, &mut cubic, 20 * MSS);
-        let before = f64::from(tp.snd_cwnd) / f64::from(MSS);
-        acks(&tun, &mut cubic, &mut tp, 0, 10 * RTT);
-        let grown = f64::from(tp.snd_cwnd) / f64::from(MSS) - before;
-        // α = 0.53 segments per round trip.
-        assert!(
-            (4.5..6.5).contains(&grown),
-            "{grown} segments in 10 round trips"
-        );
+        Machine::builder().run(|| {
+            let tun = TcpTunables::default();
+            let mut cubic = Cubic::default();
+            let mut tp = after_loss(&tun, &mut cubic, 20 * MSS);
+            let before = f64::from(tp.snd_cwnd) / f64::from(MSS);
+            acks(&tun, &mut cubic, &mut tp, 0, 10 * RTT);
+            let grown = f64::from(tp.snd_cwnd) / f64::from(MSS) - before;
+            // α = 0.53 segments per round trip.
+            assert!(
+                (4.5..6.5).contains(&grown),
+                "{grown} segments in 10 round trips"
+            );
+        });
     }
 
     #[test]
     fn a_spurious_timeout_is_forgotten() {
-        let tun = TcpTunables::default();
-        let mut cubic = Cubic::default();
-        let mut tp = after_loss(&tun, &mut cubic, 1_000_000);
-        acks(&tun, &mut cubic, &mut tp, 0, 3000);
-        let (w_max, epoch) = (cubic.curve.w_max, cubic.curve.epoch.map(|epoch| epoch.k));
-        tp.t_rxtshift = 1;
-        cubic.cong_signal(&mut tp, &ccv(&tun, 3000, 0), CcSignal::Rto);
-        assert_eq!(tp.snd_cwnd, MSS);
-        assert_ne!(cubic.curve.w_max, w_max);
-        cubic.cong_signal(&mut tp, &ccv(&tun, 3000, 0), CcSignal::RtoErr);
-        assert_eq!(cubic.curve.w_max, w_max);
-        assert_eq!(cubic.curve.epoch.map(|epoch| epoch.k), epoch);
+        Machine::builder().run(|| {
+            let tun = TcpTunables::default();
+            let mut cubic = Cubic::default();
+            let mut tp = after_loss(&tun, &mut cubic, 1_000_000);
+            acks(&tun, &mut cubic, &mut tp, 0, 3000);
+            let (w_max, epoch) = (cubic.curve.w_max, cubic.curve.epoch.map(|epoch| epoch.k));
+            tp.t_rxtshift = 1;
+            cubic.cong_signal(&mut tp, &ccv(&tun, 3000, 0), CcSignal::Rto);
+            assert_eq!(tp.snd_cwnd, MSS);
+            assert_ne!(cubic.curve.w_max, w_max);
+            cubic.cong_signal(&mut tp, &ccv(&tun, 3000, 0), CcSignal::RtoErr);
+            assert_eq!(cubic.curve.w_max, w_max);
+            assert_eq!(cubic.curve.epoch.map(|epoch| epoch.k), epoch);
+        });
     }
 }

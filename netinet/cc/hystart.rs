@@ -103,6 +103,7 @@ mod tests {
     use crate::cc::cc_cubic::Cubic;
     use crate::tcp_var::TcpTunables;
     use alloc::boxed::Box;
+    use sys::machine::hosted::Machine;
     use sys::time::Ticks;
 
     const MSS: u32 = 1000;
@@ -138,27 +139,33 @@ mod tests {
 
     #[test]
     fn a_steady_path_is_filled_by_doubling() {
-        let windows = rounds(6, |_| 0);
-        assert_eq!(windows.len(), 6);
-        for pair in windows.windows(2) {
-            assert_eq!(pair[1], 2 * pair[0]);
-        }
+        Machine::builder().run(|| {
+            let windows = rounds(6, |_| 0);
+            assert_eq!(windows.len(), 6);
+            for pair in windows.windows(2) {
+                assert_eq!(pair[1], 2 * pair[0]);
+            }
+        });
     }
 
     #[test]
     fn a_growing_queue_slows_the_start_and_then_ends_it() {
-        let windows = rounds(20, |round| if round < 4 { 0 } else { 10 });
-        assert!(windows.len() < 20, "slow start has not ended: {windows:?}");
-        let last = windows.windows(2).last().expect("rounds");
-        assert!(last[1] < last[0] * 3 / 2, "{windows:?}");
+        Machine::builder().run(|| {
+            let windows = rounds(20, |round| if round < 4 { 0 } else { 10 });
+            assert!(windows.len() < 20, "slow start has not ended: {windows:?}");
+            let last = windows.windows(2).last().expect("rounds");
+            assert!(last[1] < last[0] * 3 / 2, "{windows:?}");
+        });
     }
 
     #[test]
     fn a_passing_rise_is_forgiven() {
-        let windows = rounds(9, |round| if round == 4 { 10 } else { 0 });
-        assert_eq!(windows.len(), 9);
-        let last = windows.windows(2).last().expect("rounds");
-        // The window is no whole number of segments any more.
-        assert!(last[1] > 2 * last[0] - MSS, "{windows:?}");
+        Machine::builder().run(|| {
+            let windows = rounds(9, |round| if round == 4 { 10 } else { 0 });
+            assert_eq!(windows.len(), 9);
+            let last = windows.windows(2).last().expect("rounds");
+            // The window is no whole number of segments any more.
+            assert!(last[1] > 2 * last[0] - MSS, "{windows:?}");
+        });
     }
 }
