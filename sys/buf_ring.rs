@@ -9,12 +9,11 @@
 
 use alloc::boxed::Box;
 use alloc::sync::Arc;
-use core::cell::UnsafeCell;
 use core::marker::PhantomData;
 use core::mem::MaybeUninit;
 
 use crate::counter::Counter;
-use crate::machine::atomic::{AtomicU32, Ordering};
+use crate::machine::atomic::{AtomicU32, Ordering, UnsafeCell};
 use crate::machine::{self, CachePadded, Critical};
 
 /// How far one side has come: slots below `tail` are done, those up to `head` are being worked on.
@@ -33,7 +32,8 @@ impl Side {
 
     /// Waits for those that reserved before `at`, and passes the turn on.
     fn publish(&self, at: u32) {
-        while self.tail.load(Ordering::Relaxed) != at {
+        // Acquired: who sees the store below sees what those before have done as well.
+        while self.tail.load(Ordering::Acquire) != at {
             machine::cpu_spinwait();
         }
         self.tail.store(at.wrapping_add(1), Ordering::Release);

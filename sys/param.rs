@@ -2,8 +2,8 @@
 //!
 //! FreeBSD: sys/sys/param.h, sys/amd64/include/param.h, sys/sys/priority.h
 
-/// Most CPUs that the kernel will use. (Fewer under Miri, which takes its time to make what each has.)
-pub const MAXCPU: usize = if cfg!(miri) { 4 } else { 16 };
+/// Most CPUs that the kernel will use. (Fewer under Miri and in models, which take their time to make what each has.)
+pub const MAXCPU: usize = if cfg!(any(miri, loom)) { 4 } else { 16 };
 
 /// Bytes in a cache line.
 pub const CACHE_LINE_SIZE: usize = 64;

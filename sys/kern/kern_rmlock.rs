@@ -10,7 +10,6 @@
 //! either before the reader publishes, and the reader sees the bit; or after, and the interrupt sees the tracker. Both are on
 //! one CPU, which sees its own stores in order: no fence is needed. A second write in a row finds all bits set and interrupts nobody.
 
-use core::cell::{Cell, UnsafeCell};
 use core::marker::PhantomData;
 use core::ops::{Deref, DerefMut};
 use core::panic::Location;
@@ -28,7 +27,7 @@ use super::subr_lock as lock;
 use super::subr_turnstile::{self as turnstile, TurnstileQueue};
 use super::subr_witness::{self as witness, LockKind};
 use crate::machine::atomic::{
-    AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering, compiler_fence, fence,
+    AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Cell, Ordering, UnsafeCell, compiler_fence, fence,
 };
 use crate::machine::words::{from_word, to_word};
 use crate::machine::{self, CachePadded, CpuSet, MAXCPU, PerCpu};
@@ -396,7 +395,8 @@ pub struct RmLock<T: ?Sized, C: LockClass, W: WriterLock = Mutex<(), C>> {
     core: RmCore,
     writer: W,
     class: PhantomData<fn() -> C>,
-    data: UnsafeCell<T>,
+    /// Readers share it.
+    data: core::cell::UnsafeCell<T>,
 }
 
 /// An `RmLock` whose holders may sleep.
@@ -416,7 +416,7 @@ impl<T, C: LockClass> RmLock<T, C> {
             core: RmCore::new(),
             writer: Mutex::new(()),
             class: PhantomData,
-            data: UnsafeCell::new(data),
+            data: core::cell::UnsafeCell::new(data),
         }
     }
 }
@@ -428,7 +428,7 @@ impl<T, C: LockClass> RmSleepable<T, C> {
             core: RmCore::new(),
             writer: Sx::new(()),
             class: PhantomData,
-            data: UnsafeCell::new(data),
+            data: core::cell::UnsafeCell::new(data),
         }
     }
 }

@@ -119,3 +119,6 @@ pub fn sched_bind(cpu: usize) {
 
 /// As above.
 pub fn sched_unbind() {}
+
+/// A model's scheduler has nothing to set.
+pub(crate) fn sysctl_init() {}

@@ -14,7 +14,7 @@ use crate::kern::kern_mutex::{Mutex, MutexGuard};
 use crate::kern::kern_synch::{WChan, pause_sbt, wakeup_one};
 use crate::kern::kern_thread::{Pri, kthread_add};
 use crate::kern::lock_order;
-use crate::machine::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering, fence};
+use crate::machine::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering, fence, fence_after_rmw};
 use crate::machine::{self, CachePadded, PerCpu};
 use crate::machine_local;
 use crate::param::MAXCPU;
@@ -61,8 +61,9 @@ impl NetEpoch {
     #[doc(alias = "epoch_enter_preempt")]
     pub fn enter() -> NetEpoch {
         let generation = GENERATION.load(Ordering::Relaxed) & 1;
-        // Sequentially consistent: what the section reads is read after the writer can see the section.
-        SECTIONS.get().get(machine::curcpu()).entered[generation].fetch_add(1, Ordering::SeqCst);
+        SECTIONS.get().get(machine::curcpu()).entered[generation].fetch_add(1, Ordering::Relaxed);
+        // What the section reads is read after the writer can see the section.
+        fence_after_rmw();
         NetEpoch {
             generation,
             thread: PhantomData,

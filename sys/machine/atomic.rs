@@ -19,6 +19,18 @@ pub use super::model::atomic::{
     AtomicUsize, Cell, Ordering, UnsafeCell, compiler_fence, fence,
 };
 
+/// A full fence behind a read-modify-write of the same thread: on x86 that instruction was one.
+#[doc(alias = "smp_mb__after_atomic")]
+#[inline(always)]
+#[track_caller]
+pub fn fence_after_rmw() {
+    if cfg!(all(target_arch = "x86_64", not(loom))) {
+        compiler_fence(Ordering::SeqCst);
+    } else {
+        fence(Ordering::SeqCst);
+    }
+}
+
 /// Atomics on which no order rests: statistics, and what only one CPU and its own interrupt handlers use.
 ///
 /// A model checker has nothing to find in them, and each of its own costs a step.

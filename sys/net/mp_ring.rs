@@ -9,11 +9,10 @@
 //! it, and moves the tail; whoever finds nobody consuming when it moves the tail becomes the consumer.
 
 use alloc::boxed::Box;
-use core::cell::UnsafeCell;
 use core::mem::MaybeUninit;
 
 use crate::counter::Counter;
-use crate::machine::atomic::{AtomicU64, Ordering};
+use crate::machine::atomic::{AtomicU64, Ordering, UnsafeCell};
 use crate::machine::{cpu_spinwait, critical_enter, critical_exit, interleave};
 
 /// Whether somebody consumes.

@@ -56,6 +56,8 @@ enum Cmd {
     },
     /// Run unit tests of the kernel's unsafe code under Miri
     Miri,
+    /// Explore the models of locks and queues with loom
+    Model(ModelArgs),
     /// Check who imports whom
     Layers,
     /// Serve one echo connection (the peer of `rr`)
@@ -120,6 +122,35 @@ impl Subject {
             Self::Uma => "uma",
             Self::Net => "net",
         }
+    }
+}
+
+#[derive(Args)]
+struct ModelArgs {
+    /// Explore only models whose name contains one of these
+    names: Vec<String>,
+    /// Leave out one order, fence, wakeup or interrupt after the other, and tell which of that the models notice
+    #[arg(long)]
+    mutants: bool,
+    /// Most preemptions in an execution [default: what each model says]
+    #[arg(long)]
+    bound: Option<usize>,
+}
+
+impl ModelArgs {
+    fn run(&self) -> Result<ExitCode> {
+        let mut cargo = image::model_cargo("test");
+        cargo.arg("--").args(&self.names);
+        cargo.args(self.mutants.then_some("--mutants"));
+        if let Some(bound) = self.bound {
+            cargo.args(["--bound", &bound.to_string()]);
+        }
+        let status = cargo.status()?;
+        Ok(if status.success() {
+            ExitCode::SUCCESS
+        } else {
+            ExitCode::FAILURE
+        })
     }
 }
 
@@ -283,6 +314,7 @@ pub fn main() -> Result<ExitCode> {
         Cmd::Bench(args) => benchmarks(&args, consent)?,
         Cmd::Packetdrill { args } => return scripts::run(&args),
         Cmd::Miri => miri::run(consent)?,
+        Cmd::Model(args) => return args.run(),
         Cmd::Layers => layers::check()?,
         Cmd::EchoOnce { bind } => peer::echo_once(&bind)?,
     }

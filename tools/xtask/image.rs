@@ -61,6 +61,16 @@ pub fn native_cargo() -> Command {
     cargo
 }
 
+/// A cargo command for the model checker's machine (`sys/machine/model`), apart from everything else.
+pub fn model_cargo(command: &str) -> Command {
+    let mut cargo = cargo();
+    cargo.env("RUSTFLAGS", "--cfg loom");
+    cargo.env("CARGO_TARGET_DIR", target_dir().join("model"));
+    cargo.args([command, "--quiet", "--package", "sys", "--test", "model"]);
+    cargo.args(["--profile", "model"]);
+    cargo
+}
+
 /// Builds the kernel for release, and its symbols.
 pub fn build() -> Result<Image> {
     ui::step("building the kernel");

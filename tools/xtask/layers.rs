@@ -59,6 +59,24 @@ const EXCEPTIONS: &[(&str, &str, &str)] = &[
     ),
 ];
 
+/// Lock code, which takes its atomics from `machine::atomic` so that the model checker can watch them.
+const LOCK_CODE: [&str; 14] = [
+    "buf_ring",
+    "kern::kern_mutex",
+    "kern::kern_rmlock",
+    "kern::kern_rwlock",
+    "kern::kern_sx",
+    "kern::kern_thread",
+    "kern::kern_timeout",
+    "kern::subr_epoch",
+    "kern::subr_sleepqueue",
+    "kern::subr_smp",
+    "kern::subr_smr",
+    "kern::subr_turnstile",
+    "net::mp_ring",
+    "vm::uma_cache",
+];
+
 /// An import that is not allowed.
 #[derive(Debug, PartialEq, Eq)]
 struct Violation {
@@ -83,6 +101,7 @@ pub fn check() -> Result<()> {
             }
             if name == "sys" {
                 check_floors(path, &text, &mut violations);
+                check_atomics(path, &text, &mut violations);
             }
         }
     }
@@ -199,6 +218,22 @@ fn check_floors(path: &Path, text: &str, found: &mut Vec<Violation>) {
                 file: path.display().to_string(),
                 line: number,
                 why: format!("{import}: \"{from}\" must not see \"{to}\" above it"),
+            });
+        }
+    }
+}
+
+fn check_atomics(path: &Path, text: &str, found: &mut Vec<Violation>) {
+    if !LOCK_CODE.contains(&module_of(path).as_str()) {
+        return;
+    }
+    let tests = text.find("#[cfg(test)]\nmod tests").unwrap_or(text.len());
+    for (number, line) in code_lines(&text[..tests]) {
+        if line.contains("sync::atomic") {
+            found.push(Violation {
+                file: path.display().to_string(),
+                line: number,
+                why: "lock code takes its atomics from crate::machine::atomic".into(),
             });
         }
     }
@@ -336,6 +371,20 @@ mod tests {
             floors("sys/kern/kern_mutex.rs", "fn f() { crate::net::vnet::x() }").len(),
             1
         );
+    }
+
+    #[test]
+    fn lock_code_names_no_atomics_but_the_machines() {
+        let atomics = |path, text| {
+            let mut found = Vec::new();
+            check_atomics(Path::new(path), text, &mut found);
+            found.len()
+        };
+        let import = "use core::sync::atomic::AtomicU32;\n";
+        assert_eq!(atomics("sys/kern/kern_mutex.rs", import), 1);
+        assert_eq!(atomics("sys/kern/kern_intr.rs", import), 0);
+        let test = format!("#[cfg(test)]\nmod tests {{\n {import}}}\n");
+        assert_eq!(atomics("sys/buf_ring.rs", &test), 0);
     }
 
     #[test]

@@ -29,6 +29,8 @@ use std::time::Duration;
 
 /// Limit for one run of cargo.
 const CARGO_LIMIT: Duration = Duration::from_secs(1200);
+/// Limit for the models with more preemptions.
+const MODEL_SOAK_LIMIT: Duration = Duration::from_secs(4 * 3600);
 /// The first seed; others follow.
 const SEED: u64 = 1;
 /// Time the guest gets to give back what held the last transfer: 2 MSL.
@@ -158,6 +160,11 @@ fn source(suite: &mut Suite) {
             "-Dwarnings",
         ])
     });
+    suite.check("lints, models", || {
+        let mut clippy = image::model_cargo("clippy");
+        clippy.args(["--", "-Dwarnings"]);
+        proc::run(&mut clippy, CARGO_LIMIT).map(|_| String::new())
+    });
     suite.check("lints, native", || {
         let mut clippy = image::native_cargo();
         clippy.args(["clippy", "--quiet", "--package", "sys", "--test", "native"]);
@@ -179,6 +186,13 @@ fn hosted(suite: &mut Suite, size: &Size, soak: bool) {
         let said = proc::run(&mut cargo, CARGO_LIMIT)?;
         let result = said.lines().last().unwrap_or_default();
         Ok(result.trim_start_matches("test result: ").to_string())
+    });
+    suite.check("models of locks and queues", || {
+        let mut cargo = image::model_cargo("test");
+        cargo.arg("--").args(soak.then_some("--large"));
+        let limit = if soak { MODEL_SOAK_LIMIT } else { CARGO_LIMIT };
+        let said = proc::run(&mut cargo, limit)?;
+        Ok(said.lines().last().unwrap_or_default().to_string())
     });
     scripts::check(suite);
     miri::check(suite);

@@ -10,7 +10,7 @@ use core::sync::atomic::AtomicU64 as Word;
 
 pub use core::sync::atomic::{Ordering, compiler_fence};
 
-use super::machine::{Execution, execution, poll, switching};
+use super::machine::{Execution, curcpu, execution, poll, switching};
 use super::mutant::{self, SiteKind};
 
 /// The atomic or cell of the execution's store that something has taken: the number of the execution, and an index.
@@ -41,6 +41,7 @@ impl Slot {
 #[track_caller]
 pub fn fence(order: Ordering) {
     let site = Location::caller();
+    mutant::note_step(curcpu(), site);
     if mutant::is_taken(site, SiteKind::Fence) {
         if order == Ordering::SeqCst {
             switching(|| loom::sync::atomic::fence(Ordering::AcqRel));
@@ -52,6 +53,7 @@ pub fn fence(order: Ordering) {
 
 /// The order that loom is told, weaker at the site of the mutant.
 fn order_at(site: &'static Location<'static>, order: Ordering) -> Ordering {
+    mutant::note_step(curcpu(), site);
     let acquires = matches!(
         order,
         Ordering::Acquire | Ordering::AcqRel | Ordering::SeqCst
@@ -241,6 +243,9 @@ impl<T: Value> Atomic<T> {
     /// Writes the value.
     #[track_caller]
     pub fn store(&self, value: T, order: Ordering) {
+        if mutant::is_taken(Location::caller(), SiteKind::Store) {
+            return;
+        }
         let order = order_at(Location::caller(), order);
         poll();
         self.raw().store(self.encode(value), order);
@@ -556,5 +561,38 @@ impl<T: Copy> Cell<T> {
     pub fn get(&self) -> T {
         self.watch.read();
         self.value.get()
+    }
+}
+
+impl<T: Default> Default for Cell<T> {
+    fn default() -> Cell<T> {
+        Cell::new(T::default())
+    }
+}
+
+/// A value that a model's threads share with no more order than the code under test gives them: that they use it in order
+/// is what loom checks.
+#[derive(Default)]
+pub struct Watched<T>(Cell<T>);
+
+// SAFETY: the threads of an execution are coroutines of one host thread.
+unsafe impl<T> Sync for Watched<T> {}
+
+impl<T: Copy> Watched<T> {
+    /// Makes a value.
+    pub const fn new(value: T) -> Watched<T> {
+        Watched(Cell::new(value))
+    }
+
+    /// Replaces the value.
+    pub fn set(&self, value: T) {
+        poll();
+        self.0.set(value);
+    }
+
+    /// Returns the value.
+    pub fn get(&self) -> T {
+        poll();
+        self.0.get()
     }
 }

@@ -38,7 +38,7 @@ const MOST_STEPS: usize = 20_000;
 impl Model {
     /// Makes a model of so many CPUs, each with one thread; the first of them is the one that `check` runs.
     pub fn new(cpus: usize) -> Model {
-        assert!((1..=loom::MAX_THREADS).contains(&cpus) && cpus <= MAXCPU);
+        assert!((1..loom::MAX_THREADS).contains(&cpus) && cpus <= MAXCPU);
         Model {
             cpus,
             preemptions: 2,
@@ -83,9 +83,15 @@ impl Model {
         builder.max_branches = MOST_STEPS;
         let executions = std::sync::Arc::new(AtomicU64::new(0));
         let count = std::sync::Arc::clone(&executions);
+        let explored = std::sync::Arc::new((self, body));
         builder.check(move || {
             count.fetch_add(1, Ordering::Relaxed);
-            Execution::run(&self, &body);
+            let explored = std::sync::Arc::clone(&explored);
+            // loom's first thread has a small stack.
+            let first = loom::thread::Builder::new().stack_size(STACK / size_of::<usize>());
+            let first = first.spawn(move || Execution::run(&explored.0, &explored.1));
+            let ended = first.map(|first| first.join());
+            assert!(matches!(ended, Ok(Ok(()))), "the first thread ends");
         });
         Report {
             executions: executions.load(Ordering::Relaxed),
@@ -199,6 +205,7 @@ impl Execution {
     fn run(model: &Model, body: &impl Fn()) {
         let number = NUMBER.get() + 1;
         NUMBER.set(number);
+        mutant::forget_steps();
         CPU.set(0);
         let execution = Box::new(Execution {
             number,
@@ -289,35 +296,56 @@ impl Vcpu {
 }
 
 /// A thread of the model, which has the next CPU.
-pub struct JoinHandle(usize);
+pub struct JoinHandle<R> {
+    index: usize,
+    result: Rc<Cell<Option<R>>>,
+}
 
-impl JoinHandle {
-    /// Waits for its end. Otherwise that is done at the end of the model.
-    pub fn join(self) {
-        execution().join(self.0);
+impl<R> JoinHandle<R> {
+    /// Waits for its end, and returns what it returned. Otherwise the end of the model waits.
+    pub fn join(self) -> R {
+        execution().join(self.index);
+        self.result.take().expect("it has ended")
+    }
+}
+
+/// What is handed to another thread of the same execution.
+struct OneHost<T>(T);
+
+// SAFETY: the threads of an execution are coroutines of one host thread.
+unsafe impl<T> Send for OneHost<T> {}
+
+impl<T> OneHost<T> {
+    fn into_inner(self) -> T {
+        self.0
     }
 }
 
 /// Bytes of a thread's stack.
-const STACK: usize = 64 << 10;
+const STACK: usize = 1 << 20;
 
 /// Starts a thread on the next CPU.
-pub fn spawn(body: impl FnOnce() + Send + 'static) -> JoinHandle {
+pub fn spawn<R: Send + 'static>(body: impl FnOnce() -> R + Send + 'static) -> JoinHandle<R> {
     let execution = execution();
     execution.narrow.seal(execution.spare);
     execution.wide.seal(execution.spare);
     execution.cells.seal(execution.spare);
     let cpu = execution.start_cpu();
+    let result = Rc::new(Cell::new(None));
+    let place = OneHost(Rc::clone(&result));
     let start = move || {
         CPU.set(cpu);
-        body();
+        place.into_inner().set(Some(body()));
         mem::forget(Idle::enter());
     };
     let thread = loom::thread::Builder::new().stack_size(STACK / size_of::<usize>());
     let handle = switching(|| thread.spawn(start)).expect("loom has no more threads");
     let mut threads = execution.threads.borrow_mut();
     threads.push(Some(handle));
-    JoinHandle(threads.len() - 1)
+    JoinHandle {
+        index: threads.len() - 1,
+        result,
+    }
 }
 
 // Interrupts.

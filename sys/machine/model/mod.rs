@@ -9,7 +9,11 @@
 //!   decides who blocks and who is woken, turnstiles and sleep queues, is the shipped code.
 //! - An interrupt comes between any two steps of the CPU that it is sent to (`machine.rs`).
 //! - `atomic.rs` keeps the constructors constant, and names the mutants: each place where an order of memory is asked for,
-//!   each fence, wakeup and interrupt is one, in which exactly that is left out. A model has to fail with it.
+//!   each fence, wakeup and interrupt is one, in which exactly that is left out. Each model lists those it must notice.
+//!
+//! What loom overlooks: of the accesses to an atomic it keeps the last. A load of one thread, then a load and a store of another:
+//! that the store could come first is not tried, unless the first execution already has them in the other order. In a model the
+//! thread that only looks is spawned last.
 //!
 //! What loom leaves out: a `compare_exchange_weak` does not fail without reason, loads are never moved before earlier
 //! ones of a thread as if from the future, and SeqCst accesses are no stronger than acquire and release. Hence the rule that
@@ -20,9 +24,10 @@ mod contract;
 mod machine;
 mod mutant;
 
+pub use atomic::Watched;
 pub use contract::*;
 pub use machine::{
     JoinHandle, MachineLocal, Model, Report, call_thread_body, spawn, timer_interrupt,
 };
 pub(crate) use machine::{blocked, interleave, leak, make_runnable, teardown_started};
-pub use mutant::{Site, SiteKind};
+pub use mutant::{Site, SiteKind, last_steps};

@@ -8,6 +8,7 @@ use core::fmt;
 use core::panic::Location;
 use std::collections::{BTreeSet, HashMap};
 use std::string::String;
+use std::vec::Vec;
 
 /// What can be left out at a place.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -16,6 +17,8 @@ pub enum SiteKind {
     Acquire,
     /// The release half.
     Release,
+    /// The store itself.
+    Store,
     /// The fence; of a sequentially consistent one an acquire and release fence is left.
     Fence,
     /// That the thread is woken.
@@ -25,9 +28,10 @@ pub enum SiteKind {
 }
 
 impl SiteKind {
-    const ALL: [(SiteKind, &'static str); 5] = [
+    const ALL: [(SiteKind, &'static str); 6] = [
         (SiteKind::Acquire, "acquire"),
         (SiteKind::Release, "release"),
+        (SiteKind::Store, "store"),
         (SiteKind::Fence, "fence"),
         (SiteKind::Wakeup, "wakeup"),
         (SiteKind::Interrupt, "interrupt"),
@@ -84,6 +88,7 @@ impl Site {
 std::thread_local! {
     static MUTANT: RefCell<Option<Site>> = const { RefCell::new(None) };
     static MET: RefCell<HashMap<(usize, SiteKind), &'static Location<'static>>> = RefCell::default();
+    static STEPS: RefCell<Vec<(usize, &'static Location<'static>)>> = const { RefCell::new(Vec::new()) };
     static MUTATED: Cell<bool> = const { Cell::new(false) };
 }
 
@@ -92,6 +97,27 @@ pub(super) fn choose(mutant: Option<Site>) {
     MUTATED.set(mutant.is_some());
     MUTANT.set(mutant);
     MET.take();
+}
+
+/// Notes a step of the running CPU.
+pub(super) fn note_step(cpu: usize, site: &'static Location<'static>) {
+    STEPS.with_borrow_mut(|steps| steps.push((cpu, site)));
+}
+
+/// Begins the notes of another execution.
+pub(super) fn forget_steps() {
+    STEPS.with_borrow_mut(Vec::clear);
+}
+
+/// The last steps of the execution, one on a line: for the report of a failure.
+pub fn last_steps(count: usize) -> String {
+    let mut text = String::new();
+    STEPS.with_borrow(|steps| {
+        for (cpu, site) in &steps[steps.len().saturating_sub(count)..] {
+            text += &std::format!("  cpu {cpu}: {}:{}\n", site.file(), site.line());
+        }
+    });
+    text
 }
 
 /// Tells whether what is asked for at `site` is left out.

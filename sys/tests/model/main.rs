@@ -4,13 +4,33 @@
 //! shown by its mutants: see `sys/machine/model`.
 
 #[cfg(loom)]
+mod buf_ring;
+#[cfg(loom)]
+mod mp_ring;
+#[cfg(loom)]
 mod mutex;
 #[cfg(loom)]
+mod rmlock;
+#[cfg(loom)]
 mod runner;
+#[cfg(loom)]
+mod rwlock;
+#[cfg(loom)]
+mod sleepqueue;
+#[cfg(loom)]
+mod smr;
 
 #[cfg(loom)]
 fn main() -> std::process::ExitCode {
-    runner::main(&[mutex::MODELS])
+    runner::main(&[
+        mutex::MODELS,
+        rwlock::MODELS,
+        rmlock::MODELS,
+        sleepqueue::MODELS,
+        smr::MODELS,
+        mp_ring::MODELS,
+        buf_ring::MODELS,
+    ])
 }
 
 #[cfg(not(loom))]

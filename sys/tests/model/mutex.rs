@@ -1,11 +1,10 @@
 //! `kern_mutex`: exclusion, the contended path, and the hand-over by turnstile.
 
-use crate::runner::Subject;
+use crate::runner::{Mutant, Subject};
 use std::sync::Arc;
 use sys::kern::kern_mutex::Mutex;
 use sys::kern::lock_order::Leaf;
-use sys::machine::atomic::Cell;
-use sys::machine::model::{Model, spawn};
+use sys::machine::model::{Model, SiteKind, Watched, spawn};
 
 pub const MODELS: &[Subject] = &[
     Subject {
@@ -14,8 +13,18 @@ pub const MODELS: &[Subject] = &[
         model: || Model::new(2),
         body: || add(1, 2),
         bounds: [3, 5],
-        files: &["kern_mutex.rs", "subr_turnstile.rs"],
-        spared: &[],
+        mutants: &[
+            Mutant::of(
+                "kern_mutex.rs",
+                ".compare_exchange(me.as_word(), UNOWNED",
+                SiteKind::Release,
+            ),
+            Mutant::of(
+                "subr_turnstile.rs",
+                "sched::wakeup(thread)",
+                SiteKind::Wakeup,
+            ),
+        ],
     },
     Subject {
         name: "mutex-three",
@@ -23,12 +32,18 @@ pub const MODELS: &[Subject] = &[
         model: || Model::new(3),
         body: || add(2, 1),
         bounds: [2, 3],
-        files: &["kern_mutex.rs", "subr_turnstile.rs"],
-        spared: &[],
+        mutants: &[
+            Mutant::of("kern_mutex.rs", "word.store(if more", SiteKind::Release),
+            Mutant::of(
+                "subr_turnstile.rs",
+                "sched::wakeup(thread)",
+                SiteKind::Wakeup,
+            ),
+        ],
     },
 ];
 
-struct Sum(Mutex<Cell<u32>, Leaf>);
+struct Sum(Mutex<Watched<u32>, Leaf>);
 
 impl Sum {
     fn add(&self) {
@@ -38,7 +53,7 @@ impl Sum {
 }
 
 fn add(others: u32, times: u32) {
-    let sum = Arc::new(Sum(Mutex::new(Cell::new(0))));
+    let sum = Arc::new(Sum(Mutex::new(Watched::new(0))));
     let threads: Vec<_> = (0..others)
         .map(|_| {
             let sum = Arc::clone(&sum);

@@ -1,12 +1,15 @@
 //! Explores the models, each and each of its mutants in a process of its own.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
-use sys::machine::model::{Model, Site, SiteKind};
+use sys::machine::model::{Model, Site, SiteKind, last_steps};
+
+/// Steps that the report of a failure lists.
+const STEPS: usize = 60;
 
 /// A model.
 pub struct Subject {
@@ -20,22 +23,29 @@ pub struct Subject {
     pub body: fn(),
     /// Preemptions in an execution: in the small run and in the large one.
     pub bounds: [usize; 2],
-    /// Files whose mutants this model must notice.
-    pub files: &'static [&'static str],
-    /// Mutants that it need not notice.
-    pub spared: &'static [Spared],
+    /// Mutants that it must notice.
+    pub mutants: &'static [Mutant],
 }
 
-/// Mutants that are not noticed, and why that is right.
-pub struct Spared {
+/// A place in the source, and what is left out there.
+pub struct Mutant {
     /// The file.
-    pub file: &'static str,
-    /// What stands in the line.
-    pub text: &'static str,
-    /// What is left out.
-    pub kind: SiteKind,
-    /// Why nothing breaks.
-    pub why: &'static str,
+    file: &'static str,
+    /// What stands in its line.
+    text: &'static str,
+    kind: SiteKind,
+}
+
+impl Mutant {
+    pub const fn of(file: &'static str, text: &'static str, kind: SiteKind) -> Mutant {
+        Mutant { file, text, kind }
+    }
+
+    fn covers(&self, site: &Site) -> bool {
+        site.kind == self.kind
+            && site.file.ends_with(self.file)
+            && source_of(site).contains(self.text)
+    }
 }
 
 /// Names that the arguments choose, and how they are explored.
@@ -103,7 +113,7 @@ fn explore(subjects: &[&Subject], arguments: &[String]) {
         .map(|site| Site::parse(site).expect("a site"));
     // loom's other threads are in the middle of things: nothing of them is unwound.
     std::panic::set_hook(Box::new(|panic| {
-        eprintln!("{panic}");
+        eprintln!("{panic}\nThe last steps:\n{}", last_steps(STEPS));
         std::process::exit(101);
     }));
     let model = (subject.model)().preemptions(bound).mutant(mutant);
@@ -165,7 +175,6 @@ fn run_all(chosen: &[&Subject], options: &Options) -> ExitCode {
     let models = in_parallel(chosen, options.jobs, |subject| {
         explored(subject, bound(subject), None)
     });
-    let mut mutants: BTreeMap<&Site, Vec<(&Subject, Duration)>> = BTreeMap::new();
     for (subject, outcome) in chosen.iter().zip(&models) {
         let verdict = match outcome.failure {
             None => "ok",
@@ -181,17 +190,13 @@ fn run_all(chosen: &[&Subject], options: &Options) -> ExitCode {
             println!("{failure}");
             failed += 1;
         }
-        for site in &outcome.sites {
-            if subject.files.iter().any(|file| site.file.ends_with(file)) {
-                let models = mutants.entry(site).or_default();
-                models.push((subject, outcome.time));
-            }
-        }
     }
-    if options.mutants && failed == 0 {
-        failed += run_mutants(mutants, options, bound);
+    if failed == 0 {
+        failed += run_mutants(chosen, &models, options, bound);
     }
-    println!("{:.1} s", start.elapsed().as_secs_f64());
+    let executions: u64 = models.iter().map(|outcome| outcome.executions).sum();
+    let (count, time) = (chosen.len(), start.elapsed().as_secs_f64());
+    println!("{count} models, {executions} executions, {failed} failures, {time:.1} s");
     if failed == 0 {
         ExitCode::SUCCESS
     } else {
@@ -199,51 +204,52 @@ fn run_all(chosen: &[&Subject], options: &Options) -> ExitCode {
     }
 }
 
-/// Explores each mutant with the models that meet it, the fastest first, until one notices; returns how many none notices.
+/// Explores the mutants that a model must notice, or all that it meets; returns how many of the former it does not.
 fn run_mutants(
-    mutants: BTreeMap<&Site, Vec<(&Subject, Duration)>>,
+    chosen: &[&Subject],
+    models: &[Outcome],
     options: &Options,
     bound: impl Fn(&Subject) -> usize + Sync,
 ) -> usize {
-    let mutants: Vec<_> = mutants.into_iter().collect();
-    let caught = in_parallel(&mutants, options.jobs, |(site, models)| {
-        let mut models = models.clone();
-        models.sort_by_key(|(_, time)| *time);
-        models.iter().find_map(|(subject, _)| {
-            let failure = explored(subject, bound(subject), Some(site)).failure?;
-            Some((subject.name, failure_line(&failure).to_string()))
-        })
-    });
     let mut failed = 0;
-    println!();
-    for ((site, models), caught) in mutants.iter().zip(caught) {
-        let line = source_line(site);
-        let spared = models.iter().flat_map(|(subject, _)| subject.spared);
-        let spared = spared.into_iter().find(|spared| spared.covers(site, &line));
-        let verdict = match (&caught, spared) {
-            (Some((name, failure)), None) => format!("caught by {name}: {failure}"),
-            (None, Some(spared)) => format!("spared: {}", spared.why),
-            (None, None) => {
-                failed += 1;
-                "NOT CAUGHT".into()
+    let mut mutants = Vec::new();
+    for (subject, outcome) in chosen.iter().zip(models) {
+        for site in &outcome.sites {
+            let listed = subject.mutants.iter().any(|mutant| mutant.covers(site));
+            if listed || (options.mutants && site.kind != SiteKind::Store) {
+                mutants.push((*subject, site));
             }
-            (Some((name, failure)), Some(_)) => {
-                failed += 1;
-                format!("CAUGHT by {name}, but listed as spared: {failure}")
-            }
+        }
+    }
+    let caught = in_parallel(&mutants, options.jobs, |(subject, site)| {
+        explored(subject, bound(subject), Some(site)).failure
+    });
+    for ((subject, site), failure) in mutants.iter().zip(&caught) {
+        let verdict = match failure {
+            Some(failure) => format!("caught: {}", failure_line(failure)),
+            None => "not noticed".into(),
         };
         let file = site.file.rsplit('/').next().unwrap_or_default();
-        println!("{file}:{} without {}: {verdict}", site.line, site.kind);
-        println!("    {line}");
+        let (name, line, kind) = (subject.name, site.line, site.kind);
+        println!("{name} without the {kind} of {file}:{line}: {verdict}");
     }
-    println!("{} mutants, {failed} not as expected", mutants.len());
+    for subject in chosen {
+        for mutant in subject.mutants {
+            let noticed = mutants.iter().zip(&caught).any(|((of, site), failure)| {
+                of.name == subject.name && mutant.covers(site) && failure.is_some()
+            });
+            if !noticed {
+                println!(
+                    "{}: does not notice `{}` without its {}",
+                    subject.name, mutant.text, mutant.kind
+                );
+                failed += 1;
+            }
+        }
+    }
+    let count = caught.iter().flatten().count();
+    println!("{count} of {} mutants noticed", mutants.len());
     failed
-}
-
-impl Spared {
-    fn covers(&self, site: &Site, line: &str) -> bool {
-        site.file.ends_with(self.file) && line.contains(self.text) && site.kind == self.kind
-    }
 }
 
 /// What went wrong, without where.
@@ -255,11 +261,12 @@ fn failure_line(text: &str) -> &str {
         .unwrap_or("it failed")
 }
 
-fn source_line(site: &Site) -> String {
+/// The line of `site`.
+fn source_of(site: &Site) -> String {
     let root = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
     let text = std::fs::read_to_string(format!("{root}/{}", site.file)).unwrap_or_default();
-    let line = text.lines().nth(site.line as usize - 1).unwrap_or_default();
-    line.trim().into()
+    let line = text.lines().nth(site.line as usize - 1);
+    line.unwrap_or_default().into()
 }
 
 /// Calls `f` for each of `items`, some at a time; returns the results in order.
