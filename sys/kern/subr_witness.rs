@@ -260,9 +260,7 @@ mod enabled {
         tree.register(
             "debug.witness.fullgraph",
             Arc::new(ReadOnly::new("Show locks relation graphs", || {
-                ORDER
-                    .iter()
-                    .fold(String::new(), |text, name| text + "\n" + name)
+                ORDER.join(" > ")
             })),
         );
         tree.register(

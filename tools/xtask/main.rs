@@ -10,6 +10,7 @@ mod guest;
 mod image;
 mod iperf;
 mod layers;
+mod locks;
 mod miri;
 mod netns;
 mod pair;

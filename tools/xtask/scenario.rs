@@ -85,6 +85,8 @@ pub struct Size {
     pub hashed_mib: u64,
     /// MiB each way through the relay.
     pub relay_mib: u64,
+    /// Seconds of torture of the locks.
+    pub locks_s: u64,
     /// MiB between the two NICs of the pair.
     pub pair_mib: u64,
     /// Seconds of malformed frames on the wire.

@@ -4,6 +4,7 @@ use crate::fuzz_wire;
 use crate::guest::{self, MbufUse};
 use crate::image::{self, Image};
 use crate::layers;
+use crate::locks;
 use crate::miri;
 use crate::netns::{self, Netns};
 use crate::pair;
@@ -38,6 +39,8 @@ const SETTLE: Duration = Duration::from_secs(90);
 
 const KERNEL_BUILDS: &str = "kernel builds";
 const UNREAD: &str = "console that nobody reads";
+const LOCK_PATHS: &str = "instructions of the locks";
+const LOCK_TORTURE: &str = "locks on 4 CPUs";
 const PAIR: &str = "pair";
 const RELAY: &str = "relay with loss, reordering, duplication";
 const WIRE_FUZZ: &str = "malformed frames on the wire";
@@ -84,6 +87,23 @@ pub fn run_all(plan: &Plan) -> Result<Suite> {
             boot_and_move(plan, boot, &image, &dir, &size)
         });
     }
+    suite.check(LOCK_PATHS, || locks::check_paths(&image));
+    suite.check(LOCK_TORTURE, || {
+        let guest = Guest {
+            smp: 4,
+            ..guest_of(plan, "locks")
+        };
+        locks::torture(&guest, &image, &dir, size.locks_s)
+    });
+    for smp in LENDING_SMP {
+        suite.check(&lending_name(smp), || {
+            let guest = Guest {
+                smp,
+                ..guest_of(plan, &format!("lending-{smp}"))
+            };
+            locks::lending(&guest, &image, &dir)
+        });
+    }
     suite.check(UNREAD, || {
         unread::check(&guest_of(plan, "unread"), &image, &dir)
     });
@@ -114,11 +134,13 @@ pub fn run_all(plan: &Plan) -> Result<Suite> {
 }
 
 fn any_guest_wanted(suite: &Suite, boots: &[&Boot], size: &Size) -> bool {
-    let once = [KERNEL_BUILDS, UNREAD, PAIR].map(String::from);
+    let once = [KERNEL_BUILDS, LOCK_PATHS, LOCK_TORTURE, UNREAD, PAIR].map(String::from);
+    let lending = LENDING_SMP.map(lending_name);
     let boots = boots.iter().map(|boot| boot_name(boot));
     let relays = (SEED..SEED + size.relay_seeds).map(|seed| with_seed(RELAY, seed));
     let fuzz = (SEED..SEED + size.seeds).map(|seed| with_seed(WIRE_FUZZ, seed));
     once.into_iter()
+        .chain(lending)
         .chain(boots)
         .chain(relays)
         .chain(fuzz)
@@ -127,6 +149,13 @@ fn any_guest_wanted(suite: &Suite, boots: &[&Boot], size: &Size) -> bool {
 
 fn with_seed(name: &str, seed: u64) -> String {
     format!("{name}, seed {seed}")
+}
+
+/// CPUs of the guests in which priority is lent.
+const LENDING_SMP: [u32; 2] = [1, 2];
+
+fn lending_name(smp: u32) -> String {
+    format!("priority lending, {smp} CPUs")
 }
 
 fn boot_name(boot: &Boot) -> String {

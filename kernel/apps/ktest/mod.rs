@@ -16,6 +16,7 @@ use crate::apps::io::{self, Failure};
 use crate::outln;
 use crate::shell::getopt::Getopt;
 
+mod lending;
 mod locks;
 mod mixed;
 mod sync;
@@ -26,6 +27,7 @@ type Subject = (&'static str, fn(Sbintime) -> Result<String, String>);
 const SUBJECTS: &[Subject] = &[
     ("mixed", mixed::torture),
     ("locks", locks::torture),
+    ("lending", lending::torture),
     ("sync", sync::torture),
 ];
 
