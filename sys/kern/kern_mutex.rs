@@ -850,6 +850,8 @@ mod tests {
                 core::mem::forget(mutex.lock());
             });
             thread.join();
+            // Joined is not quite ended: it is looked at after that.
+            pause("its end", 1);
         });
     }
 

@@ -229,6 +229,12 @@ struct ShellArgs {
     /// Forward a port of this host's loopback to the guest: tcp:HOSTPORT:GUESTPORT or udp:…
     #[arg(long, value_name = "FORWARD", value_parser = parse_forward)]
     hostfwd: Vec<Forward>,
+    /// Keep a profile of all locks: sysctl debug.lock.prof
+    #[arg(long)]
+    lock_profiling: bool,
+    /// Check the order of locks: sysctl debug.witness
+    #[arg(long)]
+    witness: bool,
     /// NICs; the second and later ones hang on a hub with each other
     #[arg(long, default_value_t = 1)]
     nics: u32,
@@ -268,7 +274,10 @@ pub fn main() -> Result<ExitCode> {
         }
         Cmd::Shell(args) => {
             setup::ensure(&[Need::BareTarget, Need::Qemu], consent)?;
-            let image = image::build()?;
+            let mut features = Vec::new();
+            features.extend(args.lock_profiling.then_some("lock_profiling"));
+            features.extend(args.witness.then_some("witness"));
+            let image = image::build_with(&features)?;
             let mut nics = Vec::new();
             for i in 0..args.nics {
                 let netdev = match i {

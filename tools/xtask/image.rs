@@ -73,10 +73,16 @@ pub fn model_cargo(command: &str) -> Command {
 
 /// Builds the kernel for release, and its symbols.
 pub fn build() -> Result<Image> {
+    build_with(&[])
+}
+
+/// Builds it with features: instruments that it otherwise has nothing of.
+pub fn build_with(features: &[&str]) -> Result<Image> {
     ui::step("building the kernel");
     let status = cargo()
         .args(["build", "--release", "--package", "kernel", "--target"])
         .arg(TARGET)
+        .args(["--features", &features.join(",")])
         .status()
         .context("can't run cargo")?;
     if !status.success() {
