@@ -55,7 +55,7 @@ pub const MODELS: &[Subject] = &[
         bounds: [3, 4],
         mutants: &[Mutant::of(
             "kern_sx.rs",
-            "let before = self.word.fetch_sub(unit",
+            ".compare_exchange(me.as_word(), UNLOCKED",
             SiteKind::Release,
         )],
     },
