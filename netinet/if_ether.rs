@@ -581,7 +581,12 @@ impl LltOps for ArpTimers {
                         Next::Delete
                     }
                 }
-                LleState::Incomplete | LleState::Down => Next::Delete,
+                // The last three are states of IPv6.
+                LleState::Incomplete
+                | LleState::Down
+                | LleState::Stale
+                | LleState::Delay
+                | LleState::Probe => Next::Delete,
             }
         });
         let again = Sbintime::from_s(i64::from(ARPT_REXMIT));

@@ -7,12 +7,15 @@
 
 use crate::ip::in_multicast;
 use crate::ip_var::{IpMoptions, IpOptions};
+use crate::netinet6::in6_pcb::in6_pcbladdr;
+use crate::netinet6::in6_src::{in6_embedscope, in6_sockaddr};
 use crate::vnet::{InetVnet, NetCx};
 use alloc::boxed::Box;
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use bitflags::bitflags;
-use core::net::Ipv4Addr;
+use core::hash::Hasher;
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use core::ops::{Deref, DerefMut};
 use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use sys::errno::Errno;
@@ -23,9 +26,10 @@ use sys::kern::subr_epoch::{EpochArc, NetEpoch};
 use sys::machine;
 use sys::mbuf::HashType;
 use sys::net::if_llatbl::LlEntry;
-use sys::net::ifnet::{IfFlags, Ifaddr};
+use sys::net::ifnet::{IfFlags, Ifaddr, In6Iff};
 use sys::net::nhop::Nexthop;
-use sys::socket::{SoOptions, SockAddr, SockAddrIn};
+use sys::net::route::InAddr;
+use sys::socket::{AF_INET6, SoOptions, SockAddr};
 use sys::socketvar::Socket;
 
 bitflags! {
@@ -71,13 +75,82 @@ bitflags! {
     }
 }
 
-/// Addresses and ports of a connection; ports in host order.
+bitflags! {
+    /// Which families a block talks (`inp_vflag`), with FreeBSD's numbers.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub struct InpVflag: u8 {
+        /// IPv4.
+        const IPV4 = 0x1;
+        /// IPv6.
+        const IPV6 = 0x2;
+        /// The socket is of `AF_INET6`, whatever it talks.
+        const IPV6PROTO = 0x4;
+    }
+}
+
+impl InpVflag {
+    /// The family of `addr`.
+    #[inline]
+    fn of(addr: IpAddr) -> Self {
+        match addr {
+            IpAddr::V4(_) => Self::IPV4,
+            IpAddr::V6(_) => Self::IPV6,
+        }
+    }
+}
+
+bitflags! {
+    /// `inp_flags` of IPv6 sockets (`IN6P_*`): in FreeBSD's word they share bits with those of IPv4.
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+    pub struct In6pFlags: u8 {
+        /// Nothing of IPv4 on this socket.
+        const IPV6_V6ONLY = 0x01;
+        /// Receive destination address and interface.
+        const PKTINFO = 0x02;
+        /// Receive the hop limit.
+        const HOPLIMIT = 0x04;
+        /// Receive the traffic class.
+        const TCLASS = 0x08;
+        /// Choose flow labels.
+        const AUTOFLOWLABEL = 0x10;
+        /// Packets of 1280 bytes at most.
+        const USE_MIN_MTU = 0x20;
+    }
+}
+
+/// The address of no host, of the family of `like`.
+#[inline]
+pub fn unspecified(like: IpAddr) -> IpAddr {
+    match like {
+        IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+    }
+}
+
+fn ipv4(addr: IpAddr) -> Ipv4Addr {
+    match addr {
+        IpAddr::V4(addr) => addr,
+        IpAddr::V6(_) => Ipv4Addr::UNSPECIFIED,
+    }
+}
+
+/// Adds an address to a hash.
+pub fn hash_addr(hasher: &mut impl Hasher, addr: IpAddr) {
+    match addr {
+        IpAddr::V4(addr) => hasher.write(&addr.octets()),
+        IpAddr::V6(addr) => hasher.write(&addr.octets()),
+    }
+}
+
+/// Addresses and ports of a connection; both addresses are of one family; ports in host order.
+///
+/// Comparing looks at families before addresses, so that IPv4 costs one word more than without IPv6.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct InConninfo {
     /// Foreign address.
-    pub inc_faddr: Ipv4Addr,
+    pub inc_faddr: IpAddr,
     /// Local address.
-    pub inc_laddr: Ipv4Addr,
+    pub inc_laddr: IpAddr,
     /// Foreign port.
     pub inc_fport: u16,
     /// Local port.
@@ -87,11 +160,24 @@ pub struct InConninfo {
 impl InConninfo {
     /// Nothing bound, nothing connected.
     pub const UNBOUND: Self = Self {
-        inc_faddr: Ipv4Addr::UNSPECIFIED,
-        inc_laddr: Ipv4Addr::UNSPECIFIED,
+        inc_faddr: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        inc_laddr: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
         inc_fport: 0,
         inc_lport: 0,
     };
+
+    /// The same for a socket of `AF_INET6`.
+    pub const UNBOUND6: Self = Self {
+        inc_faddr: IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+        inc_laddr: IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+        ..Self::UNBOUND
+    };
+
+    /// Whether it is of IPv6 (`INC_ISIPV6`).
+    #[inline]
+    pub fn is_ipv6(&self) -> bool {
+        self.inc_faddr.is_ipv6()
+    }
 }
 
 /// The part of a control block that every protocol has; under the block's lock.
@@ -100,6 +186,16 @@ pub struct InpHdr {
     pub inp_inc: InConninfo,
     /// Flags.
     pub inp_flags: InpFlags,
+    /// Families.
+    pub inp_vflag: InpVflag,
+    /// Flags of IPv6.
+    pub in6p_flags: In6pFlags,
+    /// Hop limit of what is sent by IPv6.
+    pub in6p_hops: u8,
+    /// Traffic class of what is sent by IPv6.
+    pub in6p_tclass: u8,
+    /// Flow label of what is sent by IPv6.
+    pub inp_flow: u32,
     /// Time to live of what is sent.
     pub inp_ip_ttl: u8,
     /// Type of service of what is sent.
@@ -120,13 +216,23 @@ pub struct InpHdr {
 
 impl InpHdr {
     /// Foreign address.
-    pub fn faddr(&self) -> Ipv4Addr {
+    pub fn faddr(&self) -> IpAddr {
         self.inp_inc.inc_faddr
     }
 
     /// Local address.
-    pub fn laddr(&self) -> Ipv4Addr {
+    pub fn laddr(&self) -> IpAddr {
         self.inp_inc.inc_laddr
+    }
+
+    /// Foreign address of a raw socket, which talks IPv4 alone.
+    pub(crate) fn faddr4(&self) -> Ipv4Addr {
+        ipv4(self.faddr())
+    }
+
+    /// Local address of a raw socket, which talks IPv4 alone.
+    pub(crate) fn laddr4(&self) -> Ipv4Addr {
+        ipv4(self.laddr())
     }
 
     /// Foreign port.
@@ -140,24 +246,105 @@ impl InpHdr {
     }
 
     /// Sets addresses of a block that no hash chain knows: a raw socket's.
-    pub(crate) fn set_addresses(&mut self, laddr: Option<Ipv4Addr>, faddr: Option<Ipv4Addr>) {
+    pub(crate) fn set_addresses(&mut self, laddr: Option<IpAddr>, faddr: Option<IpAddr>) {
         self.inp_inc.inc_laddr = laddr.unwrap_or(self.laddr());
         self.inp_inc.inc_faddr = faddr.unwrap_or(self.faddr());
     }
 
     /// Whether the block has been connected to a peer.
     pub fn is_connected(&self) -> bool {
-        self.faddr() != Ipv4Addr::UNSPECIFIED
+        !self.faddr().is_unspecified()
+    }
+
+    /// Whether it talks the family of `addr`.
+    #[inline]
+    pub fn talks(&self, addr: IpAddr) -> bool {
+        self.inp_vflag.contains(InpVflag::of(addr))
+    }
+
+    /// Whether what it sends goes by IPv6.
+    pub fn is_ipv6(&self) -> bool {
+        self.inp_inc.is_ipv6()
+    }
+
+    /// An address as programs see it on this socket (`in6_mapped_sockaddr`).
+    pub fn sockaddr_of(&self, addr: IpAddr, port: u16) -> SockAddr {
+        match addr {
+            IpAddr::V6(addr) => in6_sockaddr(addr, port),
+            IpAddr::V4(addr) if self.inp_vflag.contains(InpVflag::IPV6PROTO) => {
+                SockAddr::v6(addr.to_ipv6_mapped(), port)
+            }
+            IpAddr::V4(addr) => SockAddr::v4(addr, port),
+        }
     }
 
     /// The local address as a socket address.
     pub fn sockaddr(&self) -> SockAddr {
-        SockAddr::v4(self.laddr(), self.lport())
+        self.sockaddr_of(self.laddr(), self.lport())
     }
 
     /// The peer's address as a socket address.
     pub fn peeraddr(&self) -> SockAddr {
-        SockAddr::v4(self.faddr(), self.fport())
+        self.sockaddr_of(self.faddr(), self.fport())
+    }
+
+    /// Time to live, or hop limit, of what is sent.
+    #[inline]
+    pub fn ttl(&self) -> u8 {
+        if self.is_ipv6() {
+            self.in6p_hops
+        } else {
+            self.inp_ip_ttl
+        }
+    }
+
+    /// Type of service, or traffic class, of what is sent.
+    #[inline]
+    pub fn tos(&self) -> u8 {
+        if self.is_ipv6() {
+            self.in6p_tclass
+        } else {
+            self.inp_ip_tos
+        }
+    }
+
+    /// Sets them.
+    pub fn set_marks(&mut self, v6: bool, ttl: u8, tos: u8) {
+        if v6 {
+            (self.in6p_hops, self.in6p_tclass) = (ttl, tos);
+        } else {
+            (self.inp_ip_ttl, self.inp_ip_tos) = (ttl, tos);
+        }
+    }
+
+    /// What a program's address means on this socket: a mapped one is of IPv4 where IPv4 is spoken (RFC 3493 §3.7).
+    pub fn inet_addr(&self, cx: &NetCx<'_>, nam: &SockAddr) -> Result<(IpAddr, u16), Errno> {
+        match nam {
+            SockAddr::In(sin) if !self.inp_vflag.contains(InpVflag::IPV6PROTO) => {
+                Ok((sin.addr.into(), sin.port))
+            }
+            SockAddr::In6(sin6) if self.inp_vflag.contains(InpVflag::IPV6PROTO) => {
+                let mapped = sin6.addr.to_ipv4_mapped();
+                if let Some(addr) = mapped
+                    && !self.in6p_flags.contains(In6pFlags::IPV6_V6ONLY)
+                {
+                    return Ok((addr.into(), sin6.port));
+                }
+                let addr = in6_embedscope(cx, sin6.addr, sin6.scope_id)?;
+                Ok((addr.into(), sin6.port))
+            }
+            SockAddr::In(_) | SockAddr::In6(_) => Err(Errno::EAFNOSUPPORT),
+        }
+    }
+
+    /// The families it talks while it is bound to `laddr`.
+    fn vflag_at(&self, laddr: IpAddr) -> InpVflag {
+        let proto = self.inp_vflag & InpVflag::IPV6PROTO;
+        let dual =
+            laddr == Ipv6Addr::UNSPECIFIED && !self.in6p_flags.contains(In6pFlags::IPV6_V6ONLY);
+        let mut vflag = proto | InpVflag::of(laddr);
+        vflag.set(InpVflag::IPV4, dual || laddr.is_ipv4());
+        vflag
     }
 }
 
@@ -199,6 +386,8 @@ pub struct Inpcb<P: Send + Sync + 'static> {
     pub inp_gencnt: u64,
     /// Where packets to the peer go, remembered.
     pub inp_route: Route,
+    /// The same by IPv6.
+    pub inp_route6: Route<Ipv6Addr>,
     this: Weak<Inpcb<P>>,
     /// `SO_REUSEADDR` and `SO_REUSEPORT` of the socket, for others who bind.
     reuse: AtomicU32,
@@ -245,6 +434,13 @@ impl<P: Send + Sync + 'static> Inpcb<P> {
             .store((so_options & REUSE).bits(), Ordering::Relaxed);
     }
 
+    /// Forgets the way to the peer.
+    #[doc(alias = "RO_INVALIDATE_CACHE")]
+    pub fn forget_route(&self) {
+        self.inp_route.clear();
+        self.inp_route6.clear();
+    }
+
     fn reuse(&self) -> SoOptions {
         SoOptions::from_bits_retain(self.reuse.load(Ordering::Relaxed))
     }
@@ -256,37 +452,50 @@ const REUSE: SoOptions = SoOptions::REUSEADDR.union(SoOptions::REUSEPORT);
 /// A remembered route: next hop and neighbour, valid while the routing table stands unchanged.
 ///
 /// Read without a lock under the epoch; whoever finds it stale replaces it.
-#[derive(Default)]
-pub struct Route {
-    cell: EpochArc<RouteCache>,
+pub struct Route<A: InAddr = Ipv4Addr> {
+    cell: EpochArc<RouteCache<A>>,
 }
 
 /// What a [`Route`] remembers.
-pub struct RouteCache {
+pub struct RouteCache<A: InAddr = Ipv4Addr> {
     /// For this destination.
-    pub dst: Ipv4Addr,
+    pub dst: A,
     /// Generation of the routing table at the time.
     pub generation: u32,
     /// Where to.
-    pub nhop: Arc<Nexthop>,
+    pub nhop: Arc<Nexthop<A>>,
     /// The neighbour to give it to, on links that have neighbours.
-    pub lle: Option<Arc<LlEntry>>,
+    pub lle: Option<Arc<LlEntry<A>>>,
 }
 
-impl Route {
+impl<A: InAddr> Default for Route<A> {
+    fn default() -> Self {
+        Self {
+            cell: EpochArc::default(),
+        }
+    }
+}
+
+impl<A: InAddr> Route<A> {
     /// Remembers nothing yet.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// What is remembered for `dst`, if it still holds.
-    pub fn get<'e>(&'e self, cx: &NetCx<'e>, dst: Ipv4Addr) -> Option<&'e RouteCache> {
-        let entry = self.cell.load(cx.epoch)?;
-        (entry.dst == dst && entry.generation == cx.vnet.rib.generation()).then_some(entry)
+    /// What is remembered for `dst`, if the routing table is still of `generation`.
+    #[inline]
+    pub fn get<'e>(
+        &'e self,
+        epoch: &'e NetEpoch,
+        dst: A,
+        generation: u32,
+    ) -> Option<&'e RouteCache<A>> {
+        let entry = self.cell.load(epoch)?;
+        (entry.dst == dst && entry.generation == generation).then_some(entry)
     }
 
     /// Remembers.
-    pub fn set(&self, entry: RouteCache) {
+    pub fn set(&self, entry: RouteCache<A>) {
         self.cell.replace(Some(Arc::new(entry)));
     }
 
@@ -300,6 +509,7 @@ impl Route {
 /// A link of a hash chain: never changes but for what follows it.
 struct PcbNode<P: Send + Sync + 'static> {
     inc: InConninfo,
+    vflag: InpVflag,
     inp: Arc<Inpcb<P>>,
     next: EpochArc<PcbNode<P>>,
 }
@@ -307,6 +517,7 @@ struct PcbNode<P: Send + Sync + 'static> {
 /// A port in use.
 struct PortEntry<P: Send + Sync + 'static> {
     inc: InConninfo,
+    vflag: InpVflag,
     inp: Arc<Inpcb<P>>,
 }
 
@@ -414,19 +625,38 @@ impl<P: Send + Sync + 'static> Pcbinfo<P> {
     /// Makes a control block that is not bound.
     #[doc(alias = "in_pcballoc")]
     pub fn alloc(&self, inet: &Arc<InetVnet>, so: Option<&Arc<Socket>>, ppcb: P) -> Arc<Inpcb<P>> {
+        let v6 = so.is_some_and(|so| so.so_domain == AF_INET6);
+        let mut in6p_flags = In6pFlags::empty();
+        in6p_flags.set(In6pFlags::IPV6_V6ONLY, v6 && inet.ip6.v6only.get());
+        in6p_flags.set(In6pFlags::AUTOFLOWLABEL, inet.ip6.auto_flowlabel.get());
+        let mut inp_vflag = InpVflag::IPV4;
+        if v6 {
+            inp_vflag = InpVflag::IPV6 | InpVflag::IPV6PROTO;
+            inp_vflag.set(InpVflag::IPV4, !inet.ip6.v6only.get());
+        }
         let mut tables = self.tables.lock();
         let inp = Arc::new_cyclic(|this| Inpcb {
             inp_vnet: inet.clone(),
             inp_ip_p: self.proto,
             inp_gencnt: self.gencnt.fetch_add(1, Ordering::Relaxed) + 1,
             inp_route: Route::new(),
+            inp_route6: Route::new(),
             this: this.clone(),
             reuse: AtomicU32::new(0),
             list_slot: AtomicUsize::new(tables.list.len()),
             port_slot: AtomicUsize::new(usize::MAX),
             lock: RwLock::new(Inp {
                 hdr: InpHdr {
-                    inp_inc: InConninfo::UNBOUND,
+                    inp_inc: if v6 {
+                        InConninfo::UNBOUND6
+                    } else {
+                        InConninfo::UNBOUND
+                    },
+                    inp_vflag,
+                    in6p_flags,
+                    in6p_hops: inet.ip6.hlim.get() as u8,
+                    in6p_tclass: 0,
+                    inp_flow: 0,
                     inp_flags: InpFlags::empty(),
                     inp_ip_ttl: inet.ip.ttl.get() as u8,
                     inp_ip_tos: 0,
@@ -479,13 +709,22 @@ impl<P: Send + Sync + 'static> Pcbinfo<P> {
     }
 
     /// Chain of a connection (`INP_PCBHASH`).
-    fn hash(&self, faddr: Ipv4Addr, lport: u16, fport: u16) -> usize {
-        let hash = jhash32(faddr.to_bits(), self.hashseed) ^ u32::from(lport ^ fport);
+    #[inline]
+    fn hash(&self, faddr: IpAddr, lport: u16, fport: u16) -> usize {
+        let word = match faddr {
+            IpAddr::V4(addr) => addr.to_bits(),
+            IpAddr::V6(addr) => {
+                let bits = addr.to_bits();
+                let half = bits as u64 ^ (bits >> 64) as u64;
+                half as u32 ^ (half >> 32) as u32
+            }
+        };
+        let hash = jhash32(word, self.hashseed) ^ u32::from(lport ^ fport);
         hash as usize & (self.exact.len() - 1)
     }
 
     fn chain(&self, inc: &InConninfo) -> Option<&EpochArc<PcbNode<P>>> {
-        if inc.inc_faddr != Ipv4Addr::UNSPECIFIED {
+        if !inc.inc_faddr.is_unspecified() {
             self.exact
                 .get(self.hash(inc.inc_faddr, inc.inc_lport, inc.inc_fport))
         } else {
@@ -513,27 +752,31 @@ impl<P: Send + Sync + 'static> Pcbinfo<P> {
         None
     }
 
-    /// Finds who is bound to a local port: to the address itself before any address. Takes no lock.
+    /// Finds who is bound to a local port: to the address itself before any address, and an IPv4 socket before one of
+    /// IPv6 that takes IPv4 too. Takes no lock.
     fn lookup_wild<'e>(
         &'e self,
-        laddr: Ipv4Addr,
+        laddr: IpAddr,
         lport: u16,
         epoch: &'e NetEpoch,
     ) -> Option<&'e Arc<Inpcb<P>>> {
         let mut node = self.wild.get(self.port_index(lport))?.load(epoch);
-        let mut any = None;
+        let (mut any, mut mapped) = (None, None);
+        let family = InpVflag::of(laddr);
         while let Some(here) = node {
-            if here.inc.inc_lport == lport {
+            if here.inc.inc_lport == lport && here.vflag.contains(family) {
                 if here.inc.inc_laddr == laddr {
                     return Some(&here.inp);
                 }
-                if here.inc.inc_laddr == Ipv4Addr::UNSPECIFIED && any.is_none() {
-                    any = Some(&here.inp);
+                if here.inc.inc_laddr == unspecified(laddr) {
+                    any = any.or(Some(&here.inp));
+                } else if here.inc.inc_laddr.is_unspecified() {
+                    mapped = mapped.or(Some(&here.inp));
                 }
             }
             node = here.next.load(epoch);
         }
-        any
+        any.or(mapped)
     }
 
     /// Finds the block for a packet from `inc`'s foreign to its local end. Takes no lock; what it finds may change before
@@ -598,25 +841,29 @@ impl<P: Send + Sync + 'static> Pcbinfo<P> {
         cx: &NetCx<'_>,
         inp: &Inpcb<P>,
         hdr: &mut InpHdr,
-        nam: Option<&SockAddrIn>,
+        nam: Option<&SockAddr>,
     ) -> Result<(), Errno> {
-        if hdr.lport() != 0 || hdr.laddr() != Ipv4Addr::UNSPECIFIED {
+        if hdr.lport() != 0 || !hdr.laddr().is_unspecified() {
             return Err(Errno::EINVAL);
         }
-        let (laddr, mut lport) = nam.map_or((Ipv4Addr::UNSPECIFIED, 0), |nam| (nam.addr, nam.port));
-        let multicast = in_multicast(laddr);
-        if laddr != Ipv4Addr::UNSPECIFIED
+        let (laddr, mut lport) = match nam {
+            Some(nam) => hdr.inet_addr(cx, nam)?,
+            None => (hdr.laddr(), 0),
+        };
+        let multicast = laddr.is_multicast();
+        if !laddr.is_unspecified()
             && !multicast
             && !hdr.inp_flags.contains(InpFlags::BINDANY)
-            && !cx.vnet.ifaddrs.is_local_or_broadcast(cx.epoch, laddr)
+            && !may_bind(cx, laddr)
         {
             return Err(Errno::EADDRNOTAVAIL);
         }
+        let vflag = hdr.vflag_at(laddr);
         let reuse = inp.reuse();
         let mut tables = self.tables.lock();
         if lport == 0 {
             let free = |port| {
-                self.conflict(&tables, laddr, port, true, SoOptions::empty())
+                self.conflict(&tables, (laddr, vflag), port, true, SoOptions::empty())
                     .is_none()
             };
             lport = self.choose_port(cx, hdr.inp_flags, free)?;
@@ -629,14 +876,16 @@ impl<P: Send + Sync + 'static> Pcbinfo<P> {
                 reuse & SoOptions::REUSEPORT
             };
             if self
-                .conflict(&tables, laddr, lport, reuse.is_empty(), reuseport)
+                .conflict(&tables, (laddr, vflag), lport, reuse.is_empty(), reuseport)
                 .is_some()
             {
                 return Err(Errno::EADDRINUSE);
             }
         }
         hdr.inp_inc.inc_laddr = laddr;
+        hdr.inp_inc.inc_faddr = unspecified(laddr);
         hdr.inp_inc.inc_lport = lport;
+        hdr.inp_vflag = vflag;
         self.insert(&mut tables, inp, hdr);
         Ok(())
     }
@@ -646,7 +895,7 @@ impl<P: Send + Sync + 'static> Pcbinfo<P> {
     fn conflict<'t>(
         &self,
         tables: &'t PcbTables<P>,
-        laddr: Ipv4Addr,
+        (laddr, vflag): (IpAddr, InpVflag),
         lport: u16,
         wildcard: bool,
         reuseport: SoOptions,
@@ -656,12 +905,20 @@ impl<P: Send + Sync + 'static> Pcbinfo<P> {
             .iter()
             .filter(|e| e.inc.inc_lport == lport)
             .find(|e| {
+                let families = InpVflag::IPV4 | InpVflag::IPV6;
                 let collides = if wildcard {
-                    e.inc.inc_laddr == laddr
-                        || e.inc.inc_laddr == Ipv4Addr::UNSPECIFIED
-                        || laddr == Ipv4Addr::UNSPECIFIED
+                    // A block of another family collides if one of the two takes both, but one of IPv6 may stand
+                    // beside one of IPv4, which then has the packets of IPv4.
+                    let both_any = laddr == Ipv6Addr::UNSPECIFIED
+                        && e.inc.inc_laddr == Ipv4Addr::UNSPECIFIED
+                        && !e.vflag.contains(InpVflag::IPV6PROTO);
+                    (e.vflag & vflag).intersects(families)
+                        && !both_any
+                        && (e.inc.inc_laddr == laddr
+                            || e.inc.inc_laddr.is_unspecified()
+                            || laddr.is_unspecified())
                 } else {
-                    e.inc.inc_faddr == Ipv4Addr::UNSPECIFIED && e.inc.inc_laddr == laddr
+                    e.inc.inc_faddr.is_unspecified() && e.inc.inc_laddr == laddr
                 };
                 collides && !e.inp.reuse().intersects(reuseport)
             })
@@ -705,16 +962,17 @@ impl<P: Send + Sync + 'static> Pcbinfo<P> {
         cx: &NetCx<'_>,
         inp: &Inpcb<P>,
         hdr: &mut InpHdr,
-        nam: &SockAddrIn,
+        nam: &SockAddr,
     ) -> Result<(), Errno> {
         if hdr.is_connected() {
             return Err(Errno::EISCONN);
         }
-        let (faddr, mut laddr) = self.connect_addrs(cx, hdr, nam)?;
-        let fport = nam.port;
-        if laddr == Ipv4Addr::UNSPECIFIED {
-            laddr = in_pcbladdr(cx, faddr)?;
+        let (faddr, fport) = hdr.inet_addr(cx, nam)?;
+        if fport == 0 {
+            return Err(Errno::EADDRNOTAVAIL);
         }
+        let faddr = real_faddr(cx, faddr)?;
+        let laddr = pcb_source(cx, hdr, faddr)?;
         let mut inc = InConninfo {
             inc_faddr: faddr,
             inc_laddr: laddr,
@@ -734,21 +992,17 @@ impl<P: Send + Sync + 'static> Pcbinfo<P> {
         } else if !free(&inc) {
             return Err(Errno::EADDRINUSE);
         }
+        self.become_connected(hdr, faddr);
         self.rehash(&mut tables, inp, hdr, inc);
         Ok(())
     }
 
-    /// The addresses `connect` works with: 0.0.0.0 means this host, 255.255.255.255 the first network.
-    fn connect_addrs(
-        &self,
-        cx: &NetCx<'_>,
-        hdr: &InpHdr,
-        nam: &SockAddrIn,
-    ) -> Result<(Ipv4Addr, Ipv4Addr), Errno> {
-        if nam.port == 0 {
-            return Err(Errno::EADDRNOTAVAIL);
+    /// From now on the block talks to one peer, and so in one family (`in6_pcbconnect`).
+    fn become_connected(&self, hdr: &mut InpHdr, faddr: IpAddr) {
+        hdr.inp_vflag = hdr.inp_vflag & InpVflag::IPV6PROTO | InpVflag::of(faddr);
+        if faddr.is_ipv6() && hdr.in6p_flags.contains(In6pFlags::AUTOFLOWLABEL) {
+            hdr.inp_flow = crate::netinet6::ip6_output::ip6_randomflowlabel();
         }
-        Ok((real_faddr(cx, nam.addr)?, hdr.laddr()))
     }
 
     /// Enters a block whose addresses are already known (a connection that the SYN cache completed). `EADDRINUSE` if
@@ -765,6 +1019,7 @@ impl<P: Send + Sync + 'static> Pcbinfo<P> {
         if self.lookup_exact(&inc, epoch).is_some() {
             return Err(Errno::EADDRINUSE);
         }
+        hdr.inp_vflag = hdr.inp_vflag & InpVflag::IPV6PROTO | InpVflag::of(inc.inc_faddr);
         self.rehash(&mut tables, inp, hdr, inc);
         Ok(())
     }
@@ -772,11 +1027,17 @@ impl<P: Send + Sync + 'static> Pcbinfo<P> {
     /// Forgets the peer; the local port stays, the local address does not (as FreeBSD's `udp_disconnect` has it).
     #[doc(alias = "in_pcbdisconnect")]
     pub fn disconnect(&self, inp: &Inpcb<P>, hdr: &mut InpHdr) {
+        let unbound = if hdr.inp_vflag.contains(InpVflag::IPV6PROTO) {
+            InConninfo::UNBOUND6
+        } else {
+            InConninfo::UNBOUND
+        };
         let inc = InConninfo {
             inc_lport: hdr.lport(),
-            ..InConninfo::UNBOUND
+            ..unbound
         };
         let mut tables = self.tables.lock();
+        hdr.inp_vflag = hdr.vflag_at(inc.inc_laddr);
         if inc.inc_lport != 0 {
             self.rehash(&mut tables, inp, hdr, inc);
         } else {
@@ -784,7 +1045,7 @@ impl<P: Send + Sync + 'static> Pcbinfo<P> {
             hdr.inp_inc = inc;
         }
         drop(tables);
-        inp.inp_route.clear();
+        inp.forget_route();
     }
 
     /// Takes the block out of the lookup tables: packets no longer find it (`in_pcbdrop`).
@@ -815,7 +1076,7 @@ impl<P: Send + Sync + 'static> Pcbinfo<P> {
             moved.list_slot.store(slot, Ordering::Relaxed);
         }
         drop(tables);
-        inp.inp_route.clear();
+        inp.forget_route();
         // The caller holds another reference, so this is never the last.
         drop(entry);
         hdr.inp_socket.take()
@@ -828,10 +1089,11 @@ impl<P: Send + Sync + 'static> Pcbinfo<P> {
             inp.port_slot.store(bucket.len(), Ordering::Relaxed);
             bucket.push(PortEntry {
                 inc,
+                vflag: hdr.inp_vflag,
                 inp: inp.arc(),
             });
         }
-        self.link(inp, inc);
+        self.link(inp, inc, hdr.inp_vflag);
         hdr.inp_flags |= InpFlags::INHASHLIST;
     }
 
@@ -850,8 +1112,9 @@ impl<P: Send + Sync + 'static> Pcbinfo<P> {
             && let Some(entry) = bucket.get_mut(slot)
         {
             entry.inc = inc;
+            entry.vflag = hdr.inp_vflag;
         }
-        self.link(inp, inc);
+        self.link(inp, inc, hdr.inp_vflag);
         hdr.inp_inc = inc;
         self.unlink(inp, &old);
     }
@@ -875,10 +1138,11 @@ impl<P: Send + Sync + 'static> Pcbinfo<P> {
     }
 
     /// Puts a block into the chain of `inc`; the hash lock is held.
-    fn link(&self, inp: &Inpcb<P>, inc: InConninfo) {
+    fn link(&self, inp: &Inpcb<P>, inc: InConninfo, vflag: InpVflag) {
         if let Some(chain) = self.chain(&inc) {
             let node = PcbNode {
                 inc,
+                vflag,
                 inp: inp.arc(),
                 next: EpochArc::default(),
             };
@@ -902,7 +1166,7 @@ impl<P: Send + Sync + 'static> Pcbinfo<P> {
     }
 
     /// Tells every block that has sent to `faddr` (and port, if not 0) (`in_pcbnotifyall`).
-    pub fn notify_all(&self, faddr: Ipv4Addr, mut notify: impl FnMut(&Arc<Inpcb<P>>)) {
+    pub fn notify_all(&self, faddr: IpAddr, mut notify: impl FnMut(&Arc<Inpcb<P>>)) {
         for inp in self.snapshot() {
             if inp.read().faddr() == faddr {
                 notify(&inp);
@@ -917,15 +1181,56 @@ fn matches<P>(inp: &Inp<P>, inc: &InConninfo, how: Lookup) -> bool {
     let own = &inp.hdr.inp_inc;
     let listens = || {
         how == Lookup::Wildcard
-            && own.inc_faddr == Ipv4Addr::UNSPECIFIED
+            && own.inc_faddr.is_unspecified()
             && own.inc_lport == inc.inc_lport
-            && (own.inc_laddr == inc.inc_laddr || own.inc_laddr == Ipv4Addr::UNSPECIFIED)
+            && inp.hdr.talks(inc.inc_laddr)
+            && (own.inc_laddr == inc.inc_laddr || own.inc_laddr.is_unspecified())
     };
     !inp.hdr.inp_flags.contains(InpFlags::DROPPED) && (*own == *inc || listens())
 }
 
+/// Whether a socket may be bound to `addr`: one of ours, and usable.
+fn may_bind(cx: &NetCx<'_>, addr: IpAddr) -> bool {
+    match addr {
+        IpAddr::V4(addr) => cx.vnet.ifaddrs.is_local_or_broadcast(cx.epoch, addr),
+        IpAddr::V6(addr) => {
+            let unusable = In6Iff::ANYCAST | In6Iff::NOTREADY | In6Iff::DETACHED;
+            let ia = cx.vnet.in6_ifaddrs.lookup(cx.epoch, addr);
+            ia.is_some_and(|ia| !ia.flags().intersects(unusable))
+        }
+    }
+}
+
+/// The local address with which a block connects to `faddr`: its own, or the best for the way.
+fn pcb_source(cx: &NetCx<'_>, hdr: &InpHdr, faddr: IpAddr) -> Result<IpAddr, Errno> {
+    let laddr = hdr.laddr();
+    if !hdr.inp_vflag.contains(InpVflag::of(faddr)) {
+        return Err(Errno::EAFNOSUPPORT);
+    }
+    match faddr {
+        _ if !laddr.is_unspecified() => Ok(laddr),
+        IpAddr::V4(faddr) => in_pcbladdr(cx, faddr).map(IpAddr::V4),
+        IpAddr::V6(faddr) => in6_pcbladdr(cx, hdr, faddr).map(IpAddr::V6),
+    }
+}
+
+/// Whom `addr` means as a destination: that of no host is this host.
+pub fn real_faddr(cx: &NetCx<'_>, addr: IpAddr) -> Result<IpAddr, Errno> {
+    match addr {
+        IpAddr::V4(addr) => real_faddr4(cx, addr).map(IpAddr::V4),
+        IpAddr::V6(addr) if addr.is_unspecified() => {
+            if cx.vnet.ip6.connect_in6addr_wild.get() {
+                Ok(IpAddr::V6(Ipv6Addr::LOCALHOST))
+            } else {
+                Err(Errno::ENETUNREACH)
+            }
+        }
+        IpAddr::V6(_) => Ok(addr),
+    }
+}
+
 /// Whom `addr` means as a destination: 0.0.0.0 this host, 255.255.255.255 the first network we can broadcast to.
-pub fn real_faddr(cx: &NetCx<'_>, addr: Ipv4Addr) -> Result<Ipv4Addr, Errno> {
+fn real_faddr4(cx: &NetCx<'_>, addr: Ipv4Addr) -> Result<Ipv4Addr, Errno> {
     if addr == Ipv4Addr::UNSPECIFIED {
         if !cx.vnet.ip.connect_inaddr_wild.get() {
             return Err(Errno::ENETUNREACH);

@@ -6,6 +6,8 @@ use crate::in_control::{in_joingroup, in_leavegroup};
 use crate::in_pcb::{InpFlags, InpHdr, Inpcb};
 use crate::ip::{IPPROTO_TCP, Ip, in_multicast};
 use crate::ip_var::{IpMoptions, IpOptions};
+use crate::netinet6::ip6::Ip6;
+use crate::netinet6::ip6_ctloutput::{control_mbuf, ip6_ctloutput, ip6_savecontrol};
 use crate::vnet::{InetVnet, NetCx};
 use alloc::boxed::Box;
 use alloc::sync::Arc;
@@ -14,7 +16,7 @@ use core::net::Ipv4Addr;
 use sys::errno::Errno;
 use sys::kern::subr_epoch::NetEpoch;
 use sys::machine;
-use sys::mbuf::{HashType, How, IfIndex, Mbuf, MbufType};
+use sys::mbuf::{HashType, IfIndex, Mbuf};
 use sys::net::ifnet::{IfFlags, Ifnet};
 use sys::protosw::{SockOpt, SoptDir};
 use sys::socket::*;
@@ -57,6 +59,9 @@ pub fn ip_ctloutput<P: Send + Sync + 'static>(
     if sopt.level == SOL_SOCKET {
         inp.set_reuse(so.options());
         return Ok(());
+    }
+    if sopt.level == IPPROTO_IPV6 {
+        return ip6_ctloutput(inp, sopt);
     }
     if sopt.level != IPPROTO_IP {
         return Err(Errno::ENOPROTOOPT);
@@ -279,7 +284,7 @@ fn membership<P: Send + Sync + 'static>(inp: &Inpcb<P>, sopt: &SockOpt<'_>) -> R
 }
 
 /// Appends one control message: header, data, padding to eight bytes (`sbcreatecontrol`).
-fn control_message(out: &mut Vec<u8>, level: i32, kind: i32, data: &[u8]) {
+pub(crate) fn control_message(out: &mut Vec<u8>, level: i32, kind: i32, data: &[u8]) {
     const HEADER: usize = 16;
     out.extend_from_slice(&((HEADER + data.len()) as u32).to_ne_bytes());
     out.extend_from_slice(&level.to_ne_bytes());
@@ -289,14 +294,8 @@ fn control_message(out: &mut Vec<u8>, level: i32, kind: i32, data: &[u8]) {
     out.resize(out.len().next_multiple_of(8), 0);
 }
 
-/// The control messages that a socket asked for, about packet `m` with header `ip`.
-pub fn ip_savecontrol(
-    cx: &NetCx<'_>,
-    hdr: &InpHdr,
-    so: &Socket,
-    ip: &Ip,
-    m: &Mbuf,
-) -> Option<Mbuf> {
+/// The control messages that a socket asked for, about packet `m`, which begins with its IP header of either version.
+pub fn ip_savecontrol(cx: &NetCx<'_>, hdr: &InpHdr, so: &Socket, m: &Mbuf) -> Option<Mbuf> {
     let mut out = Vec::new();
     let flags = hdr.inp_flags;
     if so.options().contains(SoOptions::TIMESTAMP) {
@@ -307,6 +306,14 @@ pub fn ip_savecontrol(
         timeval[8..].copy_from_slice(&(us % 1_000_000).to_ne_bytes());
         control_message(&mut out, SOL_SOCKET, SCM_TIMESTAMP, &timeval);
     }
+    let version = m.data().first().map(|first| first >> 4);
+    if version == Some(6)
+        && let Some(ip6) = Ip6::parse(m.data())
+    {
+        ip6_savecontrol(hdr, ip6, m, &mut out);
+        return control_mbuf(&out);
+    }
+    let ip = Ip::parse(m.data())?;
     if flags.contains(InpFlags::RECVDSTADDR) {
         control_message(&mut out, IPPROTO_IP, IP_RECVDSTADDR, &ip.ip_dst);
     }
@@ -334,9 +341,7 @@ pub fn ip_savecontrol(
     {
         control_message(&mut out, IPPROTO_IP, IP_RECVIF, &sockaddr_dl(ifp));
     }
-    let mut control = Mbuf::getm2(How::NoWait, out.len(), false)?;
-    control.set_mtype(MbufType::Control);
-    control.append(&out).then_some(control)
+    control_mbuf(&out)
 }
 
 /// `struct sockaddr_dl` of an interface: index and name.

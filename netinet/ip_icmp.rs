@@ -6,7 +6,7 @@ use crate::ip::{
     IP_MINMTU, IPPROTO_ICMP, IPTOS_ECN_MASK, Ip, in_experimental, in_loopback, in_multicast,
 };
 use crate::ip_output::ip_output;
-use crate::ip_var::{IpOptions, IpOutArgs, IpProto, PrcCmd};
+use crate::ip_var::{IpOptions, IpOutArgs, IpProto, PrcCmd, Quoted};
 use crate::vnet::NetCx;
 use core::net::Ipv4Addr;
 use sys::counter::Counter;
@@ -216,6 +216,8 @@ pub enum Bandlim {
     RstClosedport = 3,
     /// Resets from open ports.
     RstOpenport = 4,
+    /// Unreachables of IPv6.
+    Icmp6Unreach = 5,
 }
 
 impl Bandlim {
@@ -226,6 +228,7 @@ impl Bandlim {
             Bandlim::IcmpTstamp => "icmp tstamp",
             Bandlim::RstClosedport => "closed port RST",
             Bandlim::RstOpenport => "open port RST",
+            Bandlim::Icmp6Unreach => "icmp6 unreach",
         }
     }
 }
@@ -268,8 +271,9 @@ impl Rate {
 
 /// Rates of everything a stranger can make us send or log.
 pub struct Bandlims {
-    rates: [Rate; 5],
+    rates: [Rate; 6],
     arp: Rate,
+    icmp6: Rate,
 }
 
 impl Bandlims {
@@ -277,7 +281,13 @@ impl Bandlims {
         Self {
             rates: core::array::from_fn(|_| Rate::new()),
             arp: Rate::new(),
+            icmp6: Rate::new(),
         }
+    }
+
+    /// Whether an ICMPv6 error may be sent now, or would be more than `limit` in this second (`icmp6_ratelimit`).
+    pub(crate) fn icmp6_error(&self, now: Ticks, limit: u32) -> bool {
+        self.icmp6.tick(now).0 <= limit
     }
 
     /// Whether ARP may log something now.
@@ -581,7 +591,13 @@ fn deliver_error(
         PrcCmd::Msgsize(mtu) => PrcCmd::Msgsize(plausible_mtu(mtu, usize::from(ip.ip_len.get()))),
         cmd => cmd,
     };
-    cx.vnet.protox(ip.ip_p).ctlinput(cx, cmd, ip.dst(), quoted);
+    let about = Quoted {
+        src: ip.src().into(),
+        dst: ip.dst().into(),
+        len: u32::from(ip.ip_len.get()),
+        transport: quoted.get(ip.hlen()..)?,
+    };
+    cx.vnet.protox(ip.ip_p).ctlinput(cx, cmd, &about);
     Some(m)
 }
 

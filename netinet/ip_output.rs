@@ -209,7 +209,7 @@ fn find_way<'e>(
         && !args
             .flags
             .intersects(IpOutFlags::SENDONES | IpOutFlags::ROUTETOIF)
-        && let Some(cached) = ro.get(cx, dst)
+        && let Some(cached) = ro.get(cx.epoch, dst, cx.vnet.rib.generation())
     {
         let way = cached_way(cached, dst);
         if way.lle.is_none_or(|lle| lle.resolved().is_none())
@@ -496,7 +496,7 @@ fn set_header_sum(m: &mut Mbuf, hlen: usize) {
 fn if_output(cx: &NetCx<'_>, mut m: Mbuf, way: &Way<'_>) -> Result<(), Errno> {
     let ifp: &Ifnet = way.ifp;
     if ifp.is_loopback() {
-        return looutput(ifp, cx.epoch, m, NetisrProto::Ip);
+        return looutput(ifp, ifp, cx.epoch, m, NetisrProto::Ip);
     }
     if !ifp.flags().contains(IfFlags::UP) {
         cx.vnet.ipstat.ips_odropped.inc();

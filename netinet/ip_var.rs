@@ -3,10 +3,12 @@
 //! FreeBSD: sys/netinet/ip_var.h, sys/sys/protosw.h (pr_input, pr_ctlinput)
 
 use crate::ip::MAX_IPOPTLEN;
+use crate::netinet6::in6_src::in6_clearscope;
 use crate::vnet::NetCx;
 use bitflags::bitflags;
-use core::net::Ipv4Addr;
+use core::net::{IpAddr, Ipv4Addr};
 use sys::counters;
+use sys::machine::in_cksum::{in_pseudo, in6_cksum_pseudo};
 use sys::mbuf::{IfIndex, Mbuf};
 
 counters! {
@@ -156,16 +158,41 @@ pub struct IpOutArgs<'a> {
     pub ifindex: IfIndex,
 }
 
+/// A packet of ours that an ICMP error of either version quotes.
+#[derive(Clone, Copy, Debug)]
+pub struct Quoted<'a> {
+    /// Its source, which is ours.
+    pub src: IpAddr,
+    /// Its destination.
+    pub dst: IpAddr,
+    /// Length of the whole packet.
+    pub len: u32,
+    /// The beginning of what IP carried: eight bytes at least.
+    pub transport: &'a [u8],
+}
+
+/// Sums the pseudo header of a transport protocol: folded, not complemented.
+#[inline]
+pub fn pseudo_sum(src: IpAddr, dst: IpAddr, proto: u8, len: u32) -> u16 {
+    match (src, dst) {
+        (IpAddr::V4(src), IpAddr::V4(dst)) => in_pseudo(src, dst, u32::from(proto) + len),
+        (IpAddr::V6(src), IpAddr::V6(dst)) => {
+            in6_cksum_pseudo(&in6_clearscope(src), &in6_clearscope(dst), len, proto)
+        }
+        // Both ends are of one family.
+        (IpAddr::V4(_), IpAddr::V6(_)) | (IpAddr::V6(_), IpAddr::V4(_)) => 0,
+    }
+}
+
 /// A protocol above IP (`ip_protox[proto]`).
 pub trait IpProto: Send + Sync {
     /// Takes a packet for this host. `m` begins with the IP header of `hlen` bytes, contiguous; `ip_len` has been
     /// checked and the packet is exactly that long.
     fn input(&self, cx: &NetCx<'_>, m: Mbuf, hlen: usize);
 
-    /// Hears of an error about a packet we sent. `quoted` begins with the IP header of that packet, at least its
-    /// header and the eight bytes behind it.
-    fn ctlinput(&self, cx: &NetCx<'_>, cmd: PrcCmd, dst: Ipv4Addr, quoted: &[u8]) {
-        let _ = (cx, cmd, dst, quoted);
+    /// Hears of an error about a packet we sent.
+    fn ctlinput(&self, cx: &NetCx<'_>, cmd: PrcCmd, quoted: &Quoted<'_>) {
+        let _ = (cx, cmd, quoted);
     }
 }
 

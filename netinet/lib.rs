@@ -1,6 +1,6 @@
-//! The protocols: IPv4, ICMP, UDP, TCP.
+//! The protocols: IPv4, IPv6, ICMP, UDP, TCP.
 //!
-//! FreeBSD: sys/netinet
+//! FreeBSD: sys/netinet, sys/netinet6
 
 #![no_std]
 #![forbid(unsafe_code)]
@@ -24,6 +24,9 @@ pub mod ip_output;
 pub mod ip_reass;
 pub mod ip_var;
 pub mod raw_ip;
+
+// IPv6.
+pub mod netinet6;
 
 // UDP.
 pub mod udp;

@@ -103,7 +103,7 @@ fn rip_append(cx: &NetCx<'_>, inp: &InpRead<'_, RawPcb>, m: Mbuf, ip: &Ip) {
     let Some(so) = inp.inp_socket.as_ref() else {
         return;
     };
-    let control = ip_savecontrol(cx, &inp.hdr, so, ip, &m).filter(|control| control.length() != 0);
+    let control = ip_savecontrol(cx, &inp.hdr, so, &m).filter(|control| control.length() != 0);
     let from = SockAddr::v4(ip.src(), 0);
     let mut rcv = so.rcv.lock();
     if !rcv.state().contains(SbState::CANTRCVMORE)
@@ -159,8 +159,8 @@ fn rip_output(
         let mut m = m
             .prepend(Ip::LEN, How::NoWait)
             .map_err(|_| Errno::ENOBUFS)?;
-        let laddr = if guard.laddr() != Ipv4Addr::UNSPECIFIED {
-            guard.laddr()
+        let laddr = if guard.laddr4() != Ipv4Addr::UNSPECIFIED {
+            guard.laddr4()
         } else {
             in_pcbladdr(&cx, dst)?
         };
@@ -229,13 +229,13 @@ impl Protosw for RawInpcb {
         {
             return Err(Errno::EADDRNOTAVAIL);
         }
-        self.write().set_addresses(Some(addr), None);
+        self.write().set_addresses(Some(addr.into()), None);
         Ok(())
     }
 
     fn connect(&self, so: &Arc<Socket>, nam: &SockAddr) -> Result<(), Errno> {
         let addr = nam.as_in().ok_or(Errno::EAFNOSUPPORT)?.addr;
-        self.write().set_addresses(None, Some(addr));
+        self.write().set_addresses(None, Some(addr.into()));
         so.soisconnected();
         Ok(())
     }
@@ -245,7 +245,7 @@ impl Protosw for RawInpcb {
         if !guard.is_connected() {
             return Err(Errno::ENOTCONN);
         }
-        guard.set_addresses(None, Some(Ipv4Addr::UNSPECIFIED));
+        guard.set_addresses(None, Some(Ipv4Addr::UNSPECIFIED.into()));
         drop(guard);
         so.clear_state(SoState::ISCONNECTED);
         Ok(())
@@ -258,7 +258,7 @@ impl Protosw for RawInpcb {
         m: Mbuf,
         to: Option<&SockAddr>,
     ) -> Result<(), Errno> {
-        let connected = self.read().faddr();
+        let connected = self.read().faddr4();
         let dst = match to {
             Some(_) if connected != Ipv4Addr::UNSPECIFIED => return Err(Errno::EISCONN),
             Some(to) => to.as_in().ok_or(Errno::EAFNOSUPPORT)?.addr,
@@ -275,7 +275,7 @@ impl Protosw for RawInpcb {
 
     fn sockaddr(&self, _so: &Arc<Socket>) -> Result<SockAddr, Errno> {
         Ok(SockAddr::In(SockAddrIn {
-            addr: self.read().laddr(),
+            addr: self.read().laddr4(),
             port: 0,
         }))
     }

@@ -41,6 +41,8 @@ pub const TCP_HLEN: usize = 20;
 pub const TCP_MAXOLEN: usize = 40;
 /// Default maximum segment size for IPv4 (RFC 9293 §3.7.1).
 pub const TCP_MSS: u32 = 536;
+/// The same in IPv6: what fits into its smallest MTU.
+pub const TCP6_MSS: u32 = 1220;
 /// Largest window without scaling.
 pub const TCP_MAXWIN: u32 = 65535;
 /// Largest window shift (RFC 7323 §2.3).

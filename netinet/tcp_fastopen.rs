@@ -128,8 +128,8 @@ impl Ccache {
     #[doc(alias = "tcp_fastopen_ccache_lookup")]
     fn with<R>(&self, inc: &InConninfo, f: impl FnOnce(&mut Server) -> R) -> R {
         let mut hasher = SipHasher24::new_with_key(&self.key);
-        hasher.write(&inc.inc_laddr.octets());
-        hasher.write(&inc.inc_faddr.octets());
+        crate::in_pcb::hash_addr(&mut hasher, inc.inc_laddr);
+        crate::in_pcb::hash_addr(&mut hasher, inc.inc_faddr);
         hasher.write(&inc.inc_fport.to_be_bytes());
         let mut bucket = self.buckets[hasher.finish() as usize % CCACHE_BUCKETS].lock();
         let is = |server: &Server| {

@@ -9,7 +9,7 @@ use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::sync::{Arc, Weak};
 use core::hash::Hasher;
-use core::net::Ipv4Addr;
+use core::net::IpAddr;
 
 use siphasher::sip::SipHasher24;
 use sys::errno::Errno;
@@ -22,6 +22,7 @@ use sys::net::vnet::Vnet;
 use sys::sysctl::{Procedure, ReadOnly, Tunable};
 use sys::time::{Sbintime, Ticks};
 
+use crate::in_pcb::hash_addr;
 use crate::tcp_subr::random_key;
 use crate::tcp_var::{TCP_RTT_SHIFT, TCP_RTTVAR_SHIFT, TcpStat};
 
@@ -54,7 +55,7 @@ pub struct Metrics {
 #[derive(Clone, Copy)]
 #[doc(alias = "hc_metrics")]
 struct Entry {
-    addr: Ipv4Addr,
+    addr: IpAddr,
     metrics: Metrics,
     /// When it is forgotten, if nothing asks for it or changes it before.
     expire: Ticks,
@@ -182,16 +183,16 @@ impl Hostcache {
         self.count.load(Ordering::Relaxed)
     }
 
-    fn bucket(&self, addr: Ipv4Addr) -> &Mutex<VecDeque<Entry>, Leaf> {
+    fn bucket(&self, addr: IpAddr) -> &Mutex<VecDeque<Entry>, Leaf> {
         // Keyed, so that nobody can fill one bucket on purpose.
         let mut hasher = SipHasher24::new_with_key(&self.key);
-        hasher.write(&addr.octets());
+        hash_addr(&mut hasher, addr);
         &self.buckets[hasher.finish() as usize % TCP_HOSTCACHE_HASHSIZE]
     }
 
     /// What is known of a host.
     #[doc(alias = "tcp_hc_get")]
-    pub fn get(&self, addr: Ipv4Addr, now: Ticks) -> Option<Metrics> {
+    pub fn get(&self, addr: IpAddr, now: Ticks) -> Option<Metrics> {
         if !self.enabled.get() || self.count() == 0 {
             return None;
         }
@@ -206,20 +207,20 @@ impl Hostcache {
 
     /// Largest packet of the path to a host, if it is known.
     #[doc(alias = "tcp_hc_getmtu")]
-    pub fn mtu(&self, addr: Ipv4Addr, now: Ticks) -> Option<u32> {
+    pub fn mtu(&self, addr: IpAddr, now: Ticks) -> Option<u32> {
         let mtu = self.get(addr, now)?.rmx_mtu;
         (mtu != 0).then_some(mtu)
     }
 
     /// The path to a host takes packets of `mtu` bytes only.
     #[doc(alias = "tcp_hc_updatemtu")]
-    pub fn update_mtu(self: &Arc<Self>, stat: &TcpStat, addr: Ipv4Addr, mtu: u32, now: Ticks) {
+    pub fn update_mtu(self: &Arc<Self>, stat: &TcpStat, addr: IpAddr, mtu: u32, now: Ticks) {
         self.change(stat, addr, now, |metrics| metrics.rmx_mtu = mtu);
     }
 
     /// Takes over what a connection has learned: the mean of what was known and what is new.
     #[doc(alias = "tcp_hc_update")]
-    pub fn update(self: &Arc<Self>, stat: &TcpStat, addr: Ipv4Addr, new: &Metrics, now: Ticks) {
+    pub fn update(self: &Arc<Self>, stat: &TcpStat, addr: IpAddr, new: &Metrics, now: Ticks) {
         let mean = |old: &mut i32, new: i32| {
             if new != 0 {
                 *old = if *old == 0 {
@@ -253,7 +254,7 @@ impl Hostcache {
     fn change(
         self: &Arc<Self>,
         stat: &TcpStat,
-        addr: Ipv4Addr,
+        addr: IpAddr,
         now: Ticks,
         change: impl FnOnce(&mut Metrics),
     ) {
@@ -365,10 +366,11 @@ impl CalloutTarget for Hostcache {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use core::net::Ipv4Addr;
     use sys::machine::hosted::{Machine, pump};
     use sys::machine::sbinuptime;
 
-    const HOST: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+    const HOST: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
 
     fn with_cache(body: impl FnOnce(&Arc<Vnet>, &Arc<Hostcache>, &TcpStat)) {
         Machine::builder().quiet().run(|| {
@@ -394,7 +396,7 @@ mod tests {
             let known = cache.get(HOST, now).expect("a known host");
             assert_eq!((known.rmx_rtt, known.rmx_ssthresh), (150, 8000));
             assert_eq!(cache.mtu(HOST, now), Some(1400));
-            assert_eq!(cache.get(Ipv4Addr::LOCALHOST, now), None);
+            assert_eq!(cache.get(Ipv4Addr::LOCALHOST.into(), now), None);
             assert_eq!(
                 vnet.sysctl.get("net.inet.tcp.hostcache.count").as_deref(),
                 Some("1")
@@ -428,11 +430,11 @@ mod tests {
         with_cache(|_, cache, stat| {
             let now = machine::ticks();
             for number in 0..40_000_u32 {
-                cache.update_mtu(stat, Ipv4Addr::from_bits(number), 1400, now);
+                cache.update_mtu(stat, Ipv4Addr::from_bits(number).into(), 1400, now);
             }
             assert!(cache.count() as usize <= CACHELIMIT);
             assert!(stat.tcps_hc_bucketoverflow.fetch() > 0);
-            assert!(cache.mtu(Ipv4Addr::from_bits(39_999), now).is_some());
+            assert!(cache.mtu(Ipv4Addr::from_bits(39_999).into(), now).is_some());
         });
     }
 }

@@ -15,13 +15,15 @@ mod sequence;
 
 pub use segment::Segment;
 
+use core::net::IpAddr;
 use sys::kprintf;
-use sys::machine::in_cksum::in_pseudo;
 use sys::mbuf::{CsumFlags, Mbuf};
 
 use crate::in_pcb::{InConninfo, Lookup};
-use crate::ip::{IPPROTO_TCP, Ip};
+use crate::ip::{IPPROTO_TCP, IPVERSION, Ip};
 use crate::ip_icmp::{Bandlim, badport_bandlim};
+use crate::ip_var::pseudo_sum;
+use crate::netinet6::ip6::Ip6;
 use crate::tcp::{TCP_HLEN, TcpFlags, TcpHeader, TcpOpt};
 use crate::tcp_fsm::TcpState;
 use crate::tcp_subr::{Locked, Marks, TcpVnet, tcp_dropwithreset};
@@ -47,7 +49,7 @@ pub fn tcp_input(cx: &NetCx<'_>, vt: &TcpVnet, m: Mbuf, hlen: usize) {
             return;
         };
         let mut locked = Locked::from_guard(cx, inp, guard);
-        if seg.ttl < locked.hdr().inp_ip_minttl {
+        if seg.src.is_ipv4() && seg.ttl < locked.hdr().inp_ip_minttl {
             return;
         }
         let Some((c, tp)) = locked.split() else {
@@ -86,7 +88,17 @@ fn parse(cx: &NetCx<'_>, vt: &TcpVnet, m: Mbuf, hlen: usize) -> Option<Segment> 
         return None;
     };
     let ip = Ip::parse(m.data())?;
-    let (src, dst, ttl, tos) = (ip.src(), ip.dst(), ip.ip_ttl, ip.ip_tos);
+    let (src, dst, ttl, tos): (IpAddr, IpAddr, u8, u8) = if ip.version() == IPVERSION {
+        (ip.src().into(), ip.dst().into(), ip.ip_ttl, ip.ip_tos)
+    } else {
+        let ip6 = Ip6::parse(m.data())?;
+        (
+            ip6.src().into(),
+            ip6.dst().into(),
+            ip6.ip6_hlim,
+            ip6.tclass(),
+        )
+    };
     let total = m.pkt_len();
     let tcplen = total.saturating_sub(hlen);
     let Ok(fixed) = TcpHeader::parse_fixed(m.data().get(hlen..)?) else {
@@ -138,8 +150,8 @@ fn parse(cx: &NetCx<'_>, vt: &TcpVnet, m: Mbuf, hlen: usize) -> Option<Segment> 
 #[inline]
 fn checksum_good(
     m: &Mbuf,
-    src: core::net::Ipv4Addr,
-    dst: core::net::Ipv4Addr,
+    src: IpAddr,
+    dst: IpAddr,
     hlen: usize,
     total: usize,
     th_sum: u16,
@@ -152,11 +164,11 @@ fn checksum_good(
         if pkthdr.csum_flags.contains(CsumFlags::PSEUDO_HDR) {
             return sum as u16 == 0xffff;
         }
-        let pseudo = in_pseudo(src, dst, u32::from(IPPROTO_TCP) + tcplen);
+        let pseudo = pseudo_sum(src, dst, IPPROTO_TCP, tcplen);
         let (folded, carry) = (sum as u16).overflowing_add(pseudo);
         return folded.wrapping_add(u16::from(carry)) == 0xffff;
     }
-    let pseudo = in_pseudo(src, dst, u32::from(IPPROTO_TCP) + tcplen);
+    let pseudo = pseudo_sum(src, dst, IPPROTO_TCP, tcplen);
     // Complemented sum of the segment; with the pseudo header it must come to all ones.
     let (folded, carry) = (!m.in_cksum_skip(total, hlen)).overflowing_add(pseudo);
     folded.wrapping_add(u16::from(carry)) == 0xffff

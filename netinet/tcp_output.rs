@@ -15,6 +15,8 @@ use sys::socketvar::SndGuard;
 
 use crate::ip_output::ip_output;
 use crate::ip_var::IpOutArgs;
+use crate::netinet6::ip6_output::ip6_output;
+use crate::netinet6::ip6_var::Ip6OutArgs;
 use crate::tcp_subr::{Conn, tcp_maxmtu, tcp_mss_update};
 use crate::tcp_timer::{TcpTimer, tcp_setpersist};
 use crate::tcp_var::{Tcpcb, Tf};
@@ -54,6 +56,7 @@ pub fn tcp_output(c: &Conn<'_>, tp: &mut Tcpcb) -> Result<(), Errno> {
         now: tp.ts_clock(c.net.now),
         idle,
         tso: tun.tso.get(),
+        ip_hlen: crate::tcp_subr::ip_hlen(c.hdr.faddr()) as u32,
         ipoptlen: c
             .hdr
             .inp_options
@@ -122,7 +125,15 @@ fn send_one(c: &Conn<'_>, tp: &mut Tcpcb, world: &mut World) -> Result<Round, Er
         ro: Some(&c.inp.inp_route),
         ..IpOutArgs::default()
     };
-    let sent = ip_output(c.net, m, &args);
+    let sent = if c.hdr.is_ipv6() {
+        let args = Ip6OutArgs {
+            ro: Some(&c.inp.inp_route6),
+            ..Ip6OutArgs::default()
+        };
+        ip6_output(c.net, m, &args)
+    } else {
+        ip_output(c.net, m, &args)
+    };
     account::advance(c, tp, &plan, world.buffers.snd_avail);
     match sent {
         Ok(()) => {

@@ -8,7 +8,7 @@ use alloc::string::{String, ToString};
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use core::hash::Hasher;
-use core::net::Ipv4Addr;
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use core::sync::atomic::{AtomicU32, Ordering};
 
 use siphasher::sip::SipHasher24;
@@ -16,7 +16,6 @@ use sys::counter::Counter;
 use sys::errno::Errno;
 use sys::kern::subr_epoch::NetEpoch;
 use sys::machine;
-use sys::machine::in_cksum::in_pseudo;
 use sys::mbuf::{CsumFlags, How, MAX_LINKHDR, MFlags, Mbuf};
 use sys::net::ifnet::IfCap;
 use sys::net::vnet::Vnet;
@@ -26,10 +25,16 @@ use sys::time::Ticks;
 use zerocopy::IntoBytes;
 
 use crate::cc::{CC_AVAILABLE, CcAlgo, cc_attach};
-use crate::in_pcb::{InConninfo, InpFlags, InpHdr, InpWrite, Inpcb, Lookup, Pcbinfo};
+use crate::in_pcb::{
+    InConninfo, InpFlags, InpHdr, InpWrite, Inpcb, Lookup, Pcbinfo, Route, hash_addr,
+};
 use crate::ip::{IPPROTO_TCP, Ip};
 use crate::ip_output::ip_output;
-use crate::ip_var::{IpOutArgs, IpProto, PrcCmd};
+use crate::ip_var::{IpOutArgs, IpProto, PrcCmd, Quoted, pseudo_sum};
+use crate::netinet6::in6_pcb::in6_ifp_for;
+use crate::netinet6::ip6::Ip6;
+use crate::netinet6::ip6_output::ip6_output;
+use crate::netinet6::ip6_var::Ip6OutArgs;
 use crate::tcp::{TCP_HLEN, TCP_MAXOLEN, TcpFlags, TcpHeader, TcpOpt, TcpOptFlags};
 use crate::tcp_fastopen::Ccache;
 use crate::tcp_fsm::{TCP_NSTATES, TcpState};
@@ -187,7 +192,7 @@ impl IpProto for TcpVnet {
         tcp_input(cx, self, m, hlen);
     }
 
-    fn ctlinput(&self, cx: &NetCx<'_>, cmd: PrcCmd, _dst: Ipv4Addr, quoted: &[u8]) {
+    fn ctlinput(&self, cx: &NetCx<'_>, cmd: PrcCmd, quoted: &Quoted<'_>) {
         tcp_ctlinput(cx, self, cmd, quoted);
     }
 }
@@ -364,7 +369,9 @@ fn keep_metrics(cx: &NetCx<'_>, hdr: &InpHdr, tp: &Tcpcb) {
     let mut ssthresh = 0;
     if tp.snd_ssthresh < hiwat / 2 {
         let segments = (tp.snd_ssthresh + tp.t_maxseg / 2) / tp.t_maxseg.max(1);
-        ssthresh = segments.max(2).saturating_mul(tp.t_maxseg + 40);
+        ssthresh = segments
+            .max(2)
+            .saturating_mul(tp.t_maxseg + tcp_headers(hdr.faddr()));
     }
     let metrics = Metrics {
         rmx_mtu: 0,
@@ -449,9 +456,9 @@ fn tcp_notify(c: &Conn<'_>, tp: &mut Tcpcb, error: Errno) {
     );
     if tp.t_state == TcpState::Established && transient {
         // RFC 9293 §3.9.2.2: a soft error does not end an established connection.
-        c.inp.inp_route.clear();
+        c.inp.forget_route();
     } else if tp.t_state < TcpState::Established && tp.t_rxtshift > 3 && tp.t_softerror.is_some() {
-        c.inp.inp_route.clear();
+        c.inp.forget_route();
         tcp_drop(c, tp, Some(error));
     } else {
         tp.t_softerror = Some(error);
@@ -459,14 +466,10 @@ fn tcp_notify(c: &Conn<'_>, tp: &mut Tcpcb, error: Errno) {
 }
 
 /// An ICMP error about a segment we sent.
-pub fn tcp_ctlinput(cx: &NetCx<'_>, vt: &TcpVnet, cmd: PrcCmd, quoted: &[u8]) {
-    let Some(ip) = Ip::parse(quoted) else { return };
-    let (src, dst) = (ip.src(), ip.dst());
+pub fn tcp_ctlinput(cx: &NetCx<'_>, vt: &TcpVnet, cmd: PrcCmd, quoted: &Quoted<'_>) {
+    let (src, dst) = (quoted.src, quoted.dst);
     // Eight bytes of the segment are sure: ports and sequence number.
-    let Some(segment) = quoted.get(ip.hlen()..) else {
-        return;
-    };
-    let Some(first) = segment.first_chunk::<8>() else {
+    let Some(first) = quoted.transport.first_chunk::<8>() else {
         return;
     };
     let inc = InConninfo {
@@ -496,15 +499,19 @@ pub fn tcp_ctlinput(cx: &NetCx<'_>, vt: &TcpVnet, cmd: PrcCmd, quoted: &[u8]) {
     match cmd {
         PrcCmd::Msgsize(mtu) => {
             // RFC 1191 §3: what was too large was sent with our current segment size.
-            let quoted_len = u32::from(ip.ip_len.get());
             let mtu = if mtu == 0 {
-                next_lower_mtu(quoted_len)
+                next_lower_mtu(quoted.len)
             } else {
                 mtu
             };
-            let minimum = vt.tun.minmss.get() + 40;
-            let mtu = mtu.max(minimum);
-            if mtu < tp.t_maxseg + 40 {
+            let headers = tcp_headers(dst);
+            // No link of IPv6 is narrower than its default segments want (RFC 8201 §4).
+            let minimum = match dst {
+                IpAddr::V4(_) => vt.tun.minmss.get(),
+                IpAddr::V6(_) => vt.tun.v6mssdflt.get(),
+            };
+            let mtu = mtu.max(minimum + headers);
+            if mtu < tp.t_maxseg + headers {
                 vt.hostcache.update_mtu(&vt.stat, dst, mtu, cx.now);
                 tcp_mtudisc(&c, tp, mtu);
             }
@@ -559,15 +566,22 @@ pub struct Path {
 }
 
 /// Asks the routing table for the path.
-pub fn tcp_maxmtu(cx: &NetCx<'_>, faddr: Ipv4Addr) -> Option<Path> {
-    let nhop = cx.vnet.rib.fib4_lookup(faddr, cx.epoch)?;
-    let ifp = &nhop.nh_ifp;
-    let mtu = if nhop.nh_mtu == 0 {
-        ifp.mtu()
-    } else {
-        nhop.nh_mtu.min(ifp.mtu())
+#[doc(alias = "tcp_maxmtu6")]
+pub fn tcp_maxmtu(cx: &NetCx<'_>, faddr: IpAddr) -> Option<Path> {
+    let (ifp, mtu, cap, assist) = match faddr {
+        IpAddr::V4(faddr) => {
+            let nhop = cx.vnet.rib.fib4_lookup(faddr, cx.epoch)?;
+            (&nhop.nh_ifp, nhop.mtu(), IfCap::TSO4, CsumFlags::IP_TSO)
+        }
+        IpAddr::V6(faddr) => {
+            let ifp = in6_ifp_for(cx, faddr)?;
+            let nhop = cx.vnet.rib6.fib6_lookup(faddr, cx.epoch);
+            let mtu = nhop.map_or(ifp.mtu(), |nhop| nhop.mtu());
+            let ifp = nhop.map_or(ifp, |nhop| &nhop.nh_ifp);
+            (ifp, mtu, IfCap::TSO6, CsumFlags::IP6_TSO)
+        }
     };
-    let tso = ifp.capenable().contains(IfCap::TSO4) && ifp.hwassist().contains(CsumFlags::IP_TSO);
+    let tso = ifp.capenable().contains(cap) && ifp.hwassist().contains(assist);
     let (max, segcount, segsize) = ifp.hw_tsomax();
     Some(Path {
         mtu,
@@ -579,16 +593,39 @@ pub fn tcp_maxmtu(cx: &NetCx<'_>, faddr: Ipv4Addr) -> Option<Path> {
     })
 }
 
+/// Bytes of IP and TCP header of segments to `faddr`, without options (`min_protoh`).
+#[inline]
+pub fn tcp_headers(faddr: IpAddr) -> u32 {
+    (ip_hlen(faddr) + TCP_HLEN) as u32
+}
+
+/// Bytes of the IP header of packets to `faddr`, without options.
+#[inline]
+pub fn ip_hlen(faddr: IpAddr) -> usize {
+    match faddr {
+        IpAddr::V4(_) => Ip::LEN,
+        IpAddr::V6(_) => Ip6::LEN,
+    }
+}
+
+/// The segment size where nothing says another.
+fn default_mss(tun: &TcpTunables, faddr: IpAddr) -> u32 {
+    match faddr {
+        IpAddr::V4(_) => tun.mssdflt.get(),
+        IpAddr::V6(_) => tun.v6mssdflt.get(),
+    }
+}
+
 /// The segment size to offer in a SYN (`tcp_mssopt`).
-pub fn tcp_mssopt(cx: &NetCx<'_>, faddr: Ipv4Addr) -> u16 {
+pub fn tcp_mssopt(cx: &NetCx<'_>, faddr: IpAddr) -> u16 {
     let tun = &cx.vnet.tcp.tun;
     let mss = match tcp_maxmtu(cx, faddr) {
         Some(path) => {
             let learned = cx.vnet.tcp.hostcache.mtu(faddr, cx.now);
             let mtu = learned.map_or(path.mtu, |mtu| mtu.min(path.mtu));
-            mtu.saturating_sub(40)
+            mtu.saturating_sub(tcp_headers(faddr))
         }
-        None => tun.mssdflt.get(),
+        None => default_mss(tun, faddr),
     };
     mss.min(u32::from(u16::MAX)) as u16
 }
@@ -596,14 +633,15 @@ pub fn tcp_mssopt(cx: &NetCx<'_>, faddr: Ipv4Addr) -> u16 {
 /// Settles the segment size from the peer's offer and the path. Without an offer the one made before stays.
 pub fn tcp_mss_update(c: &Conn<'_>, tp: &mut Tcpcb, offer: Option<u16>, mtu: Option<u32>) {
     let tun = &c.vt.tun;
-    let Some(path) = tcp_maxmtu(c.net, c.hdr.faddr()) else {
+    let faddr = c.hdr.faddr();
+    let Some(path) = tcp_maxmtu(c.net, faddr) else {
         // No route: the default, as if there were no offer.
-        tp.t_maxseg = tun.mssdflt.get();
+        tp.t_maxseg = default_mss(tun, faddr);
         return;
     };
     // RFC 9293 §3.7.1: no option means 536. Too small an offer is an attack.
     let peer = match offer {
-        Some(0) => tun.mssdflt.get(),
+        Some(0) => default_mss(tun, faddr),
         Some(offer) => u32::from(offer).max(tun.minmss.get()),
         None => tp.t_maxseg,
     };
@@ -614,7 +652,9 @@ pub fn tcp_mss_update(c: &Conn<'_>, tp: &mut Tcpcb, offer: Option<u16>, mtu: Opt
         .inp_options
         .as_ref()
         .map_or(0, |options| options.len() as u32);
-    let mss = path_mtu.saturating_sub(40 + options).min(peer);
+    let mss = path_mtu
+        .saturating_sub(tcp_headers(faddr) + options)
+        .min(peer);
     // 64 bytes of payload beside the longest options must remain.
     tp.t_maxseg = mss.max(64 + TCP_MAXOLEN as u32);
     match path.tso {
@@ -675,10 +715,12 @@ pub fn tcp_respond(c: &Conn<'_>, tp: &mut Tcpcb, ack: TcpSeq, seq: TcpSeq, flags
     let place = Envelope {
         src: c.hdr.laddr(),
         dst: c.hdr.faddr(),
-        ttl: c.hdr.inp_ip_ttl,
-        tos: c.hdr.inp_ip_tos,
+        ttl: c.hdr.ttl(),
+        tos: c.hdr.tos(),
+        flow: c.hdr.inp_flow,
         options: c.hdr.inp_options.as_deref(),
         route: Some(&c.inp.inp_route),
+        route6: Some(&c.inp.inp_route6),
     };
     let sent = send_bare(c.net, &place, header, &to);
     if sent && flags.contains(TcpFlags::ACK) && !flags.contains(TcpFlags::RST) {
@@ -689,17 +731,21 @@ pub fn tcp_respond(c: &Conn<'_>, tp: &mut Tcpcb, ack: TcpSeq, seq: TcpSeq, flags
 /// Where a segment without data goes, and how.
 pub struct Envelope<'a> {
     /// Source address.
-    pub src: Ipv4Addr,
+    pub src: IpAddr,
     /// Destination address.
-    pub dst: Ipv4Addr,
+    pub dst: IpAddr,
     /// Time to live.
     pub ttl: u8,
     /// Type of service.
     pub tos: u8,
+    /// Flow label, in IPv6.
+    pub flow: u32,
     /// IP options.
     pub options: Option<&'a crate::ip_var::IpOptions>,
     /// Remembered route.
-    pub route: Option<&'a crate::in_pcb::Route>,
+    pub route: Option<&'a Route>,
+    /// The same in IPv6.
+    pub route6: Option<&'a Route<Ipv6Addr>>,
 }
 
 /// Builds and sends a segment without data; false if it could not be sent.
@@ -711,22 +757,23 @@ pub fn send_bare(cx: &NetCx<'_>, place: &Envelope<'_>, mut header: TcpHeader, to
     let optlen = to.write(&mut options);
     let tcplen = TCP_HLEN + optlen;
     header.th_off = tcplen as u8;
-    header.th_sum = in_pseudo(place.src, place.dst, u32::from(IPPROTO_TCP) + tcplen as u32);
+    header.th_sum = pseudo_sum(place.src, place.dst, IPPROTO_TCP, tcplen as u32);
+    let hlen = ip_hlen(place.dst);
     m.reserve_front(MAX_LINKHDR);
-    let bytes = m.extend_mut(Ip::LEN + tcplen);
+    let bytes = m.extend_mut(hlen + tcplen);
     write_headers(
         bytes,
         place,
         &header,
         &options[..optlen],
-        (Ip::LEN + tcplen) as u16,
+        (hlen + tcplen) as u16,
         true,
     );
-    m.set_pkt_len(Ip::LEN + tcplen);
+    m.set_pkt_len(hlen + tcplen);
     let pkthdr = m.pkthdr_mut();
-    pkthdr.csum_flags = CsumFlags::IP_TCP;
+    pkthdr.csum_flags = tcp_csum_flags(place.dst);
     pkthdr.csum_data = 16;
-    pkthdr.l3hlen = Ip::LEN as u8;
+    pkthdr.l3hlen = hlen as u8;
     pkthdr.l4hlen = tcplen as u8;
     let args = IpOutArgs {
         options: place.options,
@@ -734,7 +781,25 @@ pub fn send_bare(cx: &NetCx<'_>, place: &Envelope<'_>, mut header: TcpHeader, to
         ..IpOutArgs::default()
     };
     cx.vnet.tcp.stat.tcps_sndtotal.inc();
-    ip_output(cx, m, &args).is_ok()
+    match place.dst {
+        IpAddr::V4(_) => ip_output(cx, m, &args).is_ok(),
+        IpAddr::V6(_) => {
+            let args = Ip6OutArgs {
+                ro: place.route6,
+                ..Ip6OutArgs::default()
+            };
+            ip6_output(cx, m, &args).is_ok()
+        }
+    }
+}
+
+/// The checksum that the interface to `dst` is asked for.
+#[inline]
+pub fn tcp_csum_flags(dst: IpAddr) -> CsumFlags {
+    match dst {
+        IpAddr::V4(_) => CsumFlags::IP_TCP,
+        IpAddr::V6(_) => CsumFlags::IP6_TCP,
+    }
 }
 
 /// Writes IP header, TCP header and options to `bytes`, which has exactly room for them.
@@ -747,18 +812,38 @@ pub fn write_headers(
     ip_len: u16,
     df: bool,
 ) {
-    let mut ip = Ip::new();
-    ip.ip_tos = place.tos;
-    ip.ip_len.set(ip_len);
-    ip.ip_off.set(if df { crate::ip::IP_DF } else { 0 });
-    ip.ip_ttl = place.ttl;
-    ip.ip_p = IPPROTO_TCP;
-    ip.set_src(place.src);
-    ip.set_dst(place.dst);
-    let Some((front, rest)) = bytes.split_first_chunk_mut::<{ Ip::LEN }>() else {
-        return;
+    let rest = match (place.src, place.dst) {
+        (IpAddr::V4(src), IpAddr::V4(dst)) => {
+            let mut ip = Ip::new();
+            ip.ip_tos = place.tos;
+            ip.ip_len.set(ip_len);
+            ip.ip_off.set(if df { crate::ip::IP_DF } else { 0 });
+            ip.ip_ttl = place.ttl;
+            ip.ip_p = IPPROTO_TCP;
+            ip.set_src(src);
+            ip.set_dst(dst);
+            let Some((front, rest)) = bytes.split_first_chunk_mut::<{ Ip::LEN }>() else {
+                return;
+            };
+            front.copy_from_slice(ip.as_bytes());
+            rest
+        }
+        (IpAddr::V6(src), IpAddr::V6(dst)) => {
+            let mut ip6 = Ip6::new(place.tos, place.flow);
+            ip6.ip6_plen.set(ip_len.saturating_sub(Ip6::LEN as u16));
+            ip6.ip6_hlim = place.ttl;
+            ip6.ip6_nxt = IPPROTO_TCP;
+            ip6.set_src(src);
+            ip6.set_dst(dst);
+            let Some((front, rest)) = bytes.split_first_chunk_mut::<{ Ip6::LEN }>() else {
+                return;
+            };
+            front.copy_from_slice(ip6.as_bytes());
+            rest
+        }
+        // Both ends are of one family.
+        (IpAddr::V4(_), IpAddr::V6(_)) | (IpAddr::V6(_), IpAddr::V4(_)) => return,
     };
-    front.copy_from_slice(ip.as_bytes());
     let Some((front, rest)) = rest.split_first_chunk_mut::<TCP_HLEN>() else {
         return;
     };
@@ -781,8 +866,23 @@ impl Marks {
     /// Those of a control block.
     pub fn of(hdr: &InpHdr) -> Marks {
         Marks {
-            ttl: hdr.inp_ip_ttl,
-            tos: hdr.inp_ip_tos,
+            ttl: hdr.ttl(),
+            tos: hdr.tos(),
+        }
+    }
+
+    /// Those of a control block for packets of one family.
+    pub fn of_family(hdr: &InpHdr, v6: bool) -> Marks {
+        if v6 {
+            Marks {
+                ttl: hdr.in6p_hops,
+                tos: hdr.in6p_tclass,
+            }
+        } else {
+            Marks {
+                ttl: hdr.inp_ip_ttl,
+                tos: hdr.inp_ip_tos,
+            }
         }
     }
 }
@@ -793,8 +893,8 @@ pub fn tcp_dropwithreset(
     cx: &NetCx<'_>,
     marks: Option<Marks>,
     m: Option<&Mbuf>,
-    src: Ipv4Addr,
-    dst: Ipv4Addr,
+    src: IpAddr,
+    dst: IpAddr,
     th: &TcpHeader,
     tlen: u32,
 ) {
@@ -824,19 +924,28 @@ pub fn tcp_dropwithreset(
         header.th_ack = th.th_seq + tlen + syn_fin;
         header.th_flags = TcpFlags::RST | TcpFlags::ACK;
     }
+    let default_ttl = match src {
+        IpAddr::V4(_) => cx.vnet.ip.ttl.get() as u8,
+        IpAddr::V6(_) => cx.vnet.ip6.hlim.get() as u8,
+    };
     let place = Envelope {
         src: dst,
         dst: src,
-        ttl: marks.map_or(cx.vnet.ip.ttl.get() as u8, |marks| marks.ttl),
+        ttl: marks.map_or(default_ttl, |marks| marks.ttl),
         tos: marks.map_or(0, |marks| marks.tos),
+        flow: 0,
         options: None,
         route: None,
+        route6: None,
     };
     send_bare(cx, &place, header, &TcpOpt::default());
 }
 
 /// Whether `addr` is the broadcast address of a network we are on.
-pub fn is_subnet_broadcast(cx: &NetCx<'_>, addr: Ipv4Addr) -> bool {
+pub fn is_subnet_broadcast(cx: &NetCx<'_>, addr: IpAddr) -> bool {
+    let IpAddr::V4(addr) = addr else {
+        return false;
+    };
     cx.vnet
         .ifaddrs
         .all(cx.epoch)
@@ -869,8 +978,8 @@ impl Isn {
 
     fn hash(key: &[u8; 16], inc: &InConninfo, ports: bool) -> u32 {
         let mut hasher = SipHasher24::new_with_key(key);
-        hasher.write(&inc.inc_faddr.octets());
-        hasher.write(&inc.inc_laddr.octets());
+        hash_addr(&mut hasher, inc.inc_faddr);
+        hash_addr(&mut hasher, inc.inc_laddr);
         if ports {
             hasher.write(&inc.inc_fport.to_be_bytes());
             hasher.write(&inc.inc_lport.to_be_bytes());

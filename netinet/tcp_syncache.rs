@@ -24,13 +24,14 @@ use sys::socketvar::Socket;
 use sys::sysctl::ReadOnly;
 use sys::time::{Sbintime, Ticks};
 
-use crate::in_pcb::InConninfo;
+use crate::in_pcb::{In6pFlags, InConninfo, hash_addr};
+use crate::netinet6::ip6_output::ip6_randomflowlabel;
 use crate::tcp::{TCP_MAX_WINSHIFT, TCP_MAXWIN, TCP_MSS, TcpFlags, TcpHeader, TcpOpt, TcpOptFlags};
 use crate::tcp_ecn::tcp_ecn_syncache_add;
 use crate::tcp_fsm::TcpState;
 use crate::tcp_seq::TcpSeq;
 use crate::tcp_subr::{
-    Conn, Envelope, Locked, TcpInpcb, TcpVnet, random_key, send_bare, tcp_mss, tcp_mssopt,
+    Conn, Envelope, Locked, Marks, TcpInpcb, TcpVnet, random_key, send_bare, tcp_mss, tcp_mssopt,
     tcp_newtcpcb, tcp_rcvseqinit, tcp_sendseqinit, tcp_state_change,
 };
 use crate::tcp_syncache::cookie::{Offer, SYNCOOKIE_LIFETIME, Secrets};
@@ -71,6 +72,8 @@ struct Entry {
     unreach: bool,
     ttl: u8,
     tos: u8,
+    /// Flow label, 0 in IPv4.
+    flow: u32,
 }
 
 /// The records of one hash value, oldest first.
@@ -190,8 +193,8 @@ impl Syncache {
     fn head(&self, inc: &InConninfo) -> &Arc<Head> {
         // Keyed, so that nobody can fill one bucket on purpose.
         let mut hasher = SipHasher24::new_with_key(&self.key);
-        hasher.write(&inc.inc_faddr.octets());
-        hasher.write(&inc.inc_laddr.octets());
+        hash_addr(&mut hasher, inc.inc_faddr);
+        hash_addr(&mut hasher, inc.inc_laddr);
         hasher.write(&inc.inc_fport.to_be_bytes());
         hasher.write(&inc.inc_lport.to_be_bytes());
         &self.heads[hasher.finish() as usize % TCP_SYNCACHE_HASHSIZE]
@@ -591,8 +594,10 @@ fn respond(cx: &NetCx<'_>, vt: &TcpVnet, entry: &Entry, flags: TcpFlags) -> bool
         dst: entry.inc.inc_faddr,
         ttl: entry.ttl,
         tos: entry.tos,
+        flow: entry.flow,
         options: None,
         route: None,
+        route6: None,
     };
     send_bare(cx, &place, header, &to)
 }
@@ -608,8 +613,9 @@ pub struct Listener<'a> {
     flags: Tf,
     own: Option<OwnTimes>,
     window: u16,
-    ttl: u8,
-    tos: u8,
+    /// Of connections by IPv4 and by IPv6.
+    marks: [Marks; 2],
+    autoflowlabel: bool,
 }
 
 impl<'a> Listener<'a> {
@@ -623,8 +629,8 @@ impl<'a> Listener<'a> {
             flags: tp.t_flags,
             own: tp.t_own.as_deref().copied(),
             window: space.min(TCP_MAXWIN) as u16,
-            ttl: c.hdr.inp_ip_ttl,
-            tos: c.hdr.inp_ip_tos,
+            marks: [false, true].map(|v6| Marks::of_family(c.hdr, v6)),
+            autoflowlabel: c.hdr.in6p_flags.contains(In6pFlags::AUTOFLOWLABEL),
         }
     }
 
@@ -635,6 +641,7 @@ impl<'a> Listener<'a> {
         let timestamps = extensions && to.to_flags.contains(TcpOptFlags::TS);
         let scaled = extensions && to.to_flags.contains(TcpOptFlags::SCALE);
         let isn = &self.vt.isn;
+        let marks = self.marks[usize::from(inc.is_ipv6())];
         Entry {
             inc,
             iss: isn.new_isn(self.cx.now, &inc),
@@ -655,8 +662,13 @@ impl<'a> Listener<'a> {
             noopt,
             ecn: tcp_ecn_syncache_add(tun, th.th_flags),
             unreach: false,
-            ttl: self.ttl,
-            tos: self.tos,
+            ttl: marks.ttl,
+            tos: marks.tos,
+            flow: if inc.is_ipv6() && self.autoflowlabel {
+                ip6_randomflowlabel()
+            } else {
+                0
+            },
         }
     }
 }
@@ -683,8 +695,10 @@ fn syncache_socket(l: &Listener<'_>, entry: &Entry) -> Option<Arc<TcpInpcb>> {
     let entered = {
         let mut locked = Locked::new(cx, &inp);
         let entered = queued && !locked.dropped() && locked.enter(entry.inc);
-        locked.hdr().inp_ip_ttl = entry.ttl;
-        locked.hdr().inp_ip_tos = entry.tos;
+        locked
+            .hdr()
+            .set_marks(entry.inc.is_ipv6(), entry.ttl, entry.tos);
+        locked.hdr().inp_flow = entry.flow;
         match locked.split() {
             Some((c, tp)) if entered => {
                 set_up(l, &c, tp, entry);

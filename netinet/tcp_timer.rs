@@ -6,6 +6,7 @@
 //! armed again for what is left. So the wheel is touched a few times a second and not for every segment.
 
 use alloc::sync::Arc;
+use core::net::IpAddr;
 
 use sys::errno::Errno;
 use sys::kern::kern_timeout::{Callout, CalloutTarget};
@@ -381,7 +382,7 @@ fn tcp_timer_rexmt(c: &Conn<'_>, tp: &mut Tcpcb) {
     }
     // The path may have changed: ask for it anew, and do not trust the estimate of the old one.
     if u32::from(tp.t_rxtshift) > crate::tcp_var::TCP_RTT_INVALIDATE {
-        c.inp.inp_route.clear();
+        c.inp.forget_route();
         tp.t_rttvar += tp.t_srtt >> TCP_RTT_SHIFT;
         tp.t_srtt = 0;
     }
@@ -411,11 +412,15 @@ fn look_for_black_hole(c: &Conn<'_>, tp: &mut Tcpcb) {
             tp.t_flags2 |= Tf2::PLPMTU_BLACKHOLE;
             tp.t_pmtud_saved_maxseg = tp.t_maxseg;
         }
-        if tp.t_maxseg > tun.pmtud_blackhole_mss.get() {
-            tp.t_maxseg = tun.pmtud_blackhole_mss.get();
+        let (lowered, least) = match c.hdr.faddr() {
+            IpAddr::V4(_) => (tun.pmtud_blackhole_mss.get(), tun.mssdflt.get()),
+            IpAddr::V6(_) => (tun.v6pmtud_blackhole_mss.get(), tun.v6mssdflt.get()),
+        };
+        if tp.t_maxseg > lowered {
+            tp.t_maxseg = lowered;
             stat.tcps_pmtud_blackhole_activated.inc();
         } else {
-            tp.t_maxseg = tun.mssdflt.get();
+            tp.t_maxseg = least;
             stat.tcps_pmtud_blackhole_activated_min_mss.inc();
         }
         tp.cc_conn_init(tun, c.net.now);

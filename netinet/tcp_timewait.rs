@@ -11,6 +11,7 @@ use crate::tcp_output::tcp_output;
 use crate::tcp_subr::{Conn, tcp_close, tcp_respond, tcp_state_change};
 use crate::tcp_timer::TcpTimer;
 use crate::tcp_var::{Tcpcb, Tf};
+use core::net::IpAddr;
 
 /// Enters TIME_WAIT.
 pub fn tcp_twstart(c: &Conn<'_>, tp: &mut Tcpcb) {
@@ -32,8 +33,12 @@ pub fn tcp_twstart(c: &Conn<'_>, tp: &mut Tcpcb) {
     }
     // A segment to ourselves does not get lost on the way.
     let vnet = c.net.vnet;
-    let local =
-        in_loopback(c.hdr.faddr()) || vnet.ifaddrs.lookup(c.net.epoch, c.hdr.faddr()).is_some();
+    let local = match c.hdr.faddr() {
+        IpAddr::V4(faddr) => {
+            in_loopback(faddr) || vnet.ifaddrs.lookup(c.net.epoch, faddr).is_some()
+        }
+        IpAddr::V6(faddr) => vnet.in6_ifaddrs.lookup(c.net.epoch, faddr).is_some(),
+    };
     if c.vt.tun.nolocaltimewait.get() && local {
         tcp_close(c, tp);
         return;

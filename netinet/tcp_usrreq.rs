@@ -10,7 +10,7 @@ use sys::errno::Errno;
 use sys::kern::subr_epoch::NetEpoch;
 use sys::mbuf::Mbuf;
 use sys::protosw::{PrFlags, Protosw, SendFlags, SockOpt, SoptDir};
-use sys::socket::{IPPROTO_TCP, MsgFlags, SockAddr, SockAddrIn};
+use sys::socket::{IPPROTO_TCP, MsgFlags, SockAddr};
 use sys::socketvar::{SoState, Socket};
 
 use crate::cc::cc_attach;
@@ -84,22 +84,29 @@ fn with<R>(
     f(&cx, &mut locked)
 }
 
-/// An address TCP can use.
-fn inet_addr(nam: &SockAddr) -> Result<SockAddrIn, Errno> {
-    match nam {
-        SockAddr::In(sin) if sin.addr.is_multicast() => Err(Errno::EAFNOSUPPORT),
-        SockAddr::In(sin) => Ok(*sin),
-        _ => Err(Errno::EAFNOSUPPORT),
+/// TCP can use any address but a group's.
+fn check_addr(nam: &SockAddr) -> Result<(), Errno> {
+    let group = match nam {
+        SockAddr::In(sin) => sin.addr.is_multicast(),
+        SockAddr::In6(sin6) => {
+            let mapped = sin6.addr.to_ipv4_mapped();
+            sin6.addr.is_multicast() || mapped.is_some_and(|addr| addr.is_multicast())
+        }
+    };
+    if group {
+        Err(Errno::EAFNOSUPPORT)
+    } else {
+        Ok(())
     }
 }
 
-/// An address that TCP can connect to.
-fn peer_addr(nam: &SockAddr) -> Result<SockAddrIn, Errno> {
-    let sin = inet_addr(nam)?;
-    if sin.addr == Ipv4Addr::BROADCAST {
-        return Err(Errno::EACCES);
+/// TCP can connect to any but the broadcast address.
+fn check_peer(nam: &SockAddr) -> Result<(), Errno> {
+    check_addr(nam)?;
+    match nam {
+        SockAddr::In(sin) if sin.addr == Ipv4Addr::BROADCAST => Err(Errno::EACCES),
+        SockAddr::In(_) | SockAddr::In6(_) => Ok(()),
     }
-    Ok(sin)
 }
 
 /// Gives the connection its peer and begins the handshake; the SYN is sent by whoever calls.
@@ -107,14 +114,14 @@ fn begin(
     cx: &NetCx<'_>,
     inp: &TcpInpcb,
     locked: &mut Locked<'_>,
-    sin: &SockAddrIn,
+    nam: &SockAddr,
 ) -> Result<(), Errno> {
     match locked.tp().t_state {
         TcpState::Closed => {}
         TcpState::Listen => return Err(Errno::EOPNOTSUPP),
         _ => return Err(Errno::EISCONN),
     }
-    cx.vnet.tcp.tcbinfo.connect(cx, inp, locked.hdr(), sin)?;
+    cx.vnet.tcp.tcbinfo.connect(cx, inp, locked.hdr(), nam)?;
     let Some((c, tp)) = locked.split() else {
         return Err(Errno::EINVAL);
     };
@@ -128,9 +135,9 @@ impl Protosw for TcpInpcb {
     }
 
     fn bind(&self, _so: &Arc<Socket>, nam: &SockAddr) -> Result<(), Errno> {
-        let sin = inet_addr(nam)?;
+        check_addr(nam)?;
         with(self, Errno::EINVAL, |cx, locked| {
-            cx.vnet.tcp.tcbinfo.bind(cx, self, locked.hdr(), Some(&sin))
+            cx.vnet.tcp.tcbinfo.bind(cx, self, locked.hdr(), Some(nam))
         })
     }
 
@@ -156,9 +163,9 @@ impl Protosw for TcpInpcb {
     }
 
     fn connect(&self, _so: &Arc<Socket>, nam: &SockAddr) -> Result<(), Errno> {
-        let sin = peer_addr(nam)?;
+        check_peer(nam)?;
         with(self, Errno::ECONNREFUSED, |cx, locked| {
-            begin(cx, self, locked, &sin)?;
+            begin(cx, self, locked, nam)?;
             match locked.split() {
                 Some((c, tp)) => tcp_output(&c, tp),
                 None => Err(Errno::EINVAL),
@@ -191,12 +198,12 @@ impl Protosw for TcpInpcb {
         m: Mbuf,
         to: Option<&SockAddr>,
     ) -> Result<(), Errno> {
-        let to = to.map(peer_addr).transpose()?;
+        to.map(check_peer).transpose()?;
         with(self, Errno::ECONNRESET, |cx, locked| {
             let state = locked.tp().t_state;
             let begins = to.filter(|_| state < TcpState::SynSent);
-            if let Some(sin) = begins {
-                begin(cx, self, locked, &sin)?;
+            if let Some(nam) = begins {
+                begin(cx, self, locked, nam)?;
             } else if to.is_some() && state.have_established() {
                 return Err(Errno::EISCONN);
             }

@@ -12,7 +12,7 @@ use sys::time::Ticks;
 use sys::{counters, tunables};
 
 use crate::cc::CcAlgo;
-use crate::tcp::{TCP_MSS, TcpOpt, TfoCookie};
+use crate::tcp::{TCP_MSS, TCP6_MSS, TcpOpt, TfoCookie};
 use crate::tcp_fsm::TcpState;
 use crate::tcp_reass::ReassQueue;
 use crate::tcp_sack::SackState;
@@ -677,6 +677,7 @@ tunables! {
     pub struct TcpTunables {
         rfc1323: bool = true, "net.inet.tcp.rfc1323", "Enable rfc1323 (high performance TCP) extensions";
         mssdflt: u32 = TCP_MSS, "net.inet.tcp.mssdflt", "Default TCP Maximum Segment Size";
+        v6mssdflt: u32 = TCP6_MSS, "net.inet.tcp.v6mssdflt", "Default TCP Maximum Segment Size for IPv6";
         minmss: u32 = 216, "net.inet.tcp.minmss", "Minimum TCP Maximum Segment Size";
         keepinit: u32 = 75_000, "net.inet.tcp.keepinit", "time to establish connection";
         keepidle: u32 = 7_200_000, "net.inet.tcp.keepidle", "time before keepalive probes begin";
@@ -720,6 +721,7 @@ tunables! {
         tso: bool = true, "net.inet.tcp.tso", "Enable TCP Segmentation Offload";
         path_mtu_discovery: bool = true, "net.inet.tcp.path_mtu_discovery", "Enable Path MTU Discovery";
         pmtud_blackhole_detection: u32 = 0, "net.inet.tcp.pmtud_blackhole_detection", "Path MTU Discovery Black Hole Detection: 0 off, 1 IPv4 and IPv6, 2 only IPv4, 3 only IPv6" (0..=3);
+        v6pmtud_blackhole_mss: u32 = 1220, "net.inet.tcp.v6pmtud_blackhole_mss", "Path MTU Discovery IPv6 Black Hole Detection lowered MSS" (216..=65_535);
         pmtud_blackhole_mss: u32 = 1200, "net.inet.tcp.pmtud_blackhole_mss", "Path MTU Discovery Black Hole Detection lowered MSS" (216..=65_535);
         blackhole: u32 = 0, "net.inet.tcp.blackhole", "Do not send RST on segments to closed ports";
         log_in_vain: u32 = 0, "net.inet.tcp.log_in_vain", "Log all incoming TCP segments to closed ports";

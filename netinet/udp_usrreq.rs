@@ -4,24 +4,28 @@
 //! Input and output take the control block's lock for reading only: any number of threads send and receive on one socket at
 //! once. Only bind, connect and options take it for writing.
 
-use crate::in_pcb::{InConninfo, InpFlags, InpHdr, InpRead, Inpcb, Lookup, in_pcbladdr};
-use crate::ip::{IP_DF, IP_MAXPACKET, IPPROTO_UDP, Ip, in_multicast};
+use crate::in_pcb::{In6pFlags, InConninfo, InpFlags, InpHdr, InpRead, Inpcb, Lookup, in_pcbladdr};
+use crate::ip::{IP_DF, IP_MAXPACKET, IPPROTO_UDP, IPVERSION, Ip, in_multicast};
 use crate::ip_ctloutput::{ip_ctloutput, ip_savecontrol};
 use crate::ip_icmp::{Bandlim, ICMP_UNREACH, ICMP_UNREACH_PORT, badport_bandlim, icmp_error};
 use crate::ip_output::ip_output;
-use crate::ip_var::{IpOutArgs, IpOutFlags, IpProto, PrcCmd};
+use crate::ip_var::{IpMoptions, IpOutArgs, IpOutFlags, IpProto, PrcCmd, Quoted, pseudo_sum};
+use crate::netinet6::icmp6::{ICMP6_DST_UNREACH, ICMP6_DST_UNREACH_NOPORT, icmp6_error};
+use crate::netinet6::in6_pcb::in6_pcbladdr;
+use crate::netinet6::ip6::Ip6;
+use crate::netinet6::ip6_output::ip6_output;
+use crate::netinet6::ip6_var::Ip6OutArgs;
 use crate::udp::Udphdr;
 use crate::vnet::{InetVnet, NetCx};
 use alloc::sync::Arc;
-use core::net::Ipv4Addr;
+use core::net::{IpAddr, Ipv4Addr};
 use sys::errno::Errno;
 use sys::kern::subr_epoch::NetEpoch;
 use sys::kprintf;
-use sys::machine::in_cksum::in_pseudo;
 use sys::mbuf::{CsumFlags, How, IfIndex, MFlags, Mbuf};
 use sys::protosw::{PrFlags, Protosw, SendFlags, SockOpt};
 use sys::sockbuf::SbState;
-use sys::socket::{SoOptions, SockAddr, SockAddrIn};
+use sys::socket::{SoOptions, SockAddr};
 use sys::socketvar::{SoState, Socket};
 use sys::tunables;
 
@@ -52,15 +56,16 @@ impl IpProto for Udp {
         udp_input(cx, m, hlen);
     }
 
-    fn ctlinput(&self, cx: &NetCx<'_>, cmd: PrcCmd, dst: Ipv4Addr, quoted: &[u8]) {
-        udp_ctlinput(cx, cmd, dst, quoted);
+    fn ctlinput(&self, cx: &NetCx<'_>, cmd: PrcCmd, quoted: &Quoted<'_>) {
+        udp_ctlinput(cx, cmd, quoted);
     }
 }
 
-/// A datagram that has been checked: header copied out, `m` still whole.
+/// A datagram that has been checked: what matters of its header copied out, `m` still whole.
 struct Datagram {
     m: Mbuf,
-    ip: Ip,
+    /// Time to live, or hop limit.
+    ttl: u8,
     inc: InConninfo,
     /// Length of IP and UDP headers.
     headers: usize,
@@ -73,8 +78,8 @@ pub fn udp_input(cx: &NetCx<'_>, m: Mbuf, hlen: usize) {
     let Some(dgram) = check_datagram(cx, m, hlen) else {
         return;
     };
-    let dst = dgram.ip.dst();
-    if in_multicast(dst)
+    let dst = dgram.inc.inc_laddr;
+    if dst.is_multicast()
         || dgram.m.flags().intersects(MFlags::BCAST | MFlags::MCAST)
         || is_group(cx, dst)
     {
@@ -87,7 +92,7 @@ pub fn udp_input(cx: &NetCx<'_>, m: Mbuf, hlen: usize) {
         .lookup_read(&dgram.inc, Lookup::Wildcard, cx.epoch)
     {
         Some((_, inp)) => {
-            if dgram.ip.ip_ttl < inp.inp_ip_minttl {
+            if dst.is_ipv4() && dgram.ttl < inp.inp_ip_minttl {
                 stat.udps_noport.inc();
                 return;
             }
@@ -99,8 +104,11 @@ pub fn udp_input(cx: &NetCx<'_>, m: Mbuf, hlen: usize) {
 
 /// Whether the destination is a broadcast address rather than one of ours.
 #[inline]
-fn is_group(cx: &NetCx<'_>, dst: Ipv4Addr) -> bool {
-    cx.vnet.ifaddrs.lookup(cx.epoch, dst).is_none()
+fn is_group(cx: &NetCx<'_>, dst: IpAddr) -> bool {
+    match dst {
+        IpAddr::V4(dst) => cx.vnet.ifaddrs.lookup(cx.epoch, dst).is_none(),
+        IpAddr::V6(_) => false,
+    }
 }
 
 /// Checks lengths and checksum, and cuts what the UDP length leaves over. `None`: dropped and counted.
@@ -119,7 +127,13 @@ fn check_datagram(cx: &NetCx<'_>, m: Mbuf, hlen: usize) -> Option<Datagram> {
             }
         }
     };
-    let ip = *Ip::parse(m.data())?;
+    let ip = Ip::parse(m.data())?;
+    let (src, dst, ttl): (IpAddr, IpAddr, u8) = if ip.version() == IPVERSION {
+        (ip.src().into(), ip.dst().into(), ip.ip_ttl)
+    } else {
+        let ip6 = Ip6::parse(m.data())?;
+        (ip6.src().into(), ip6.dst().into(), ip6.ip6_hlim)
+    };
     let uh = *Udphdr::parse(m.data().get(hlen..)?)?;
     // RFC 768 reserves port 0 for "no reply expected"; nobody listens there.
     if uh.uh_dport.get() == 0 {
@@ -137,19 +151,23 @@ fn check_datagram(cx: &NetCx<'_>, m: Mbuf, hlen: usize) -> Option<Datagram> {
     }
     if uh.uh_sum.get() == 0 {
         stat.udps_nosum.inc();
-    } else if !checksum_is_good(cx, &m, &ip, hlen, len) {
+        // RFC 8200 §8.1: IPv6 has no other checksum, and UDP may not do without.
+        if dst.is_ipv6() {
+            return None;
+        }
+    } else if !checksum_is_good(cx, &m, (src, dst), hlen, len) {
         stat.udps_badsum.inc();
         return None;
     }
     let inc = InConninfo {
-        inc_faddr: ip.src(),
-        inc_laddr: ip.dst(),
+        inc_faddr: src,
+        inc_laddr: dst,
         inc_fport: uh.uh_sport.get(),
         inc_lport: uh.uh_dport.get(),
     };
     Some(Datagram {
         m,
-        ip,
+        ttl,
         inc,
         headers,
     })
@@ -157,7 +175,13 @@ fn check_datagram(cx: &NetCx<'_>, m: Mbuf, hlen: usize) -> Option<Datagram> {
 
 /// Verifies the checksum, by what the interface says or in software.
 #[inline]
-fn checksum_is_good(cx: &NetCx<'_>, m: &Mbuf, ip: &Ip, hlen: usize, len: usize) -> bool {
+fn checksum_is_good(
+    cx: &NetCx<'_>,
+    m: &Mbuf,
+    (src, dst): (IpAddr, IpAddr),
+    hlen: usize,
+    len: usize,
+) -> bool {
     let hdr = m.pkthdr();
     if hdr.csum_flags.contains(CsumFlags::DATA_VALID) {
         let sum = hdr.csum_data as u16;
@@ -165,12 +189,15 @@ fn checksum_is_good(cx: &NetCx<'_>, m: &Mbuf, ip: &Ip, hlen: usize, len: usize) 
             return sum == 0xffff;
         }
         // The interface summed the datagram alone.
-        let pseudo = in_pseudo(ip.src(), ip.dst(), u32::from(IPPROTO_UDP) + len as u32);
+        let pseudo = pseudo_sum(src, dst, IPPROTO_UDP, len as u32);
         let (folded, carry) = sum.overflowing_add(pseudo);
         return folded.wrapping_add(u16::from(carry)) == 0xffff;
     }
-    cx.vnet.ipstat.ips_swcsum_in.inc();
-    let pseudo = in_pseudo(ip.src(), ip.dst(), u32::from(IPPROTO_UDP) + len as u32);
+    match dst {
+        IpAddr::V4(_) => cx.vnet.ipstat.ips_swcsum_in.inc(),
+        IpAddr::V6(_) => cx.vnet.ip6stat.ip6s_swcsum_in.inc(),
+    }
+    let pseudo = pseudo_sum(src, dst, IPPROTO_UDP, len as u32);
     // Complemented sum of the datagram; with the pseudo header it must come to all ones.
     let (folded, carry) = (!m.in_cksum_skip(hlen + len, hlen)).overflowing_add(pseudo);
     folded.wrapping_add(u16::from(carry)) == 0xffff
@@ -190,8 +217,17 @@ fn no_port(cx: &NetCx<'_>, dgram: Datagram) {
         );
     }
     stat.udps_noport.inc();
-    let local = || cx.vnet.ifaddrs.lookup(cx.epoch, inc.inc_faddr).is_some();
+    let local = || match inc.inc_faddr {
+        IpAddr::V4(addr) => cx.vnet.ifaddrs.lookup(cx.epoch, addr).is_some(),
+        IpAddr::V6(addr) => cx.vnet.in6_ifaddrs.lookup(cx.epoch, addr).is_some(),
+    };
     if cx.vnet.udp.blackhole.get() && (cx.vnet.udp.blackhole_local.get() || !local()) {
+        return;
+    }
+    if inc.is_ipv6() {
+        if badport_bandlim(cx, Bandlim::Icmp6Unreach) {
+            icmp6_error(cx, m, ICMP6_DST_UNREACH, ICMP6_DST_UNREACH_NOPORT, 0);
+        }
         return;
     }
     if !badport_bandlim(cx, Bandlim::IcmpUnreach) {
@@ -207,16 +243,17 @@ fn udp_multi_input(cx: &NetCx<'_>, dgram: Datagram) {
     let wants = |inp: &UdpInpcb| {
         let inp = inp.read();
         let own = inp.inp_inc;
-        (own.inc_laddr == Ipv4Addr::UNSPECIFIED || own.inc_laddr == inc.inc_laddr)
-            && (own.inc_faddr == Ipv4Addr::UNSPECIFIED
+        inp.talks(inc.inc_laddr)
+            && (own.inc_laddr.is_unspecified() || own.inc_laddr == inc.inc_laddr)
+            && (own.inc_faddr.is_unspecified()
                 || own.inc_faddr == inc.inc_faddr && own.inc_fport == inc.inc_fport)
-            && dgram.ip.ip_ttl >= inp.inp_ip_minttl
+            && (inc.is_ipv6() || dgram.ttl >= inp.inp_ip_minttl)
             && !inp.inp_flags.contains(InpFlags::DROPPED)
     };
     let mut receivers = cx.vnet.udbinfo.snapshot_port(inc.inc_lport);
     receivers.retain(|inp| wants(inp));
     let Some(last) = receivers.pop() else {
-        if in_multicast(inc.inc_laddr) {
+        if inc.inc_laddr.is_multicast() {
             stat.udps_noportmcast.inc();
         } else {
             stat.udps_noportbcast.inc();
@@ -230,7 +267,7 @@ fn udp_multi_input(cx: &NetCx<'_>, dgram: Datagram) {
                 &inp.read(),
                 Datagram {
                     m,
-                    ip: dgram.ip,
+                    ttl: dgram.ttl,
                     inc,
                     headers: dgram.headers,
                 },
@@ -251,9 +288,9 @@ fn udp_append(cx: &NetCx<'_>, inp: &InpRead<'_, Udpcb>, dgram: Datagram) {
     };
     let Datagram {
         mut m,
-        ip,
         inc,
         headers,
+        ..
     } = dgram;
     let wanted = InpFlags::RECVOPTS
         | InpFlags::RECVRETOPTS
@@ -261,14 +298,17 @@ fn udp_append(cx: &NetCx<'_>, inp: &InpRead<'_, Udpcb>, dgram: Datagram) {
         | InpFlags::RECVIF
         | InpFlags::RECVTTL
         | InpFlags::RECVTOS;
-    let control = if inp.inp_flags.intersects(wanted) || so.options().contains(SoOptions::TIMESTAMP)
+    let wanted6 = In6pFlags::PKTINFO | In6pFlags::HOPLIMIT | In6pFlags::TCLASS;
+    let control = if inp.inp_flags.intersects(wanted)
+        || inp.in6p_flags.intersects(wanted6)
+        || so.options().contains(SoOptions::TIMESTAMP)
     {
-        ip_savecontrol(cx, &inp.hdr, so, &ip, &m)
+        ip_savecontrol(cx, &inp.hdr, so, &m)
     } else {
         None
     };
     m.trim_front(headers);
-    let from = SockAddr::v4(inc.inc_faddr, inc.inc_fport);
+    let from = inp.sockaddr_of(inc.inc_faddr, inc.inc_fport);
     let mut rcv = so.rcv.lock();
     if rcv.state().contains(SbState::CANTRCVMORE) {
         drop(rcv);
@@ -286,15 +326,14 @@ fn udp_append(cx: &NetCx<'_>, inp: &InpRead<'_, Udpcb>, dgram: Datagram) {
 }
 
 /// An ICMP error about a datagram of ours: the connected socket hears of it.
-fn udp_ctlinput(cx: &NetCx<'_>, cmd: PrcCmd, dst: Ipv4Addr, quoted: &[u8]) {
-    let Some(ip) = Ip::parse(quoted) else { return };
-    let Some(uh) = quoted.get(ip.hlen()..).and_then(Udphdr::parse) else {
+fn udp_ctlinput(cx: &NetCx<'_>, cmd: PrcCmd, quoted: &Quoted<'_>) {
+    let Some(uh) = Udphdr::parse(quoted.transport) else {
         return;
     };
     let Some(error) = cmd.errno() else { return };
     let inc = InConninfo {
-        inc_faddr: dst,
-        inc_laddr: ip.src(),
+        inc_faddr: quoted.dst,
+        inc_laddr: quoted.src,
         inc_fport: uh.uh_dport.get(),
         inc_lport: uh.uh_sport.get(),
     };
@@ -302,7 +341,7 @@ fn udp_ctlinput(cx: &NetCx<'_>, cmd: PrcCmd, dst: Ipv4Addr, quoted: &[u8]) {
         return;
     };
     if matches!(cmd, PrcCmd::Msgsize(_)) {
-        inp_ref.inp_route.clear();
+        inp_ref.forget_route();
     }
     if let Some(so) = &inp.inp_socket {
         so.set_error(error);
@@ -313,22 +352,26 @@ fn udp_ctlinput(cx: &NetCx<'_>, cmd: PrcCmd, dst: Ipv4Addr, quoted: &[u8]) {
 
 /// Where one datagram goes to and comes from.
 struct Ends {
-    laddr: Ipv4Addr,
+    laddr: IpAddr,
     lport: u16,
-    faddr: Ipv4Addr,
+    faddr: IpAddr,
     fport: u16,
 }
 
 /// Finds the ends of a datagram without changing the control block; `None`: it has no local port yet.
 #[inline]
-fn ends(cx: &NetCx<'_>, hdr: &InpHdr, to: Option<&SockAddrIn>) -> Result<Option<Ends>, Errno> {
+fn ends(cx: &NetCx<'_>, hdr: &InpHdr, to: Option<&SockAddr>) -> Result<Option<Ends>, Errno> {
     let (faddr, fport) = match to {
         Some(_) if hdr.is_connected() => return Err(Errno::EISCONN),
         Some(to) => {
-            if to.port == 0 {
+            let (addr, port) = hdr.inet_addr(cx, to)?;
+            if port == 0 {
                 return Err(Errno::EADDRNOTAVAIL);
             }
-            (crate::in_pcb::real_faddr(cx, to.addr)?, to.port)
+            if !hdr.talks(addr) {
+                return Err(Errno::EAFNOSUPPORT);
+            }
+            (crate::in_pcb::real_faddr(cx, addr)?, port)
         }
         None if hdr.is_connected() => (hdr.faddr(), hdr.fport()),
         None => return Err(Errno::ENOTCONN),
@@ -339,7 +382,7 @@ fn ends(cx: &NetCx<'_>, hdr: &InpHdr, to: Option<&SockAddrIn>) -> Result<Option<
     let mut laddr = hdr.laddr();
     // A socket bound to a group or a broadcast address sends from an address of ours all the same.
     if !hdr.is_connected()
-        && (laddr == Ipv4Addr::UNSPECIFIED || in_multicast(laddr) || is_group(cx, laddr))
+        && (laddr.is_unspecified() || laddr.is_multicast() || is_group(cx, laddr))
     {
         laddr = source_for(cx, hdr, faddr)?;
     }
@@ -352,7 +395,14 @@ fn ends(cx: &NetCx<'_>, hdr: &InpHdr, to: Option<&SockAddrIn>) -> Result<Option<
 }
 
 /// The source address for a datagram of an unbound socket.
-fn source_for(cx: &NetCx<'_>, hdr: &InpHdr, faddr: Ipv4Addr) -> Result<Ipv4Addr, Errno> {
+fn source_for(cx: &NetCx<'_>, hdr: &InpHdr, faddr: IpAddr) -> Result<IpAddr, Errno> {
+    match faddr {
+        IpAddr::V4(faddr) => source_for4(cx, hdr, faddr).map(IpAddr::V4),
+        IpAddr::V6(faddr) => in6_pcbladdr(cx, hdr, faddr).map(IpAddr::V6),
+    }
+}
+
+fn source_for4(cx: &NetCx<'_>, hdr: &InpHdr, faddr: Ipv4Addr) -> Result<Ipv4Addr, Errno> {
     if in_multicast(faddr)
         && let Some(imo) = hdr.inp_moptions.as_deref()
         && imo.imo_ifindex.is_some()
@@ -376,7 +426,7 @@ pub fn udp_output(
     inp: &UdpInpcb,
     so: &Socket,
     m: Mbuf,
-    to: Option<&SockAddrIn>,
+    to: Option<&SockAddr>,
     flags: SendFlags,
 ) -> Result<(), Errno> {
     let epoch = NetEpoch::enter();
@@ -400,6 +450,10 @@ pub fn udp_output(
             self::ends(&cx, &guard, to)?.ok_or(Errno::EADDRNOTAVAIL)?
         }
     };
+    let (laddr, faddr) = match (ends.laddr, ends.faddr) {
+        (IpAddr::V4(laddr), IpAddr::V4(faddr)) => (laddr, faddr),
+        (IpAddr::V6(_), _) | (_, IpAddr::V6(_)) => return udp6_output(&cx, inp, &guard, m, &ends),
+    };
     let mut m = m.prepend(Ip::LEN + Udphdr::LEN, How::NoWait).map_err(|_| {
         cx.vnet.ipstat.ips_odropped.inc();
         Errno::ENOBUFS
@@ -413,11 +467,7 @@ pub fn udp_output(
         uh.uh_sport.set(ends.lport);
         uh.uh_dport.set(ends.fport);
         uh.uh_ulen.set(ulen);
-        let pseudo = in_pseudo(
-            ends.laddr,
-            ends.faddr,
-            u32::from(IPPROTO_UDP) + u32::from(ulen),
-        );
+        let pseudo = pseudo_sum(ends.laddr, ends.faddr, IPPROTO_UDP, u32::from(ulen));
         uh.uh_sum.set(if checksum { pseudo } else { 0 });
     }
     if let Some(ip) = Ip::parse_mut(ip) {
@@ -431,8 +481,8 @@ pub fn udp_output(
             });
         ip.ip_ttl = guard.inp_ip_ttl;
         ip.ip_p = IPPROTO_UDP;
-        ip.set_src(ends.laddr);
-        ip.set_dst(ends.faddr);
+        ip.set_src(laddr);
+        ip.set_dst(faddr);
     }
     let hdr = m.pkthdr_mut();
     if checksum {
@@ -468,6 +518,71 @@ pub fn udp_output(
     ip_output(&cx, m, &args)
 }
 
+/// Sends a datagram by IPv6 (udp6_usrreq.c).
+fn udp6_output(
+    cx: &NetCx<'_>,
+    inp: &UdpInpcb,
+    guard: &InpRead<'_, Udpcb>,
+    m: Mbuf,
+    ends: &Ends,
+) -> Result<(), Errno> {
+    let (IpAddr::V6(laddr), IpAddr::V6(faddr)) = (ends.laddr, ends.faddr) else {
+        return Err(Errno::EAFNOSUPPORT);
+    };
+    let ulen = (Udphdr::LEN + m.pkt_len()) as u16;
+    let no_bufs = || {
+        cx.vnet.ip6stat.ip6s_odropped.inc();
+        Errno::ENOBUFS
+    };
+    let headers = Ip6::LEN + Udphdr::LEN;
+    let mut m = m.prepend(headers, How::NoWait).map_err(|_| no_bufs())?;
+    let Some((front, rest)) = m.data_mut().split_first_chunk_mut::<{ Ip6::LEN }>() else {
+        return Err(no_bufs());
+    };
+    if let Some(uh) = Udphdr::parse_mut(rest) {
+        uh.uh_sport.set(ends.lport);
+        uh.uh_dport.set(ends.fport);
+        uh.uh_ulen.set(ulen);
+        uh.uh_sum.set(pseudo_sum(
+            ends.laddr,
+            ends.faddr,
+            IPPROTO_UDP,
+            u32::from(ulen),
+        ));
+    }
+    if let Some(ip6) = Ip6::parse_mut(front) {
+        *ip6 = Ip6::new(guard.in6p_tclass, guard.inp_flow);
+        ip6.ip6_plen.set(ulen);
+        ip6.ip6_nxt = IPPROTO_UDP;
+        ip6.ip6_hlim = match guard.inp_moptions.as_deref() {
+            Some(imo) if faddr.is_multicast() => imo.imo_ttl,
+            None if faddr.is_multicast() => IpMoptions::default().imo_ttl,
+            _ => guard.in6p_hops,
+        };
+        ip6.set_src(laddr);
+        ip6.set_dst(faddr);
+    }
+    let hdr = m.pkthdr_mut();
+    hdr.csum_flags = CsumFlags::IP6_UDP;
+    hdr.csum_data = u32::from(Udphdr::SUM_OFFSET);
+    hdr.l3hlen = Ip6::LEN as u8;
+    hdr.l4hlen = Udphdr::LEN as u8;
+    hdr.rcvif = IfIndex::NONE;
+    if guard.inp_flowid != 0 {
+        hdr.flowid = guard.inp_flowid;
+        hdr.rsstype = guard.inp_flowtype;
+    }
+    cx.vnet.udpstat.udps_opackets.inc();
+    let args = Ip6OutArgs {
+        ro: guard.is_connected().then_some(&inp.inp_route6),
+        imo: guard.inp_moptions.as_deref(),
+        dontfrag: guard.inp_flags.contains(InpFlags::DONTFRAG),
+        use_min_mtu: guard.in6p_flags.contains(In6pFlags::USE_MIN_MTU),
+        ..Ip6OutArgs::default()
+    };
+    ip6_output(cx, m, &args)
+}
+
 /// Makes the control block of a new UDP socket.
 pub fn udp_attach(inet: &Arc<InetVnet>, so: &Arc<Socket>) -> Result<Arc<dyn Protosw>, Errno> {
     so.soreserve(inet.udp.maxdgram.get(), inet.udp.recvspace.get())?;
@@ -480,7 +595,6 @@ impl Protosw for UdpInpcb {
     }
 
     fn bind(&self, so: &Arc<Socket>, nam: &SockAddr) -> Result<(), Errno> {
-        let nam = nam.as_in().ok_or(Errno::EAFNOSUPPORT)?;
         self.set_reuse(so.options());
         let epoch = NetEpoch::enter();
         let cx = NetCx::new(&self.inp_vnet, &epoch);
@@ -490,7 +604,6 @@ impl Protosw for UdpInpcb {
     }
 
     fn connect(&self, so: &Arc<Socket>, nam: &SockAddr) -> Result<(), Errno> {
-        let nam = nam.as_in().ok_or(Errno::EAFNOSUPPORT)?;
         self.set_reuse(so.options());
         let epoch = NetEpoch::enter();
         let cx = NetCx::new(&self.inp_vnet, &epoch);
@@ -519,10 +632,6 @@ impl Protosw for UdpInpcb {
         m: Mbuf,
         to: Option<&SockAddr>,
     ) -> Result<(), Errno> {
-        let to = match to {
-            Some(to) => Some(to.as_in().ok_or(Errno::EAFNOSUPPORT)?),
-            None => None,
-        };
         udp_output(self, so, m, to, flags)
     }
 

@@ -11,6 +11,14 @@ use crate::ip_icmp::{Icmp, IcmpStat, IcmpTunables};
 use crate::ip_input::{IpHandler, IpTunables};
 use crate::ip_reass::IpReass;
 use crate::ip_var::{IpProto, IpStat};
+use crate::netinet6::frag6::Frag6;
+use crate::netinet6::icmp6::{Icmp6, Icmp6Stat, Icmp6Tunables};
+use crate::netinet6::in6::{self, In6IfAddrs};
+use crate::netinet6::ip6::IPPROTO_ICMPV6;
+use crate::netinet6::ip6_input::Ip6Handler;
+use crate::netinet6::ip6_var::{Ip6Stat, Ip6Tunables};
+use crate::netinet6::nd6::Nd6Timers;
+use crate::netinet6::nd6_nbr::DadQueue;
 use crate::raw_ip::{RawIp, RawPcb, RawTunables};
 use crate::tcp_lro::TcpLro;
 use crate::tcp_subr::TcpVnet;
@@ -32,7 +40,8 @@ use sys::net::netisr::{NetisrDispatch, NetisrInfo, NetisrPolicy, NetisrProto};
 use sys::net::vnet::Vnet;
 use sys::protosw::{Domain, Protosw};
 use sys::socket::{
-    AF_INET, IPPROTO_ICMP as SO_ICMP, IPPROTO_TCP as SO_TCP, IPPROTO_UDP as SO_UDP, SockType,
+    AF_INET, AF_INET6, IPPROTO_ICMP as SO_ICMP, IPPROTO_TCP as SO_TCP, IPPROTO_UDP as SO_UDP,
+    SockType,
 };
 use sys::socketvar::Socket;
 use sys::sysctl::ReadOnly;
@@ -102,6 +111,21 @@ pub struct InetVnet {
     pub ripcbinfo: Pcbinfo<RawPcb>,
     /// TCP.
     pub tcp: TcpVnet,
+    /// `net.inet6.ip6`.
+    pub ip6: Arc<Ip6Tunables>,
+    /// `net.inet6.icmp6`.
+    pub icmp6: Arc<Icmp6Tunables>,
+    /// Statistics of IPv6.
+    pub ip6stat: Ip6Stat,
+    /// Statistics of ICMPv6.
+    pub icmp6stat: Icmp6Stat,
+    /// Our IPv6 addresses.
+    pub in6_ifaddrs: In6IfAddrs,
+    /// IPv6 packets being put together.
+    pub frag6: Arc<Frag6>,
+    /// Searches for duplicates of our addresses.
+    pub dad: DadQueue,
+    icmp6_proto: Icmp6,
     /// Identification of datagrams that may be fragmented.
     pub(crate) ip_id: crate::ip_output::IpIds,
     udp_proto: Udp,
@@ -128,6 +152,16 @@ impl InetVnet {
         }
     }
 
+    /// The protocol behind IPv6's next header `nxt`, if there is one (`ip6_protox`).
+    pub(crate) fn protox6(&self, nxt: u8) -> Option<&dyn IpProto> {
+        match nxt {
+            IPPROTO_TCP => Some(&self.tcp),
+            IPPROTO_UDP => Some(&self.udp_proto),
+            IPPROTO_ICMPV6 => Some(&self.icmp6_proto),
+            _ => None,
+        }
+    }
+
     /// The range of anonymous ports for a socket with `flags`.
     pub fn port_range(&self, flags: InpFlags) -> PortRange {
         let ip = &self.ip;
@@ -150,6 +184,8 @@ impl InetVnet {
     /// sockets must be closed before.
     pub fn destroy(&self) {
         self.reass.destroy();
+        self.frag6.destroy();
+        self.dad.destroy();
         self.tcp.destroy();
     }
 }
@@ -168,6 +204,10 @@ pub fn inet_attach(vnet: &Arc<Vnet>) -> Result<Arc<InetVnet>, Errno> {
     udp.register(&vnet.sysctl);
     raw.register(&vnet.sysctl);
     arp.register(&vnet.sysctl);
+    let ip6 = Arc::new(Ip6Tunables::new());
+    let icmp6 = Arc::new(Icmp6Tunables::new());
+    ip6.register(&vnet.sysctl);
+    icmp6.register(&vnet.sysctl);
     let seed = || machine::random_u64() as u32;
     let inet = Arc::new_cyclic(|this| InetVnet {
         vnet: vnet.clone(),
@@ -182,6 +222,14 @@ pub fn inet_attach(vnet: &Arc<Vnet>) -> Result<Arc<InetVnet>, Errno> {
         udpstat: UdpStat::new(),
         arpstat: ArpStat::new(),
         ifaddrs: IfAddrs::new(),
+        ip6,
+        icmp6,
+        ip6stat: Ip6Stat::new(),
+        icmp6stat: Icmp6Stat::new(),
+        in6_ifaddrs: In6IfAddrs::new(),
+        frag6: Frag6::new(seed(), this.clone()),
+        dad: DadQueue::new(),
+        icmp6_proto: Icmp6,
         icmp_limits: crate::ip_icmp::Bandlims::new(),
         udbinfo: Pcbinfo::new("udp", IPPROTO_UDP, UDBHASHSIZE, UDBHASHSIZE, seed()),
         ripcbinfo: Pcbinfo::new("rip", IPPROTO_RAW, RIPHASHSIZE, RIPHASHSIZE, seed()),
@@ -216,7 +264,17 @@ pub fn inet_attach(vnet: &Arc<Vnet>) -> Result<Arc<InetVnet>, Errno> {
         },
         Arc::new(ArpHandler::new(&inet)),
     )?;
+    vnet.netisr_register(
+        NetisrInfo {
+            name: "ip6",
+            proto: NetisrProto::Ip6,
+            policy: NetisrPolicy::Flow,
+            dispatch: NetisrDispatch::Default,
+        },
+        Arc::new(Ip6Handler::new(&inet)),
+    )?;
     vnet.domain_add(AF_INET, Arc::new(InetDomain(inet.clone())));
+    vnet.domain_add(AF_INET6, Arc::new(Inet6Domain(inet.clone())));
     vnet.set_inet(inet.clone() as Arc<dyn Any + Send + Sync>);
     vnet.if_event_register(Arc::new(InetIfEvents(Arc::downgrade(&inet))));
     vnet.set_lro(lro_factory(&inet));
@@ -316,7 +374,28 @@ impl Domain for InetDomain {
     }
 }
 
-/// Prepares interfaces for IPv4 as they come, and clears up behind them (`in_domifattach`, `in_ifdetach`).
+/// `inet6domain`: the same protocols for sockets of `AF_INET6`.
+///
+/// Not carried over: raw sockets.
+struct Inet6Domain(Arc<InetVnet>);
+
+impl Domain for Inet6Domain {
+    fn attach(
+        &self,
+        so: &Arc<Socket>,
+        ty: SockType,
+        proto: i32,
+    ) -> Result<Arc<dyn Protosw>, Errno> {
+        match (ty, proto) {
+            (SockType::Stream, 0 | SO_TCP) => crate::tcp_usrreq::tcp_usr_attach(&self.0, so),
+            (SockType::Dgram, 0 | SO_UDP) => crate::udp_usrreq::udp_attach(&self.0, so),
+            (SockType::Stream | SockType::Dgram, SO_TCP | SO_UDP) => Err(Errno::EPROTOTYPE),
+            _ => Err(Errno::EPROTONOSUPPORT),
+        }
+    }
+}
+
+/// Prepares interfaces for IPv4 and IPv6 as they come, and clears up behind them (`in_domifattach`, `in_ifdetach`).
 struct InetIfEvents(Weak<InetVnet>);
 
 impl IfEvent for InetIfEvents {
@@ -327,12 +406,15 @@ impl IfEvent for InetIfEvents {
         } else if ifp.lltable().is_none() {
             let ops = Arc::new(crate::if_ether::ArpTimers::new(&inet));
             ifp.set_lltable(LlTable::new(ifp, ops));
+            let ops = Arc::new(Nd6Timers::new(&inet));
+            ifp.set_lltable6(LlTable::new(ifp, ops));
         }
     }
 
     fn departing(&self, ifp: &Arc<Ifnet>) {
         if let Some(inet) = self.0.upgrade() {
             in_control::in_ifdetach(&inet, ifp);
+            in6::in6_ifdetach(&inet, ifp);
         }
     }
 }

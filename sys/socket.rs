@@ -24,6 +24,8 @@ pub const AF_INET6: u8 = 28;
 pub const IPPROTO_IP: i32 = 0;
 /// ICMP.
 pub const IPPROTO_ICMP: i32 = 1;
+/// ICMPv6.
+pub const IPPROTO_ICMPV6: i32 = 58;
 /// TCP.
 pub const IPPROTO_TCP: i32 = 6;
 /// UDP.
@@ -219,6 +221,47 @@ pub const IP_DONTFRAG: i32 = 67;
 /// Receive the type of service.
 pub const IP_RECVTOS: i32 = 68;
 
+// Options of IPPROTO_IPV6.
+
+/// Hop limit of unicasts.
+pub const IPV6_UNICAST_HOPS: i32 = 4;
+/// Interface for multicasts.
+pub const IPV6_MULTICAST_IF: i32 = 9;
+/// Hop limit of multicasts.
+pub const IPV6_MULTICAST_HOPS: i32 = 10;
+/// Multicasts come back.
+pub const IPV6_MULTICAST_LOOP: i32 = 11;
+/// Join a group.
+pub const IPV6_JOIN_GROUP: i32 = 12;
+/// Leave a group.
+pub const IPV6_LEAVE_GROUP: i32 = 13;
+/// Range of ephemeral ports.
+pub const IPV6_PORTRANGE: i32 = 14;
+/// Which ICMPv6 types a raw socket hears.
+pub const ICMP6_FILTER: i32 = 18;
+/// Where the checksum of a raw socket's packets stands.
+pub const IPV6_CHECKSUM: i32 = 26;
+/// No IPv4 on this socket.
+pub const IPV6_V6ONLY: i32 = 27;
+/// Receive destination address and interface.
+pub const IPV6_RECVPKTINFO: i32 = 36;
+/// Receive the hop limit.
+pub const IPV6_RECVHOPLIMIT: i32 = 37;
+/// Send packets of 1280 bytes at most.
+pub const IPV6_USE_MIN_MTU: i32 = 42;
+/// Destination address and interface.
+pub const IPV6_PKTINFO: i32 = 46;
+/// Hop limit.
+pub const IPV6_HOPLIMIT: i32 = 47;
+/// Receive the traffic class.
+pub const IPV6_RECVTCLASS: i32 = 57;
+/// Traffic class.
+pub const IPV6_TCLASS: i32 = 61;
+/// Do not fragment.
+pub const IPV6_DONTFRAG: i32 = 62;
+/// Bind to any address.
+pub const IPV6_BINDANY: i32 = 64;
+
 // Options of IPPROTO_TCP.
 
 /// Send small segments at once.
@@ -349,6 +392,16 @@ impl SockAddr {
         SockAddr::In(SockAddrIn { addr, port })
     }
 
+    /// An IPv6 address and port, without flow and scope.
+    pub const fn v6(addr: Ipv6Addr, port: u16) -> SockAddr {
+        SockAddr::In6(SockAddrIn6 {
+            addr,
+            port,
+            flowinfo: 0,
+            scope_id: 0,
+        })
+    }
+
     /// The address family (`sa_family`).
     pub fn family(&self) -> u8 {
         match self {
@@ -379,6 +432,12 @@ impl SockAddr {
             SockAddr::In(sin) => Some(sin),
             SockAddr::In6(_) => None,
         }
+    }
+}
+
+impl From<SockAddrIn6> for SockAddr {
+    fn from(sin6: SockAddrIn6) -> SockAddr {
+        SockAddr::In6(sin6)
     }
 }
 

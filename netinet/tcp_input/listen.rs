@@ -89,7 +89,7 @@ fn acceptable_peer(cx: &crate::vnet::NetCx<'_>, seg: &Segment) -> bool {
         && !seg.src.is_multicast()
         && !seg.dst.is_multicast()
         && seg.src != Ipv4Addr::BROADCAST
-        && seg.src != Ipv4Addr::UNSPECIFIED
+        && !seg.src.is_unspecified()
         && !is_subnet_broadcast(cx, seg.dst)
 }
 

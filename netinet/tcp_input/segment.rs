@@ -2,7 +2,7 @@
 //!
 //! FreeBSD: tcp_do_segment (tcp_input.c)
 
-use core::net::Ipv4Addr;
+use core::net::IpAddr;
 
 use sys::mbuf::Mbuf;
 
@@ -22,9 +22,9 @@ pub struct Segment {
     /// Its options.
     pub to: TcpOpt,
     /// From.
-    pub src: Ipv4Addr,
+    pub src: IpAddr,
     /// To.
-    pub dst: Ipv4Addr,
+    pub dst: IpAddr,
     /// Time to live on arrival.
     pub ttl: u8,
     /// Type of service.

@@ -2,17 +2,17 @@
 //!
 //! FreeBSD: tcp_output (tcp_output.c), from "Grab a header mbuf" to "if (tso)"
 
-use sys::machine::in_cksum::in_pseudo;
 use sys::mbuf::{CsumFlags, How, MAX_LINKHDR, MHLEN, Mbuf};
 use sys::socketvar::SndGuard;
 
-use crate::ip::{IPPROTO_TCP, Ip};
+use crate::ip::IPPROTO_TCP;
+use crate::ip_var::pseudo_sum;
 use crate::tcp::{TCP_HLEN, TCP_MAXOLEN, TCP_MAXWIN, TcpFlags, TcpHeader};
 use crate::tcp_ecn::{IPTOS_ECN_MASK, tcp_ecn_output_established, tcp_ecn_output_syn_sent};
 use crate::tcp_fsm::TcpState;
 use crate::tcp_output::plan::{Plan, World};
 use crate::tcp_seq::TcpSeq;
-use crate::tcp_subr::{Conn, Envelope, tcp_mssopt, write_headers};
+use crate::tcp_subr::{Conn, Envelope, ip_hlen, tcp_csum_flags, tcp_mssopt, write_headers};
 use crate::tcp_timer::TcpTimer;
 use crate::tcp_var::{TcpTunables, Tcpcb, Tf, Tf2, TsoLimits};
 
@@ -26,7 +26,8 @@ pub(super) fn build(
     snd: &mut SndGuard<'_>,
 ) -> Option<Mbuf> {
     let tcplen = TCP_HLEN + plan.optlen as usize;
-    let hdrlen = Ip::LEN + tcplen;
+    let hlen = ip_hlen(c.hdr.faddr());
+    let hdrlen = hlen + tcplen;
     let mut m = Mbuf::gethdr(How::NoWait)?;
     m.reserve_front(MAX_LINKHDR);
     if plan.len > 0 {
@@ -64,13 +65,15 @@ pub(super) fn build(
     let place = Envelope {
         src: c.hdr.laddr(),
         dst: c.hdr.faddr(),
-        ttl: c.hdr.inp_ip_ttl,
+        ttl: c.hdr.ttl(),
         tos: match ecn {
-            Some(ecn) => c.hdr.inp_ip_tos & !IPTOS_ECN_MASK | ecn,
-            None => c.hdr.inp_ip_tos,
+            Some(ecn) => c.hdr.tos() & !IPTOS_ECN_MASK | ecn,
+            None => c.hdr.tos(),
         },
+        flow: c.hdr.inp_flow,
         options: None,
         route: None,
+        route6: None,
     };
     let tun = &c.vt.tun;
     let df = may_not_be_fragmented(tun, tp);
@@ -91,12 +94,16 @@ pub(super) fn build(
     let pkthdr = m.pkthdr_mut();
     pkthdr.flowid = c.hdr.inp_flowid;
     pkthdr.rsstype = c.hdr.inp_flowtype;
-    pkthdr.csum_flags = CsumFlags::IP_TCP;
+    pkthdr.csum_flags = tcp_csum_flags(place.dst);
     pkthdr.csum_data = 16;
-    pkthdr.l3hlen = Ip::LEN as u8;
+    pkthdr.l3hlen = hlen as u8;
     pkthdr.l4hlen = tcplen as u8;
     if plan.tso {
-        pkthdr.csum_flags |= CsumFlags::IP_TSO;
+        pkthdr.csum_flags |= if place.dst.is_ipv6() {
+            CsumFlags::IP6_TSO
+        } else {
+            CsumFlags::IP_TSO
+        };
         pkthdr.tso_segsz = (tp.t_maxseg - plan.optlen) as u16;
     }
     Some(m)
@@ -208,7 +215,6 @@ fn header(c: &Conn<'_>, tp: &mut Tcpcb, world: &World, plan: &mut Plan) -> TcpHe
         tp.snd_up = tp.snd_una;
     }
     let tcplen = TCP_HLEN as u32 + plan.optlen;
-    let proto_len = u32::from(IPPROTO_TCP) + tcplen + plan.len;
     TcpHeader {
         th_sport: c.hdr.lport(),
         th_dport: c.hdr.fport(),
@@ -222,7 +228,7 @@ fn header(c: &Conn<'_>, tp: &mut Tcpcb, world: &World, plan: &mut Plan) -> TcpHe
         th_off: tcplen as u8,
         th_win,
         // The interface, or `ip_output`, goes on from the sum of the pseudo header.
-        th_sum: in_pseudo(c.hdr.laddr(), c.hdr.faddr(), proto_len),
+        th_sum: pseudo_sum(c.hdr.laddr(), c.hdr.faddr(), IPPROTO_TCP, tcplen + plan.len),
         th_urp,
     }
 }

@@ -5,7 +5,6 @@
 use sys::mbuf::MAX_LINKHDR;
 use sys::time::Ticks;
 
-use crate::ip::Ip;
 use crate::tcp::{
     TCP_HLEN, TCP_MAXOLEN, TCP_MAXWIN, TCPOLEN_TSTAMP_APPA, TcpFlags, TcpOpt, TcpOptFlags,
 };
@@ -36,6 +35,8 @@ pub struct World {
     pub idle: bool,
     /// Whether TSO is wanted (`net.inet.tcp.tso`).
     pub tso: bool,
+    /// Bytes of the IP header without options.
+    pub ip_hlen: u32,
     /// Bytes of IP options.
     pub ipoptlen: u32,
 }
@@ -199,7 +200,7 @@ pub fn plan(tp: &Tcpcb, world: &World) -> Verdict {
         let payload = tp.t_maxseg.saturating_sub(optlen + world.ipoptlen).max(1);
         flags.remove(TcpFlags::FIN);
         if tso {
-            (len, tso) = shape(tp, off, len, avail, payload, optlen);
+            (len, tso) = shape(tp, off, len, avail, payload, world.ip_hlen + optlen);
             // The FIN goes by itself, behind the bulk.
             sendalot |= fin || len < wanted;
         } else {
@@ -278,9 +279,16 @@ fn new_data(tp: &Tcpcb, avail: u32, sendwin: u32, off: i32) -> i64 {
     by_peer.min(cwin.max(0))
 }
 
-/// How much goes into one TSO packet, and whether it still is one.
-fn shape(tp: &Tcpcb, off: u32, mut len: u32, avail: u32, payload: u32, optlen: u32) -> (u32, bool) {
-    let headers = (Ip::LEN + TCP_HLEN) as u32 + optlen;
+/// How much goes into one TSO packet, and whether it still is one; `beside_tcp` are the bytes of IP header and options.
+fn shape(
+    tp: &Tcpcb,
+    off: u32,
+    mut len: u32,
+    avail: u32,
+    payload: u32,
+    beside_tcp: u32,
+) -> (u32, bool) {
+    let headers = TCP_HLEN as u32 + beside_tcp;
     let max = if tp.t_tso.max == 0 {
         65535
     } else {

@@ -114,8 +114,8 @@ impl Secrets {
 #[doc(alias = "syncookie_mac")]
 fn mac(key: &[u8; 16], inc: &InConninfo, irs: TcpSeq, bits: u8) -> u32 {
     let mut hasher = SipHasher24::new_with_key(key);
-    hasher.write(&inc.inc_faddr.octets());
-    hasher.write(&inc.inc_laddr.octets());
+    crate::in_pcb::hash_addr(&mut hasher, inc.inc_faddr);
+    crate::in_pcb::hash_addr(&mut hasher, inc.inc_laddr);
     hasher.write(&inc.inc_fport.to_be_bytes());
     hasher.write(&inc.inc_lport.to_be_bytes());
     hasher.write(&irs.0.to_be_bytes());
@@ -132,8 +132,8 @@ mod tests {
 
     fn peer(port: u16) -> InConninfo {
         InConninfo {
-            inc_faddr: Ipv4Addr::new(192, 0, 2, 1),
-            inc_laddr: Ipv4Addr::new(192, 0, 2, 2),
+            inc_faddr: Ipv4Addr::new(192, 0, 2, 1).into(),
+            inc_laddr: Ipv4Addr::new(192, 0, 2, 2).into(),
             inc_fport: port,
             inc_lport: 80,
         }

@@ -23,8 +23,8 @@ fn to_b(world: &World, fport: u16) -> SocketHandle {
 
 fn tuple(fport: u16) -> InConninfo {
     InConninfo {
-        inc_faddr: ADDR_B,
-        inc_laddr: ADDR_A,
+        inc_faddr: ADDR_B.into(),
+        inc_laddr: ADDR_A.into(),
         inc_fport: fport,
         inc_lport: 7,
     }
@@ -114,8 +114,8 @@ fn thousands_of_connections_are_found_and_forgotten() {
             let (own, peer) = (so.getsockname().unwrap(), so.getpeername().unwrap());
             let (own, peer) = (*own.as_in().unwrap(), *peer.as_in().unwrap());
             let inc = InConninfo {
-                inc_faddr: peer.addr,
-                inc_laddr: own.addr,
+                inc_faddr: peer.addr.into(),
+                inc_laddr: own.addr.into(),
                 inc_fport: peer.port,
                 inc_lport: own.port,
             };
@@ -138,8 +138,8 @@ fn thousands_of_connections_are_found_and_forgotten() {
         for so in &kept {
             let (own, peer) = (so.getsockname().unwrap(), so.getpeername().unwrap());
             let inc = InConninfo {
-                inc_faddr: peer.as_in().unwrap().addr,
-                inc_laddr: own.as_in().unwrap().addr,
+                inc_faddr: peer.as_in().unwrap().addr.into(),
+                inc_laddr: own.as_in().unwrap().addr.into(),
                 inc_fport: peer.port(),
                 inc_lport: own.port(),
             };

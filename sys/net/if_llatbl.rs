@@ -1,7 +1,7 @@
 //! Neighbours of an interface: addresses on the link and packets that wait for them.
 //!
 //! FreeBSD: sys/net/if_llatbl.c, if_llatbl.h
-//! The ARP state machine that drives an entry is netinet's `if_ether`; this is table, entry and expiry.
+//! The state machines that drive an entry are netinet's `if_ether` and `nd6`; this is table, entry and expiry.
 
 use alloc::boxed::Box;
 use alloc::sync::{Arc, Weak};
@@ -18,6 +18,8 @@ use crate::kern::subr_epoch::{EpochCell, NetEpoch};
 use crate::machine::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::mbuf::MbufQueue;
 use crate::net::ifnet::Ifnet;
+use crate::net::radix::Bits;
+use crate::net::route::InAddr;
 use crate::time::{Sbintime, Ticks};
 
 bitflags! {
@@ -50,6 +52,12 @@ pub enum LleState {
     Reachable,
     /// Known, being asked again before it expires.
     Verify,
+    /// Known, but not confirmed of late (IPv6, as the next two).
+    Stale,
+    /// Used though stale: what uses it may confirm it yet.
+    Delay,
+    /// Being asked whether it is still there.
+    Probe,
     /// Asked in vain; refuses for a while.
     Down,
 }
@@ -68,19 +76,21 @@ pub struct LleInner {
     pub la_expire: Ticks,
     /// Link-layer address.
     pub ll_addr: [u8; 6],
+    /// The neighbour says that it is a router (IPv6).
+    pub ln_router: bool,
 }
 
 /// The protocol behind a table.
-pub trait LltOps: Send + Sync {
+pub trait LltOps<A: InAddr = Ipv4Addr>: Send + Sync {
     /// The entry's timer ran out.
-    fn timer(&self, lle: &Arc<LlEntry>, now: Ticks);
+    fn timer(&self, lle: &Arc<LlEntry<A>>, now: Ticks);
 }
 
 /// A neighbour.
 #[doc(alias = "llentry")]
-pub struct LlEntry {
+pub struct LlEntry<A: InAddr = Ipv4Addr> {
     /// Its protocol address.
-    pub r_l3addr: Ipv4Addr,
+    pub r_l3addr: A,
     /// The interface.
     pub ifp: Weak<Ifnet>,
     /// The link-layer address in the lower 48 bits and `USABLE`, or 0: what output reads without a lock.
@@ -89,12 +99,12 @@ pub struct LlEntry {
     used: AtomicBool,
     inner: Mutex<LleInner, LleClass>,
     timer: Callout,
-    ops: Weak<dyn LltOps>,
+    ops: Weak<dyn LltOps<A>>,
 }
 
 const USABLE: u64 = 1 << 48;
 
-impl LlEntry {
+impl<A: InAddr> LlEntry<A> {
     /// The link-layer address if it may be used now: one load, no lock.
     #[inline]
     pub fn resolved(&self) -> Option<[u8; 6]> {
@@ -144,7 +154,7 @@ impl LlEntry {
     }
 }
 
-impl CalloutTarget for LlEntry {
+impl<A: InAddr> CalloutTarget for LlEntry<A> {
     fn callout(self: Arc<Self>, now: Sbintime) {
         if let Some(ops) = self.ops.upgrade() {
             ops.timer(&self, now.ticks());
@@ -157,17 +167,17 @@ const BUCKETS: usize = 32;
 
 /// The neighbours of one interface.
 #[doc(alias = "lltable")]
-pub struct LlTable {
+pub struct LlTable<A: InAddr = Ipv4Addr> {
     ifp: Weak<Ifnet>,
-    ops: Arc<dyn LltOps>,
+    ops: Arc<dyn LltOps<A>>,
     lock: Mutex<(), LltableClass>,
     /// Ordered by address.
-    buckets: [EpochCell<Vec<Arc<LlEntry>>>; BUCKETS],
+    buckets: [EpochCell<Vec<Arc<LlEntry<A>>>>; BUCKETS],
 }
 
-impl LlTable {
+impl<A: InAddr> LlTable<A> {
     /// An empty table for `ifp`.
-    pub fn new(ifp: &Arc<Ifnet>, ops: Arc<dyn LltOps>) -> Arc<LlTable> {
+    pub fn new(ifp: &Arc<Ifnet>, ops: Arc<dyn LltOps<A>>) -> Arc<Self> {
         Arc::new(LlTable {
             ifp: Arc::downgrade(ifp),
             ops,
@@ -176,14 +186,14 @@ impl LlTable {
         })
     }
 
-    fn bucket(&self, addr: Ipv4Addr) -> &EpochCell<Vec<Arc<LlEntry>>> {
-        &self.buckets[addr.octets()[3] as usize % BUCKETS]
+    fn bucket(&self, addr: A) -> &EpochCell<Vec<Arc<LlEntry<A>>>> {
+        &self.buckets[usize::from(addr.bits().lower()) % BUCKETS]
     }
 
     /// Finds an entry; no lock.
     #[doc(alias = "lla_lookup")]
     #[inline]
-    pub fn lookup<'e>(&'e self, addr: Ipv4Addr, epoch: &'e NetEpoch) -> Option<&'e Arc<LlEntry>> {
+    pub fn lookup<'e>(&'e self, addr: A, epoch: &'e NetEpoch) -> Option<&'e Arc<LlEntry<A>>> {
         let list = self.bucket(addr).load(epoch);
         let at = list.binary_search_by_key(&addr, |lle| lle.r_l3addr).ok()?;
         list.get(at)
@@ -191,7 +201,7 @@ impl LlTable {
 
     /// Finds or makes an entry: incomplete, nothing asked, nothing held.
     #[doc(alias = "lla_create")]
-    pub fn lookup_or_create(&self, addr: Ipv4Addr) -> Arc<LlEntry> {
+    pub fn lookup_or_create(&self, addr: A) -> Arc<LlEntry<A>> {
         let _lock = self.lock.lock();
         let bucket = self.bucket(addr);
         let mut list = bucket.load(&NetEpoch::enter()).clone();
@@ -206,7 +216,7 @@ impl LlTable {
         }
     }
 
-    fn make(&self, addr: Ipv4Addr) -> Arc<LlEntry> {
+    fn make(&self, addr: A) -> Arc<LlEntry<A>> {
         Arc::new(LlEntry {
             r_l3addr: addr,
             ifp: self.ifp.clone(),
@@ -219,6 +229,7 @@ impl LlTable {
                 la_asked: 0,
                 la_expire: Ticks(0),
                 ll_addr: [0; 6],
+                ln_router: false,
             }),
             timer: Callout::new(),
             ops: Arc::downgrade(&self.ops),
@@ -227,7 +238,7 @@ impl LlTable {
 
     /// Removes an entry, frees what it holds and stops its timer. `false`: somebody else did.
     #[doc(alias = "lltable_unlink_entry")]
-    pub fn delete(&self, lle: &Arc<LlEntry>) -> bool {
+    pub fn delete(&self, lle: &Arc<LlEntry<A>>) -> bool {
         let removed = {
             let _lock = self.lock.lock();
             let bucket = self.bucket(lle.r_l3addr);
@@ -254,9 +265,9 @@ impl LlTable {
 
     /// All entries, by address.
     #[doc(alias = "lltable_foreach_lle")]
-    pub fn entries(&self) -> Vec<Arc<LlEntry>> {
+    pub fn entries(&self) -> Vec<Arc<LlEntry<A>>> {
         let epoch = NetEpoch::enter();
-        let mut all: Vec<Arc<LlEntry>> = self
+        let mut all: Vec<Arc<LlEntry<A>>> = self
             .buckets
             .iter()
             .flat_map(|b| b.load(&epoch).iter().cloned())

@@ -75,8 +75,15 @@ impl IfDriver for Loop {
     }
 }
 
-/// Sends `m` (a packet without link header) on the loopback: back to ourselves, through netisr's queue.
-pub fn looutput(ifp: &Ifnet, epoch: &NetEpoch, m: Mbuf, proto: NetisrProto) -> Result<(), Errno> {
+/// Sends `m` (a packet without link header) on the loopback: back to ourselves, through netisr's queue. It comes in by
+/// `origin`: the loopback, or the interface whose link-local address it is for.
+pub fn looutput(
+    ifp: &Ifnet,
+    origin: &Ifnet,
+    epoch: &NetEpoch,
+    m: Mbuf,
+    proto: NetisrProto,
+) -> Result<(), Errno> {
     if !ifp.flags().contains(IfFlags::UP) {
         ifp.counters.oqdrops.inc();
         return Err(Errno::ENETDOWN);
@@ -88,11 +95,15 @@ pub fn looutput(ifp: &Ifnet, epoch: &NetEpoch, m: Mbuf, proto: NetisrProto) -> R
     let header = m.pkthdr_mut();
     header.csum_flags = CsumFlags::empty();
     header.tso_segsz = 0;
-    if ifp.capenable().contains(IfCap::RXCSUM) {
+    let verified = match proto {
+        NetisrProto::Ip6 => IfCap::RXCSUM_IPV6,
+        _ => IfCap::RXCSUM,
+    };
+    if ifp.capenable().contains(verified) {
         header.csum_flags = LO_CSUM_SET;
         header.csum_data = 0xffff;
     }
-    if_simloop(ifp, epoch, m, proto)
+    if_simloop(origin, epoch, m, proto)
 }
 
 /// Makes a packet that `ifp` would have sent arrive on it; the link header is not there.

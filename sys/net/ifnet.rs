@@ -8,7 +8,7 @@ use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
-use core::net::Ipv4Addr;
+use core::net::{Ipv4Addr, Ipv6Addr};
 
 use bitflags::bitflags;
 use spin::Once;
@@ -405,6 +405,114 @@ impl Ifaddr {
     }
 }
 
+bitflags! {
+    /// State of an IPv6 address (`IN6_IFF_*`).
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub struct In6Iff: u32 {
+        /// Belongs to more than one host.
+        const ANYCAST = 0x01;
+        /// Being checked for duplicates.
+        const TENTATIVE = 0x02;
+        /// Somebody else has it.
+        const DUPLICATED = 0x04;
+        /// The interface it belongs to has no link.
+        const DETACHED = 0x08;
+        /// Not to be used for anything new.
+        const DEPRECATED = 0x10;
+        /// Not checked for duplicates.
+        const NODAD = 0x20;
+        /// Made from an advertised prefix.
+        const AUTOCONF = 0x40;
+        /// Made of random bits, for a while (RFC 8981).
+        const TEMPORARY = 0x80;
+        /// Preferred as source.
+        const PREFER_SOURCE = 0x0100;
+    }
+}
+
+impl In6Iff {
+    /// Not usable yet, or no more (`IN6_IFF_NOTREADY`).
+    pub const NOTREADY: In6Iff = In6Iff::TENTATIVE.union(In6Iff::DUPLICATED);
+}
+
+/// A lifetime that never ends (RFC 4861 §4.6.2).
+pub const ND6_INFINITE_LIFETIME: u32 = u32::MAX;
+
+/// An IPv6 address of an interface. Addresses with a scope carry its zone in their second 16 bits, as everywhere
+/// inside the stack.
+#[doc(alias = "in6_ifaddr")]
+pub struct In6Ifaddr {
+    /// The address.
+    pub ia_addr: Ipv6Addr,
+    /// Bits of its prefix.
+    pub ia_prefixlen: u8,
+    /// The interface it belongs to.
+    pub ia_ifp: Arc<Ifnet>,
+    flags: AtomicU32,
+    /// Valid for so many seconds from `updated`.
+    vltime: AtomicU32,
+    /// Preferred for so many seconds from `updated`.
+    pltime: AtomicU32,
+    updated: AtomicU32,
+    /// Packets in to this address.
+    pub ipackets: Counter,
+    /// Bytes in.
+    pub ibytes: Counter,
+    /// Packets out from it.
+    pub opackets: Counter,
+    /// Bytes out.
+    pub obytes: Counter,
+}
+
+impl In6Ifaddr {
+    /// An address of `ifp` that lasts, with counters at zero.
+    pub fn new(ifp: &Arc<Ifnet>, addr: Ipv6Addr, prefixlen: u8, flags: In6Iff) -> In6Ifaddr {
+        In6Ifaddr {
+            ia_addr: addr,
+            ia_prefixlen: prefixlen,
+            ia_ifp: ifp.clone(),
+            flags: AtomicU32::new(flags.bits()),
+            vltime: AtomicU32::new(ND6_INFINITE_LIFETIME),
+            pltime: AtomicU32::new(ND6_INFINITE_LIFETIME),
+            updated: AtomicU32::new(0),
+            ipackets: Counter::new(),
+            ibytes: Counter::new(),
+            opackets: Counter::new(),
+            obytes: Counter::new(),
+        }
+    }
+
+    /// Its state.
+    #[doc(alias = "ia6_flags")]
+    pub fn flags(&self) -> In6Iff {
+        In6Iff::from_bits_retain(self.flags.load(Ordering::Relaxed))
+    }
+
+    /// Changes its state.
+    pub fn update_flags(&self, set: In6Iff, clear: In6Iff) {
+        self.flags.fetch_or(set.bits(), Ordering::Relaxed);
+        self.flags.fetch_and(!clear.bits(), Ordering::Relaxed);
+    }
+
+    /// Sets for how many seconds from `now`, seconds since boot, it is valid and preferred.
+    #[doc(alias = "in6_addrlifetime")]
+    pub fn set_lifetimes(&self, now: u32, valid: u32, preferred: u32) {
+        self.updated.store(now, Ordering::Relaxed);
+        self.vltime.store(valid, Ordering::Relaxed);
+        self.pltime.store(preferred, Ordering::Relaxed);
+    }
+
+    /// For how many seconds from `now`, seconds since boot, it is valid and preferred.
+    pub fn lifetimes(&self, now: u32) -> (u32, u32) {
+        let passed = now.saturating_sub(self.updated.load(Ordering::Relaxed));
+        let left = |time: &AtomicU32| match time.load(Ordering::Relaxed) {
+            ND6_INFINITE_LIFETIME => ND6_INFINITE_LIFETIME,
+            time => time.saturating_sub(passed),
+        };
+        (left(&self.vltime), left(&self.pltime))
+    }
+}
+
 /// Smallest MTU (`IF_MINMTU`).
 pub const IF_MINMTU: u32 = 72;
 /// Largest MTU (`IF_MAXMTU`).
@@ -439,9 +547,11 @@ pub struct Ifnet {
     tsomax: (u32, u32, u32),
     control: Sx<(), IfnetCtl>,
     addrs: EpochCell<Vec<Arc<Ifaddr>>>,
+    addrs6: EpochCell<Vec<Arc<In6Ifaddr>>>,
     addrs_lock: Mutex<(), IfAddr>,
     multi: Mutex<Vec<([u8; 6], usize)>, IfAddr>,
     lltable: Once<Arc<LlTable>>,
+    lltable6: Once<Arc<LlTable<Ipv6Addr>>>,
     vnet: Arc<Vnet>,
     driver: Arc<dyn IfDriver>,
 }
@@ -497,9 +607,11 @@ impl Ifnet {
             tsomax,
             control: Sx::new(()),
             addrs: EpochCell::new(Vec::new()),
+            addrs6: EpochCell::new(Vec::new()),
             addrs_lock: Mutex::new(()),
             multi: Mutex::new(Vec::new()),
             lltable: Once::new(),
+            lltable6: Once::new(),
             vnet: vnet.clone(),
             driver,
         }
@@ -665,6 +777,7 @@ impl Ifnet {
             }
         }
         self.vnet.rib.refresh_mtu(self);
+        self.vnet.rib6.refresh_mtu(self);
         Ok(())
     }
 
@@ -812,6 +925,33 @@ impl Ifnet {
         Some(ia)
     }
 
+    /// The IPv6 addresses, in order of assignment.
+    #[inline]
+    pub fn addrs6<'e>(&'e self, epoch: &'e NetEpoch) -> &'e [Arc<In6Ifaddr>] {
+        self.addrs6.load(epoch)
+    }
+
+    /// Adds an IPv6 address to the list (in6 does the rest: routes, duplicate detection).
+    pub fn addr6_add(&self, ia: Arc<In6Ifaddr>) {
+        let _lock = self.addrs_lock.lock();
+        let epoch = NetEpoch::enter();
+        let mut list = self.addrs6.load(&epoch).clone();
+        list.retain(|old| old.ia_addr != ia.ia_addr);
+        list.push(ia);
+        self.addrs6.replace(Box::new(list));
+    }
+
+    /// Removes an IPv6 address from the list.
+    pub fn addr6_remove(&self, addr: Ipv6Addr) -> Option<Arc<In6Ifaddr>> {
+        let _lock = self.addrs_lock.lock();
+        let epoch = NetEpoch::enter();
+        let mut list = self.addrs6.load(&epoch).clone();
+        let at = list.iter().position(|ia| ia.ia_addr == addr)?;
+        let ia = list.remove(at);
+        self.addrs6.replace(Box::new(list));
+        Some(ia)
+    }
+
     /// Joins a link-layer multicast group.
     #[doc(alias = "if_addmulti")]
     pub fn multi_add(&self, group: [u8; 6]) {
@@ -869,6 +1009,17 @@ impl Ifnet {
         self.lltable.get()
     }
 
+    /// Sets the table of IPv6 neighbours, once (in6_domifattach).
+    pub fn set_lltable6(&self, llt: Arc<LlTable<Ipv6Addr>>) {
+        self.lltable6.call_once(|| llt);
+    }
+
+    /// The table of IPv6 neighbours.
+    #[inline]
+    pub fn lltable6(&self) -> Option<&Arc<LlTable<Ipv6Addr>>> {
+        self.lltable6.get()
+    }
+
     /// A received frame, link header included, enters the stack here.
     pub fn if_input(&self, epoch: &NetEpoch, m: Mbuf) {
         let mut q = MbufQueue::new();
@@ -887,9 +1038,13 @@ impl Ifnet {
         if let Some(llt) = self.lltable.get() {
             llt.flush(true);
         }
+        if let Some(llt) = self.lltable6.get() {
+            llt.flush(true);
+        }
         {
             let _lock = self.addrs_lock.lock();
             self.addrs.replace(Box::new(Vec::new()));
+            self.addrs6.replace(Box::new(Vec::new()));
         }
         self.multi.lock().clear();
     }

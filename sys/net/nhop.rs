@@ -5,30 +5,30 @@
 use alloc::sync::Arc;
 use core::net::Ipv4Addr;
 
-use crate::net::ifnet::{Ifaddr, Ifnet};
-use crate::net::route::RtFlags;
+use crate::net::ifnet::Ifnet;
+use crate::net::route::{InAddr, RtFlags};
 
 /// A next hop; immutable once made.
-pub struct Nexthop {
+pub struct Nexthop<A: InAddr = Ipv4Addr> {
     /// The interface to send on.
     pub nh_ifp: Arc<Ifnet>,
     /// The gateway; none: the destination is on the link.
-    pub gw: Option<Ipv4Addr>,
+    pub gw: Option<A>,
     /// Path MTU towards it.
     pub nh_mtu: u32,
     /// RTF_* of the route.
     pub nh_flags: RtFlags,
     /// The address whose network this is: the preferred source.
-    pub nh_ifa: Option<Arc<Ifaddr>>,
+    pub nh_ifa: Option<Arc<A::Ifaddr>>,
 }
 
-impl Nexthop {
+impl<A: InAddr> Nexthop<A> {
     /// The address to resolve on the link for `dst`.
-    pub fn link_dst(&self, dst: Ipv4Addr) -> Ipv4Addr {
+    pub fn link_dst(&self, dst: A) -> A {
         self.gw.unwrap_or(dst)
     }
     /// A copy to make another one of.
-    pub(crate) fn copy(&self) -> Nexthop {
+    pub(crate) fn copy(&self) -> Self {
         Nexthop {
             nh_ifp: self.nh_ifp.clone(),
             gw: self.gw,
@@ -38,6 +38,18 @@ impl Nexthop {
         }
     }
 
+    /// MTU towards it: its own, and never more than the interface's now.
+    #[inline]
+    pub fn mtu(&self) -> u32 {
+        let of_interface = self.nh_ifp.mtu();
+        match self.nh_mtu {
+            0 => of_interface,
+            mtu => mtu.min(of_interface),
+        }
+    }
+}
+
+impl Nexthop {
     /// The preferred source address.
     pub fn src(&self) -> Option<Ipv4Addr> {
         self.nh_ifa.as_ref().map(|ia| ia.ia_addr)

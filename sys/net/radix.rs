@@ -1,95 +1,160 @@
-//! A path-compressed binary trie of IPv4 prefixes: the order in which routes are kept.
+//! A path-compressed binary trie of prefixes: the order in which routes are kept.
 //!
 //! FreeBSD: sys/net/radix.c
-//! Differs from FreeBSD: keys are 32-bit prefixes instead of byte strings with masks, so that there is no mask tree and
+//! Differs from FreeBSD: keys are prefixes of one number instead of byte strings with masks, so that there is no mask tree and
 //! no duplicate chain; nodes live in one vector and name each other by index. Lookups of packets do not come here
 //! but to the compiled table in `route.rs`.
 
 use alloc::vec::Vec;
-use core::mem;
+use core::ops::{BitAnd, BitOr, BitXor, Not};
+use core::{fmt, mem};
 
-/// Ones in the upper `len` bits.
-pub const fn mask(len: u8) -> u32 {
-    if len == 0 {
-        0
-    } else {
-        u32::MAX << (32 - len as u32)
-    }
+/// An address as a number: 32 bits of IPv4, 128 of IPv6.
+pub trait Bits:
+    Copy
+    + Ord
+    + fmt::Debug
+    + Send
+    + Sync
+    + BitAnd<Output = Self>
+    + BitOr<Output = Self>
+    + BitXor<Output = Self>
+    + Not<Output = Self>
+    + 'static
+{
+    /// How many bits.
+    const LEN: u8;
+    /// No bit set.
+    const ZERO: Self;
+    /// Ones in the upper `len` bits.
+    fn mask(len: u8) -> Self;
+    /// How many zeros it begins with.
+    fn leading_zeros(self) -> u8;
+    /// Bit `at`, counted from the highest.
+    fn bit(self, at: u8) -> usize;
+    /// One more, unless that is too large.
+    fn successor(self) -> Option<Self>;
+    /// The lower eight bits.
+    fn lower(self) -> u8;
+    /// The upper 16 bits.
+    fn upper(self) -> u16;
+    /// `upper` above zeros.
+    fn from_upper(upper: u16) -> Self;
 }
+
+macro_rules! bits {
+    ($number:ty) => {
+        impl Bits for $number {
+            const LEN: u8 = <$number>::BITS as u8;
+            const ZERO: Self = 0;
+
+            fn mask(len: u8) -> Self {
+                <$number>::MAX
+                    .checked_shl(Self::BITS - u32::from(len.min(Self::LEN)))
+                    .unwrap_or(0)
+            }
+
+            fn leading_zeros(self) -> u8 {
+                <$number>::leading_zeros(self) as u8
+            }
+
+            #[inline]
+            fn bit(self, at: u8) -> usize {
+                (self >> (Self::LEN - 1 - at.min(Self::LEN - 1)) & 1) as usize
+            }
+
+            fn successor(self) -> Option<Self> {
+                self.checked_add(1)
+            }
+
+            #[inline]
+            fn lower(self) -> u8 {
+                self as u8
+            }
+
+            #[inline]
+            fn upper(self) -> u16 {
+                (self >> (Self::LEN - 16)) as u16
+            }
+
+            fn from_upper(upper: u16) -> Self {
+                <$number>::from(upper) << (Self::LEN - 16)
+            }
+        }
+    };
+}
+
+bits!(u32);
+bits!(u128);
 
 /// A prefix: bits beyond its length are zero.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub struct Prefix {
-    addr: u32,
+pub struct Prefix<B = u32> {
+    addr: B,
     len: u8,
 }
 
-impl Prefix {
-    /// The prefix of `addr` with `len` bits (at most 32); lower bits are cut off.
-    pub const fn new(addr: u32, len: u8) -> Prefix {
-        let len = if len > 32 { 32 } else { len };
+impl<B: Bits> Prefix<B> {
+    /// The prefix of `addr` with `len` bits (at most all); lower bits are cut off.
+    pub fn new(addr: B, len: u8) -> Self {
+        let len = len.min(B::LEN);
         Prefix {
-            addr: addr & mask(len),
+            addr: addr & B::mask(len),
             len,
         }
     }
 
     /// Its first address.
-    pub const fn first(self) -> u32 {
+    pub fn first(self) -> B {
         self.addr
     }
 
     /// Its last address.
-    pub const fn last(self) -> u32 {
-        self.addr | !mask(self.len)
+    pub fn last(self) -> B {
+        self.addr | !B::mask(self.len)
     }
 
     /// Its length in bits.
-    pub const fn bits(self) -> u8 {
+    pub fn bits(self) -> u8 {
         self.len
     }
 
     /// Whether `addr` is inside.
-    pub const fn covers(self, addr: u32) -> bool {
-        addr & mask(self.len) == self.addr
+    pub fn covers(self, addr: B) -> bool {
+        addr & B::mask(self.len) == self.addr
     }
 
-    const fn contains(self, other: Prefix) -> bool {
+    fn contains(self, other: Self) -> bool {
         self.len <= other.len && self.covers(other.addr)
     }
 
-    /// The bit of `addr` after this prefix; only asked of prefixes shorter than 32.
-    const fn branch(self, addr: u32) -> usize {
-        (addr >> (31 - self.len as u32) & 1) as usize
+    /// The bit of `addr` after this prefix; only asked of prefixes shorter than an address.
+    fn branch(self, addr: B) -> usize {
+        addr.bit(self.len)
     }
 
-    const fn common(self, other: Prefix) -> Prefix {
-        let same = (self.addr ^ other.addr).leading_zeros() as u8;
-        let shorter = if self.len < other.len {
-            self.len
-        } else {
-            other.len
-        };
-        Prefix::new(self.addr, if same < shorter { same } else { shorter })
+    fn common(self, other: Self) -> Self {
+        let same = (self.addr ^ other.addr).leading_zeros();
+        Prefix::new(self.addr, same.min(self.len).min(other.len))
     }
 }
 
-struct Node<V> {
-    prefix: Prefix,
+struct Node<V, B> {
+    prefix: Prefix<B>,
     /// None: only a place where two branches meet.
     value: Option<V>,
     child: [Option<u32>; 2],
 }
 
 /// A map from prefixes to `V`.
-pub struct RadixTree<V> {
-    nodes: Vec<Node<V>>,
+pub struct RadixTree<V, B = u32> {
+    nodes: Vec<Node<V, B>>,
     unused: Vec<u32>,
     root: Option<u32>,
     len: usize,
 }
 
-impl<V> RadixTree<V> {
+impl<V, B: Bits> RadixTree<V, B> {
     /// An empty tree.
     pub const fn new() -> Self {
         Self {
@@ -112,20 +177,20 @@ impl<V> RadixTree<V> {
 
     /// The value of exactly this prefix.
     #[doc(alias = "rn_lookup")]
-    pub fn get(&self, key: Prefix) -> Option<&V> {
+    pub fn get(&self, key: Prefix<B>) -> Option<&V> {
         let node = self.node(self.find(key)?);
         node.value.as_ref()
     }
 
     /// The value of exactly this prefix, to change.
-    pub fn get_mut(&mut self, key: Prefix) -> Option<&mut V> {
+    pub fn get_mut(&mut self, key: Prefix<B>) -> Option<&mut V> {
         let at = self.find(key)?;
         self.nodes[at as usize].value.as_mut()
     }
 
     /// The longest prefix that covers `addr`.
     #[doc(alias = "rn_match")]
-    pub fn longest(&self, addr: u32) -> Option<(Prefix, &V)> {
+    pub fn longest(&self, addr: B) -> Option<(Prefix<B>, &V)> {
         let mut best = None;
         let mut at = self.root;
         while let Some(i) = at {
@@ -137,7 +202,7 @@ impl<V> RadixTree<V> {
                 best = Some((node.prefix, value));
             }
             at = match node.prefix.len {
-                32 => None,
+                full if full == B::LEN => None,
                 _ => node.child[node.prefix.branch(addr)],
             };
         }
@@ -146,7 +211,7 @@ impl<V> RadixTree<V> {
 
     /// Adds or replaces; returns what was there.
     #[doc(alias = "rn_addroute")]
-    pub fn insert(&mut self, key: Prefix, value: V) -> Option<V> {
+    pub fn insert(&mut self, key: Prefix<B>, value: V) -> Option<V> {
         let mut parent: Option<(u32, usize)> = None;
         let mut at = self.root;
         loop {
@@ -187,7 +252,7 @@ impl<V> RadixTree<V> {
 
     /// Takes a prefix out.
     #[doc(alias = "rn_delete")]
-    pub fn remove(&mut self, key: Prefix) -> Option<V> {
+    pub fn remove(&mut self, key: Prefix<B>) -> Option<V> {
         let mut path: Vec<(u32, usize)> = Vec::new();
         let mut at = self.root;
         let found = loop {
@@ -227,18 +292,18 @@ impl<V> RadixTree<V> {
 
     /// All prefixes in order: by address, shorter first.
     #[doc(alias = "rn_walktree")]
-    pub fn iter(&self) -> Iter<'_, V> {
+    pub fn iter(&self) -> Iter<'_, V, B> {
         Iter {
             tree: self,
             stack: self.root.into_iter().collect(),
         }
     }
 
-    fn node(&self, i: u32) -> &Node<V> {
+    fn node(&self, i: u32) -> &Node<V, B> {
         &self.nodes[i as usize]
     }
 
-    fn find(&self, key: Prefix) -> Option<u32> {
+    fn find(&self, key: Prefix<B>) -> Option<u32> {
         let mut at = self.root;
         loop {
             let i = at?;
@@ -253,7 +318,7 @@ impl<V> RadixTree<V> {
         }
     }
 
-    fn make(&mut self, prefix: Prefix, value: Option<V>) -> u32 {
+    fn make(&mut self, prefix: Prefix<B>, value: Option<V>) -> u32 {
         let node = Node {
             prefix,
             value,
@@ -279,20 +344,20 @@ impl<V> RadixTree<V> {
     }
 }
 
-impl<V> Default for RadixTree<V> {
+impl<V, B: Bits> Default for RadixTree<V, B> {
     fn default() -> Self {
         Self::new()
     }
 }
 
 /// Walks a tree in order.
-pub struct Iter<'a, V> {
-    tree: &'a RadixTree<V>,
+pub struct Iter<'a, V, B> {
+    tree: &'a RadixTree<V, B>,
     stack: Vec<u32>,
 }
 
-impl<'a, V> Iterator for Iter<'a, V> {
-    type Item = (Prefix, &'a V);
+impl<'a, V, B: Bits> Iterator for Iter<'a, V, B> {
+    type Item = (Prefix<B>, &'a V);
 
     fn next(&mut self) -> Option<Self::Item> {
         while let Some(i) = self.stack.pop() {
@@ -316,7 +381,7 @@ mod tests {
     #[test]
     fn the_longest_prefix_wins() {
         let mut tree = RadixTree::new();
-        tree.insert(Prefix::new(0, 0), "default");
+        tree.insert(Prefix::new(0_u32, 0), "default");
         tree.insert(Prefix::new(0x0a00_0000, 8), "ten");
         tree.insert(Prefix::new(0x0a00_0200, 24), "net");
         tree.insert(Prefix::new(0x0a00_020f, 32), "host");

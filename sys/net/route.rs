@@ -1,6 +1,6 @@
-//! The routing table.
+//! The routing tables of IPv4 and IPv6: one code, two kinds of numbers.
 //!
-//! FreeBSD: sys/net/route.c, sys/net/route/route_ctl.c, fib_algo.c, in_fib_algo.c
+//! FreeBSD: sys/net/route.c, sys/net/route/route_ctl.c, fib_algo.c, in_fib_algo.c, in6_fib_algo.c
 //!
 //! Changes go to a trie under a lock. Packets look up in a compiled, immutable form of it, without a lock, under the
 //! epoch: an array of address ranges, each with its next hop, found by binary search (FreeBSD's bsearch4); with
@@ -10,7 +10,8 @@ use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec;
 use alloc::vec::Vec;
-use core::net::Ipv4Addr;
+use core::fmt;
+use core::net::{Ipv4Addr, Ipv6Addr};
 
 use bitflags::bitflags;
 
@@ -19,9 +20,9 @@ use crate::kern::kern_mutex::Mutex;
 use crate::kern::lock_order::RibClass;
 use crate::kern::subr_epoch::{EpochCell, NetEpoch};
 use crate::machine::atomic::{AtomicU32, Ordering};
-use crate::net::ifnet::{Ifaddr, Ifnet};
+use crate::net::ifnet::{Ifaddr, Ifnet, In6Ifaddr};
 use crate::net::nhop::Nexthop;
-use crate::net::radix::{Prefix, RadixTree};
+use crate::net::radix::{Bits, Prefix, RadixTree};
 
 bitflags! {
     /// Route flags.
@@ -64,19 +65,58 @@ bitflags! {
     }
 }
 
+/// The addresses of one family: what tables of routes, next hops and neighbours are made for.
+pub trait InAddr: Copy + Ord + fmt::Debug + fmt::Display + Send + Sync + 'static {
+    /// The address as a number.
+    type Bits: Bits;
+    /// An interface's address of this family.
+    type Ifaddr: Send + Sync;
+    /// As a number.
+    fn bits(self) -> Self::Bits;
+    /// From a number.
+    fn of_bits(bits: Self::Bits) -> Self;
+}
+
+impl InAddr for Ipv4Addr {
+    type Bits = u32;
+    type Ifaddr = Ifaddr;
+
+    #[inline]
+    fn bits(self) -> u32 {
+        self.to_bits()
+    }
+
+    fn of_bits(bits: u32) -> Self {
+        Self::from_bits(bits)
+    }
+}
+
+impl InAddr for Ipv6Addr {
+    type Bits = u128;
+    type Ifaddr = In6Ifaddr;
+
+    #[inline]
+    fn bits(self) -> u128 {
+        self.to_bits()
+    }
+
+    fn of_bits(bits: u128) -> Self {
+        Self::from_bits(bits)
+    }
+}
+
 /// A route as it is added.
-#[derive(Clone)]
-pub struct RouteSpec {
+pub struct RouteSpec<A: InAddr = Ipv4Addr> {
     /// Network or host.
-    pub dst: Ipv4Addr,
+    pub dst: A,
     /// Prefix length.
     pub prefix_len: u8,
     /// Gateway; none for a route on the link.
-    pub gw: Option<Ipv4Addr>,
+    pub gw: Option<A>,
     /// Interface.
     pub ifp: Arc<Ifnet>,
     /// Preferred source.
-    pub ifa: Option<Arc<Ifaddr>>,
+    pub ifa: Option<Arc<A::Ifaddr>>,
     /// Flags (UP is added).
     pub flags: RtFlags,
     /// MTU; 0 means the interface's.
@@ -84,14 +124,13 @@ pub struct RouteSpec {
 }
 
 /// A route as `netstat -rn` shows it.
-#[derive(Clone)]
-pub struct RouteEntry {
+pub struct RouteEntry<A: InAddr = Ipv4Addr> {
     /// Network or host.
-    pub dst: Ipv4Addr,
+    pub dst: A,
     /// Prefix length.
     pub prefix_len: u8,
     /// Where it leads.
-    pub nhop: Arc<Nexthop>,
+    pub nhop: Arc<Nexthop<A>>,
 }
 
 /// Routes from which on the compiled table gets an index by the upper 16 bits.
@@ -100,20 +139,20 @@ const INDEX_FROM: usize = 64;
 const NO_NHOP: u32 = u32::MAX;
 
 /// The table that packets use.
-struct Fib {
+struct Fib<A: InAddr> {
     /// First address of each range, ascending; the first is 0.
-    starts: Vec<u32>,
+    starts: Vec<A::Bits>,
     /// Which next hop the range has.
     nhops: Vec<u32>,
     /// For each value of the upper 16 bits, the last range that starts at or before its first address.
     index: Option<Box<[u32]>>,
-    table: Vec<Arc<Nexthop>>,
+    table: Vec<Arc<Nexthop<A>>>,
 }
 
-impl Fib {
-    fn empty() -> Fib {
+impl<A: InAddr> Fib<A> {
+    fn empty() -> Self {
         Fib {
-            starts: vec![0],
+            starts: vec![A::Bits::ZERO],
             nhops: vec![NO_NHOP],
             index: None,
             table: Vec::new(),
@@ -121,9 +160,9 @@ impl Fib {
     }
 
     /// Compiles the prefixes of `tree`, which come in order, into ranges that do not overlap.
-    fn compile(tree: &RadixTree<Arc<Nexthop>>) -> Fib {
-        let mut fib = Fib::empty();
-        let mut open: Vec<(Prefix, u32)> = Vec::new();
+    fn compile(tree: &Tree<A>) -> Self {
+        let mut fib = Self::empty();
+        let mut open: Vec<(Prefix<A::Bits>, u32)> = Vec::new();
         for (prefix, nhop) in tree.iter() {
             while let Some(&(outer, _)) = open.last() {
                 if outer.covers(prefix.first()) {
@@ -146,13 +185,13 @@ impl Fib {
     }
 
     /// Behind `inner` its surrounding prefix goes on, or nothing.
-    fn resume(&mut self, inner: Prefix, outer: Option<&(Prefix, u32)>) {
-        if let Some(after) = inner.last().checked_add(1) {
+    fn resume(&mut self, inner: Prefix<A::Bits>, outer: Option<&(Prefix<A::Bits>, u32)>) {
+        if let Some(after) = inner.last().successor() {
             self.begin(after, outer.map_or(NO_NHOP, |&(_, n)| n));
         }
     }
 
-    fn begin(&mut self, start: u32, nhop: u32) {
+    fn begin(&mut self, start: A::Bits, nhop: u32) {
         if self.starts.last() == Some(&start) {
             self.starts.pop();
             self.nhops.pop();
@@ -163,7 +202,7 @@ impl Fib {
         }
     }
 
-    fn intern(&mut self, nhop: &Arc<Nexthop>) -> u32 {
+    fn intern(&mut self, nhop: &Arc<Nexthop<A>>) -> u32 {
         // Routes through one gateway share their next hop; neighbours in order mostly do.
         if let Some(last) = self.table.last()
             && Arc::ptr_eq(last, nhop)
@@ -178,7 +217,7 @@ impl Fib {
         let mut index = vec![0u32; 1 << 16].into_boxed_slice();
         let mut range = 0;
         for (upper, slot) in index.iter_mut().enumerate() {
-            let first = (upper as u32) << 16;
+            let first = A::Bits::from_upper(upper as u16);
             while self
                 .starts
                 .get(range + 1)
@@ -192,11 +231,11 @@ impl Fib {
     }
 
     #[inline]
-    fn lookup(&self, addr: u32) -> Option<&Arc<Nexthop>> {
+    fn lookup(&self, addr: A::Bits) -> Option<&Arc<Nexthop<A>>> {
         let (from, to) = match &self.index {
             None => (0, self.starts.len()),
             Some(index) => {
-                let upper = (addr >> 16) as usize;
+                let upper = usize::from(addr.upper());
                 let from = index[upper] as usize;
                 let to = index
                     .get(upper + 1)
@@ -213,23 +252,16 @@ impl Fib {
     }
 }
 
-/// The routing table of one instance.
-pub struct Rib {
-    tree: Mutex<RadixTree<Arc<Nexthop>>, RibClass>,
-    fib: EpochCell<Fib>,
+type Tree<A> = RadixTree<Arc<Nexthop<A>>, <A as InAddr>::Bits>;
+
+/// The routing table of one family in one instance.
+pub struct Rib<A: InAddr = Ipv4Addr> {
+    tree: Mutex<Tree<A>, RibClass>,
+    fib: EpochCell<Fib<A>>,
     generation: AtomicU32,
 }
 
-impl Rib {
-    /// An empty table.
-    pub fn new() -> Rib {
-        Rib {
-            tree: Mutex::new(RadixTree::new()),
-            fib: EpochCell::new(Fib::empty()),
-            generation: AtomicU32::new(1),
-        }
-    }
-
+impl Rib<Ipv4Addr> {
     /// The next hop towards `dst`: longest prefix, no lock.
     #[inline]
     pub fn fib4_lookup<'e>(
@@ -238,6 +270,29 @@ impl Rib {
         epoch: &'e NetEpoch,
     ) -> Option<&'e Arc<Nexthop>> {
         self.fib.load(epoch).lookup(dst.to_bits())
+    }
+}
+
+impl Rib<Ipv6Addr> {
+    /// The next hop towards `dst`, a scope embedded if it has one: longest prefix, no lock.
+    #[inline]
+    pub fn fib6_lookup<'e>(
+        &'e self,
+        dst: Ipv6Addr,
+        epoch: &'e NetEpoch,
+    ) -> Option<&'e Arc<Nexthop<Ipv6Addr>>> {
+        self.fib.load(epoch).lookup(dst.to_bits())
+    }
+}
+
+impl<A: InAddr> Rib<A> {
+    /// An empty table.
+    pub fn new() -> Self {
+        Rib {
+            tree: Mutex::new(RadixTree::new()),
+            fib: EpochCell::new(Fib::empty()),
+            generation: AtomicU32::new(1),
+        }
     }
 
     /// Changes whenever the table does; for cached next hops.
@@ -248,7 +303,7 @@ impl Rib {
 
     /// Adds a route; EEXIST if the prefix is there.
     #[doc(alias = "rib_add_route")]
-    pub fn add(&self, spec: RouteSpec) -> Result<(), Errno> {
+    pub fn add(&self, spec: RouteSpec<A>) -> Result<(), Errno> {
         let prefix = spec.prefix();
         let mut tree = self.tree.lock();
         if tree.get(prefix).is_some() {
@@ -261,8 +316,8 @@ impl Rib {
 
     /// Removes a route; ESRCH if there is none.
     #[doc(alias = "rib_del_route")]
-    pub fn delete(&self, dst: Ipv4Addr, prefix_len: u8) -> Result<RouteEntry, Errno> {
-        let prefix = Prefix::new(dst.to_bits(), prefix_len);
+    pub fn delete(&self, dst: A, prefix_len: u8) -> Result<RouteEntry<A>, Errno> {
+        let prefix = Prefix::new(dst.bits(), prefix_len);
         let mut tree = self.tree.lock();
         let nhop = tree.remove(prefix).ok_or(Errno::ESRCH)?;
         self.recompile(&tree);
@@ -271,7 +326,7 @@ impl Rib {
 
     /// Replaces a route's next hop; ESRCH if there is none.
     #[doc(alias = "rib_change_route")]
-    pub fn change(&self, spec: RouteSpec) -> Result<(), Errno> {
+    pub fn change(&self, spec: RouteSpec<A>) -> Result<(), Errno> {
         let prefix = spec.prefix();
         let mut tree = self.tree.lock();
         let nhop = tree.get_mut(prefix).ok_or(Errno::ESRCH)?;
@@ -281,23 +336,23 @@ impl Rib {
     }
 
     /// The exact route.
-    pub fn get(&self, dst: Ipv4Addr, prefix_len: u8) -> Option<RouteEntry> {
-        let prefix = Prefix::new(dst.to_bits(), prefix_len);
+    pub fn get(&self, dst: A, prefix_len: u8) -> Option<RouteEntry<A>> {
+        let prefix = Prefix::new(dst.bits(), prefix_len);
         let tree = self.tree.lock();
         tree.get(prefix)
             .map(|nhop| RouteEntry::new(prefix, nhop.clone()))
     }
 
     /// The route that a packet to `dst` takes (`route get`).
-    pub fn lookup_entry(&self, dst: Ipv4Addr) -> Option<RouteEntry> {
+    pub fn lookup_entry(&self, dst: A) -> Option<RouteEntry<A>> {
         let tree = self.tree.lock();
-        tree.longest(dst.to_bits())
+        tree.longest(dst.bits())
             .map(|(prefix, nhop)| RouteEntry::new(prefix, nhop.clone()))
     }
 
     /// All routes in order of prefix.
     #[doc(alias = "rib_walk")]
-    pub fn dump(&self) -> Vec<RouteEntry> {
+    pub fn dump(&self) -> Vec<RouteEntry<A>> {
         let tree = self.tree.lock();
         tree.iter()
             .map(|(prefix, nhop)| RouteEntry::new(prefix, nhop.clone()))
@@ -308,7 +363,7 @@ impl Rib {
     #[doc(alias = "rt_ifdetach")]
     pub fn purge_ifp(&self, ifp: &Ifnet) {
         let mut tree = self.tree.lock();
-        let gone: Vec<Prefix> = tree
+        let gone: Vec<Prefix<A::Bits>> = tree
             .iter()
             .filter(|(_, nhop)| nhop.nh_ifp.if_index == ifp.if_index)
             .map(|(prefix, _)| prefix)
@@ -324,7 +379,7 @@ impl Rib {
     /// Gives the routes through `ifp` that have no MTU of their own the interface's present one.
     pub fn refresh_mtu(&self, ifp: &Ifnet) {
         let mut tree = self.tree.lock();
-        let stale: Vec<(Prefix, Arc<Nexthop>)> = tree
+        let stale: Vec<_> = tree
             .iter()
             .filter(|(_, nh)| {
                 nh.nh_ifp.if_index == ifp.if_index && !nh.nh_flags.contains(RtFlags::FIXEDMTU)
@@ -344,21 +399,21 @@ impl Rib {
         self.recompile(&tree);
     }
 
-    fn recompile(&self, tree: &RadixTree<Arc<Nexthop>>) {
+    fn recompile(&self, tree: &Tree<A>) {
         self.fib.replace(Box::new(Fib::compile(tree)));
         self.generation.fetch_add(1, Ordering::Release);
     }
 }
 
-impl RouteSpec {
-    fn prefix(&self) -> Prefix {
-        Prefix::new(self.dst.to_bits(), self.prefix_len)
+impl<A: InAddr> RouteSpec<A> {
+    fn prefix(&self) -> Prefix<A::Bits> {
+        Prefix::new(self.dst.bits(), self.prefix_len)
     }
 
-    fn into_nexthop(self) -> Nexthop {
+    fn into_nexthop(self) -> Nexthop<A> {
         let mut flags = self.flags | RtFlags::UP;
         flags.set(RtFlags::GATEWAY, self.gw.is_some());
-        flags.set(RtFlags::HOST, self.prefix_len == 32);
+        flags.set(RtFlags::HOST, self.prefix_len == A::Bits::LEN);
         flags.set(RtFlags::FIXEDMTU, self.mtu != 0);
         Nexthop {
             nh_mtu: if self.mtu != 0 {
@@ -374,17 +429,36 @@ impl RouteSpec {
     }
 }
 
-impl RouteEntry {
-    fn new(prefix: Prefix, nhop: Arc<Nexthop>) -> RouteEntry {
+impl<A: InAddr> RouteEntry<A> {
+    fn new(prefix: Prefix<A::Bits>, nhop: Arc<Nexthop<A>>) -> Self {
         RouteEntry {
-            dst: Ipv4Addr::from_bits(prefix.first()),
+            dst: A::of_bits(prefix.first()),
             prefix_len: prefix.bits(),
             nhop,
         }
     }
 }
 
-impl Default for Rib {
+impl<A: InAddr> Clone for RouteSpec<A> {
+    fn clone(&self) -> Self {
+        Self {
+            ifp: self.ifp.clone(),
+            ifa: self.ifa.clone(),
+            ..*self
+        }
+    }
+}
+
+impl<A: InAddr> Clone for RouteEntry<A> {
+    fn clone(&self) -> Self {
+        Self {
+            nhop: self.nhop.clone(),
+            ..*self
+        }
+    }
+}
+
+impl<A: InAddr> Default for Rib<A> {
     fn default() -> Self {
         Self::new()
     }

@@ -11,6 +11,7 @@ use alloc::vec;
 use alloc::vec::Vec;
 use core::any::Any;
 use core::fmt;
+use core::net::Ipv6Addr;
 
 use spin::Once;
 
@@ -77,10 +78,14 @@ pub struct Vnet {
     pub id: u32,
     /// The `net.*` variables of this instance.
     pub sysctl: SysctlTree,
-    /// The routing table.
+    /// The routing table of IPv4.
     pub rib: Rib,
+    /// The routing table of IPv6.
+    pub rib6: Rib<Ipv6Addr>,
     /// Filters at IPv4 input and output.
     pub pfil_inet: PfilHead,
+    /// Filters at IPv6 input and output.
+    pub pfil_inet6: PfilHead,
     /// Filters at Ethernet input and output.
     pub pfil_ether: PfilHead,
     handlers: [EpochCell<Option<Arc<dyn NetisrHandler>>>; NETISR_MAXPROT],
@@ -111,7 +116,9 @@ impl Vnet {
             id: VNET_COUNT.fetch_add(1, Ordering::Relaxed),
             sysctl: SysctlTree::new(),
             rib: Rib::new(),
+            rib6: Rib::new(),
             pfil_inet: PfilHead::new("inet"),
+            pfil_inet6: PfilHead::new("inet6"),
             pfil_ether: PfilHead::new("ethernet"),
             handlers: core::array::from_fn(|_| EpochCell::new(None)),
             registered: Mutex::new(Registered::default()),
@@ -170,6 +177,7 @@ impl Vnet {
         ifp.driver().stop(ifp);
         ifp.driver().detach(ifp);
         self.rib.purge_ifp(ifp);
+        self.rib6.purge_ifp(ifp);
         ifp.purge();
         {
             let _lock = IFINDEX_LOCK.lock();

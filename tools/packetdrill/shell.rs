@@ -185,6 +185,8 @@ fn sysctl(executor: &Executor, args: &[&str]) -> Ran {
 struct Row {
     /// Whether a descriptor of the script's program is open on it.
     ours: bool,
+    /// 4 or 6.
+    family: u8,
     local: (String, u16),
     foreign: (String, u16),
     state: TcpState,
@@ -216,13 +218,10 @@ fn sockstat(executor: &Executor, args: &[&str]) -> Ran {
     let mut out = String::from(
         "USER     COMMAND    PID   FD  PROTO  LOCAL ADDRESS         FOREIGN ADDRESS       STATE\n",
     );
-    // The stack has IPv4 only.
-    let rows = if family == Some(6) {
-        Vec::new()
-    } else {
-        rows(executor)
-    };
-    for row in rows {
+    for row in rows(executor) {
+        if family.is_some_and(|family| family != row.family) {
+            continue;
+        }
         if port.is_some_and(|port| row.local.1 != port && row.foreign.1 != port) {
             continue;
         }
@@ -236,8 +235,9 @@ fn sockstat(executor: &Executor, args: &[&str]) -> Ran {
         };
         let state = if with_state { row.state.name() } else { "" };
         out += &format!(
-            "{user:<8} {command:<10} {pid:<5} {:<3} tcp4   {:<21} {:<21} {state}\n",
+            "{user:<8} {command:<10} {pid:<5} {:<3} tcp{}   {:<21} {:<21} {state}\n",
             if row.ours { "3" } else { "?" },
+            row.family,
             show(&row.local),
             show(&row.foreign),
         );
@@ -248,13 +248,14 @@ fn sockstat(executor: &Executor, args: &[&str]) -> Ran {
 fn rows(executor: &Executor) -> Vec<Row> {
     let tcp = &executor.testbed.inet.tcp;
     let mut rows = Vec::new();
-    let end = |addr: core::net::Ipv4Addr, port: u16| match addr.is_unspecified() {
+    let end = |addr: core::net::IpAddr, port: u16| match addr.is_unspecified() {
         true => ("*".to_string(), port),
         false => (addr.to_string(), port),
     };
     for half in tcp.syncache.pcblist() {
         rows.push(Row {
             ours: false,
+            family: if half.is_ipv6() { 6 } else { 4 },
             local: end(half.inc_laddr, half.inc_lport),
             foreign: end(half.inc_faddr, half.inc_fport),
             state: TcpState::SynReceived,
@@ -268,6 +269,7 @@ fn rows(executor: &Executor) -> Vec<Row> {
         };
         rows.push(Row {
             ours: block.inp_socket.as_ref().is_some_and(ours),
+            family: if block.is_ipv6() { 6 } else { 4 },
             local: end(block.laddr(), block.lport()),
             foreign: end(block.faddr(), block.fport()),
             state: block.ppcb.t_state,

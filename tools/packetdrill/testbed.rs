@@ -1,9 +1,11 @@
 //! The machine under test: one stack, one interface, and a network behind it that is the script.
 
-use core::net::{IpAddr, Ipv4Addr};
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use core::time::Duration;
 use netinet::if_ether::arp_set;
 use netinet::in_control::{AddrArgs, in_aifaddr, len_mask};
+use netinet::netinet6::in6::in6_update_ifa;
+use netinet::netinet6::nd6::nd6_set_static;
 use netinet::vnet::{InetVnet, inet_attach};
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -16,8 +18,8 @@ use sys::machine::sbinuptime;
 use sys::mbuf::{How, Mbuf};
 use sys::net::if_ethersubr::{ETHER_HDR_LEN, ETHERTYPE_IP, ETHERTYPE_IPV6, EtherHeader};
 use sys::net::if_loop::loop_attach;
-use sys::net::ifnet::{IfDriver, IfFlags, Ifnet, IfnetInit, LinkState};
-use sys::net::route::{RouteSpec, RtFlags};
+use sys::net::ifnet::{IfDriver, IfFlags, Ifnet, IfnetInit, In6Iff, LinkState};
+use sys::net::route::{InAddr, RouteSpec, RtFlags};
 use sys::net::vnet::Vnet;
 use sys::time::Sbintime;
 
@@ -46,6 +48,19 @@ pub struct Testbed {
     pub inet: Arc<InetVnet>,
     ifp: Arc<Ifnet>,
     tun: Arc<Tun>,
+}
+
+/// The route to everybody, by the gateway.
+fn default_route<A: InAddr>(ifp: &Arc<Ifnet>, any: A, gateway: A) -> RouteSpec<A> {
+    RouteSpec {
+        dst: any,
+        prefix_len: 0,
+        gw: Some(gateway),
+        ifp: ifp.clone(),
+        ifa: None,
+        flags: RtFlags::GATEWAY | RtFlags::STATIC,
+        mtu: 0,
+    }
 }
 
 /// A frame and when it crossed the wire.
@@ -96,9 +111,6 @@ impl IfDriver for Tun {
 impl Testbed {
     /// Makes a stack on the machine that runs already.
     pub fn new(network: &Network) -> Result<Testbed, String> {
-        let (IpAddr::V4(local), IpAddr::V4(gateway)) = (network.local, network.gateway) else {
-            return Err("the stack has no IPv6".into());
-        };
         let failed = |what: &str| {
             let what = what.to_string();
             move |e: Errno| format!("{what}: {e}")
@@ -123,18 +135,29 @@ impl Testbed {
             in_aifaddr(&inet, ifp, addr, &args).map_err(failed("its address"))
         };
         configure(&lo, Ipv4Addr::LOCALHOST, 8)?;
-        configure(&ifp, local, network.prefix_len)?;
-        arp_set(&inet, gateway, GATEWAY_MAC, false).map_err(failed("the gateway"))?;
-        let route = RouteSpec {
-            dst: Ipv4Addr::UNSPECIFIED,
-            prefix_len: 0,
-            gw: Some(gateway),
-            ifp: ifp.clone(),
-            ifa: None,
-            flags: RtFlags::GATEWAY | RtFlags::STATIC,
-            mtu: 0,
+        let host = |addr: Ipv6Addr, ifp: &Arc<Ifnet>, prefix_len: u8| {
+            // Nobody else is there, so that the address need not be checked.
+            in6_update_ifa(&inet, ifp, addr, prefix_len, In6Iff::NODAD)
+                .map_err(failed("its address"))
         };
-        vnet.rib.add(route).map_err(failed("the default route"))?;
+        host(Ipv6Addr::LOCALHOST, &lo, 128)?;
+        match (network.local, network.gateway) {
+            (IpAddr::V4(local), IpAddr::V4(gateway)) => {
+                configure(&ifp, local, network.prefix_len)?;
+                arp_set(&inet, gateway, GATEWAY_MAC, false).map_err(failed("the gateway"))?;
+                let route = default_route(&ifp, Ipv4Addr::UNSPECIFIED, gateway);
+                vnet.rib.add(route).map_err(failed("the default route"))?;
+            }
+            (IpAddr::V6(local), IpAddr::V6(gateway)) => {
+                host(local, &ifp, network.prefix_len)?;
+                nd6_set_static(&ifp, gateway, GATEWAY_MAC).map_err(failed("the gateway"))?;
+                let route = default_route(&ifp, Ipv6Addr::UNSPECIFIED, gateway);
+                vnet.rib6.add(route).map_err(failed("the default route"))?;
+            }
+            (IpAddr::V4(_), IpAddr::V6(_)) | (IpAddr::V6(_), IpAddr::V4(_)) => {
+                return Err("the stack and its gateway are of different families".into());
+            }
+        }
         // What the stack says of its own accord when an address is new.
         let mut frames = tun.frames.lock();
         *frames = Frames::default();

@@ -6,7 +6,7 @@ use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::net::Ipv4Addr;
+use core::net::IpAddr;
 
 use netinet::in_pcb::{InpHdr, Inpcb, Pcbinfo};
 use netinet::tcp_fsm::TcpState;
@@ -21,8 +21,8 @@ use crate::apps::Env;
 pub(super) struct Row {
     proto: &'static str,
     address: u64,
-    local: (Ipv4Addr, u16),
-    foreign: (Ipv4Addr, u16),
+    local: (IpAddr, u16),
+    foreign: (IpAddr, u16),
     recv: Buffer,
     send: Buffer,
     flowid: u32,
@@ -135,7 +135,7 @@ fn with_socket(mut row: Row, so: Option<Arc<Socket>>) -> Row {
 }
 
 /// `a.b.c.d.port`, with `*` for what is open.
-fn endpoint((addr, port): (Ipv4Addr, u16)) -> String {
+fn endpoint((addr, port): (IpAddr, u16)) -> String {
     let addr = if addr.is_unspecified() {
         "*".to_string()
     } else {

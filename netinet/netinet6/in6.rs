@@ -1,0 +1,331 @@
+//! IPv6 addresses of interfaces: assigns and removes them, and keeps the table by which input knows its own.
+//!
+//! FreeBSD: sys/netinet6/in6.c (in6_control), in6_ifattach.c, in6_mcast.c
+//! Differs from FreeBSD: an interface has no link-local address until it is given another one, as FreeBSD's start-up scripts
+//! have it (`ifdisabled`), so that a host of IPv4 alone is silent in IPv6.
+//! Not carried over: MLD. Nothing tells a router of memberships, so that groups work on the local link only.
+
+use crate::if_ether::has_arp;
+use crate::netinet6::in6_src::in6_setscope;
+use crate::netinet6::ip6::{
+    IN6ADDR_LINKLOCAL_ALLNODES, ether_map_ipv6_multicast, in6_is_linklocal, in6_solicited_node,
+};
+use crate::netinet6::nd6_nbr;
+use crate::vnet::{InetVnet, NetCx};
+use alloc::boxed::Box;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::net::Ipv6Addr;
+use sys::errno::Errno;
+use sys::kern::kern_mutex::Mutex;
+use sys::kern::lock_order::InControl;
+use sys::kern::subr_epoch::{EpochCell, NetEpoch};
+use sys::mbuf::IfIndex;
+use sys::net::ifnet::{IfFlags, Ifnet, In6Ifaddr, In6Iff};
+use sys::net::route::{RouteSpec, RtFlags};
+
+/// A multicast group joined on an interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct In6Multi {
+    /// The interface.
+    pub ifindex: IfIndex,
+    /// The group, its zone embedded.
+    pub group: Ipv6Addr,
+    /// How many joined.
+    pub refs: u32,
+}
+
+#[derive(Clone, Default)]
+struct AddrTable {
+    /// In order of assignment.
+    list: Vec<Arc<In6Ifaddr>>,
+    /// The same, ordered by address.
+    sorted: Vec<Arc<In6Ifaddr>>,
+    multi: Vec<In6Multi>,
+}
+
+/// All IPv6 addresses of an instance (`in6_ifaddrhead`, `in6_ifaddrhash`), read without a lock.
+pub struct In6IfAddrs {
+    table: EpochCell<AddrTable>,
+    /// Held by whoever changes addresses.
+    change: Mutex<(), InControl>,
+}
+
+impl In6IfAddrs {
+    /// No addresses.
+    pub fn new() -> Self {
+        Self {
+            table: EpochCell::new(AddrTable::default()),
+            change: Mutex::new(()),
+        }
+    }
+
+    /// The interface address equal to `addr`.
+    #[inline]
+    pub fn lookup<'e>(&'e self, epoch: &'e NetEpoch, addr: Ipv6Addr) -> Option<&'e Arc<In6Ifaddr>> {
+        let sorted = &self.table.load(epoch).sorted;
+        let at = sorted.binary_search_by_key(&addr, |ia| ia.ia_addr).ok()?;
+        sorted.get(at)
+    }
+
+    /// All addresses in order of assignment.
+    pub fn all<'e>(&'e self, epoch: &'e NetEpoch) -> &'e [Arc<In6Ifaddr>] {
+        &self.table.load(epoch).list
+    }
+
+    /// Whether the group is joined on the interface.
+    pub fn is_member(&self, epoch: &NetEpoch, ifindex: IfIndex, group: Ipv6Addr) -> bool {
+        let multi = &self.table.load(epoch).multi;
+        multi
+            .iter()
+            .any(|im| im.ifindex == ifindex && im.group == group)
+    }
+
+    /// The groups joined.
+    pub fn groups(&self, epoch: &NetEpoch) -> Vec<In6Multi> {
+        self.table.load(epoch).multi.clone()
+    }
+
+    /// Replaces the table by what `f` makes of it; the caller holds `change`.
+    fn update(&self, f: impl FnOnce(&mut Vec<Arc<In6Ifaddr>>, &mut Vec<In6Multi>)) {
+        let epoch = NetEpoch::enter();
+        let mut table = self.table.load(&epoch).clone();
+        drop(epoch);
+        f(&mut table.list, &mut table.multi);
+        table.sorted = table.list.clone();
+        table.sorted.sort_by_key(|ia| ia.ia_addr);
+        self.table.replace(Box::new(table));
+    }
+}
+
+impl Default for In6IfAddrs {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// The link-local address that an Ethernet address makes (RFC 4291, appendix A), without zone.
+#[doc(alias = "in6_get_hw_ifid")]
+pub fn in6_linklocal_of([a, b, c, d, e, f]: [u8; 6]) -> Ipv6Addr {
+    let id = [a ^ 0x02, b, c, 0xff, 0xfe, d, e, f];
+    Ipv6Addr::from_bits(0xfe80 << 112 | u128::from(u64::from_be_bytes(id)))
+}
+
+/// Adds an address to an interface (`ifconfig em0 inet6 A/L`): brings the interface up, adds routes, joins the groups that
+/// every node joins, and, on Ethernet, checks that nobody else has it, unless `flags` say `NODAD`.
+#[doc(alias = "SIOCAIFADDR_IN6")]
+pub fn in6_update_ifa(
+    inet: &Arc<InetVnet>,
+    ifp: &Arc<Ifnet>,
+    addr: Ipv6Addr,
+    prefixlen: u8,
+    flags: In6Iff,
+) -> Result<(), Errno> {
+    let loopback = addr == Ipv6Addr::LOCALHOST && !ifp.is_loopback();
+    if addr.is_multicast()
+        || addr.is_unspecified()
+        || addr.to_ipv4_mapped().is_some()
+        || loopback
+        || prefixlen > 128
+    {
+        return Err(Errno::EINVAL);
+    }
+    let first = ifp.addrs6(&NetEpoch::enter()).is_empty();
+    if first && has_arp(ifp) && !in6_is_linklocal(addr) && inet.ip6.auto_linklocal.get() {
+        let own = in6_linklocal_of(ifp.lladdr());
+        in6_update_ifa(inet, ifp, own, 64, flags & In6Iff::NODAD)?;
+    }
+    let addr = in6_setscope(addr, ifp);
+    let checked = has_arp(ifp) && !flags.contains(In6Iff::NODAD) && inet.ip6.dad_count.get() > 0;
+    let change = inet.in6_ifaddrs.change.lock();
+    if inet.in6_ifaddrs.lookup(&NetEpoch::enter(), addr).is_some() {
+        return Err(Errno::EEXIST);
+    }
+    let ia = Arc::new(In6Ifaddr::new(ifp, addr, prefixlen, flags));
+    if checked {
+        ia.update_flags(In6Iff::TENTATIVE, In6Iff::empty());
+    }
+    ifp.addr6_add(ia.clone());
+    inet.in6_ifaddrs.update(|list, _| list.push(ia.clone()));
+    drop(change);
+
+    let done = bring_up(inet, ifp, &ia);
+    if let Err(error) = done {
+        let _ = in6_purgeaddr(inet, ifp, addr);
+        return Err(error);
+    }
+    if checked {
+        nd6_nbr::nd6_dad_start(inet, &ia);
+    }
+    Ok(())
+}
+
+fn bring_up(inet: &Arc<InetVnet>, ifp: &Arc<Ifnet>, ia: &Arc<In6Ifaddr>) -> Result<(), Errno> {
+    ifp.change_flags(IfFlags::UP, IfFlags::empty())?;
+    add_routes(inet, ia)?;
+    if ifp.flags().contains(IfFlags::MULTICAST) {
+        for group in groups_of(ia) {
+            in6_joingroup(inet, ifp, group)?;
+        }
+    }
+    Ok(())
+}
+
+/// The groups that come with an address (RFC 4291 §2.8).
+fn groups_of(ia: &In6Ifaddr) -> [Ipv6Addr; 2] {
+    [in6_solicited_node(ia.ia_addr), IN6ADDR_LINKLOCAL_ALLNODES]
+}
+
+fn prefix_spec(ia: &Arc<In6Ifaddr>) -> Option<RouteSpec<Ipv6Addr>> {
+    // The host route to the address covers these.
+    if ia.ia_prefixlen == 128 || ia.ia_ifp.is_loopback() && !in6_is_linklocal(ia.ia_addr) {
+        return None;
+    }
+    // The zone stands in the address and so in the prefix: fe80::/64 of each link is another one.
+    Some(RouteSpec {
+        dst: ia.ia_addr,
+        prefix_len: ia.ia_prefixlen,
+        gw: None,
+        ifp: ia.ia_ifp.clone(),
+        ifa: Some(ia.clone()),
+        flags: RtFlags::empty(),
+        mtu: 0,
+    })
+}
+
+/// The routes of an address: to its prefix on the link, and to itself by the loopback.
+fn add_routes(inet: &InetVnet, ia: &Arc<In6Ifaddr>) -> Result<(), Errno> {
+    if let Some(spec) = prefix_spec(ia) {
+        match inet.rib6.add(spec) {
+            // Another address with the same prefix has brought the route.
+            Ok(()) | Err(Errno::EEXIST) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    let lo = if ia.ia_ifp.is_loopback() {
+        Some(ia.ia_ifp.clone())
+    } else {
+        inet.loif()
+    };
+    let Some(lo) = lo else { return Ok(()) };
+    let spec = RouteSpec {
+        dst: ia.ia_addr,
+        prefix_len: 128,
+        gw: None,
+        ifp: lo,
+        ifa: Some(ia.clone()),
+        flags: RtFlags::HOST | RtFlags::STATIC | RtFlags::PINNED,
+        mtu: 0,
+    };
+    match inet.rib6.add(spec) {
+        Ok(()) | Err(Errno::EEXIST) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Removes an address: its routes, its groups, its entry (`SIOCDIFADDR_IN6`). `addr` carries its zone.
+pub fn in6_purgeaddr(inet: &Arc<InetVnet>, ifp: &Arc<Ifnet>, addr: Ipv6Addr) -> Result<(), Errno> {
+    let addr = in6_setscope(addr, ifp);
+    let change = inet.in6_ifaddrs.change.lock();
+    let ia = ifp.addr6_remove(addr).ok_or(Errno::EADDRNOTAVAIL)?;
+    inet.in6_ifaddrs
+        .update(|list, _| list.retain(|other| !Arc::ptr_eq(other, &ia)));
+    drop(change);
+    nd6_nbr::nd6_dad_stop(inet, &ia);
+    let _ = inet.rib6.delete(addr, 128);
+    if let Some(spec) = prefix_spec(&ia) {
+        let ours = inet
+            .rib6
+            .get(spec.dst, spec.prefix_len)
+            .and_then(|route| route.nhop.nh_ifa.clone())
+            .is_some_and(|ifa| Arc::ptr_eq(&ifa, &ia));
+        if ours {
+            let _ = inet.rib6.delete(spec.dst, spec.prefix_len);
+            // Another address with the same prefix inherits the route.
+            let heirs: Vec<_> = ifp.addrs6(&NetEpoch::enter()).to_vec();
+            for heir in heirs {
+                let _ = add_routes(inet, &heir);
+            }
+        }
+    }
+    for group in groups_of(&ia) {
+        let _ = in6_leavegroup(inet, ifp, group);
+    }
+    Ok(())
+}
+
+/// An interface goes: its addresses go with it (`in6_ifdetach`).
+pub(crate) fn in6_ifdetach(inet: &Arc<InetVnet>, ifp: &Arc<Ifnet>) {
+    let addrs: Vec<_> = ifp
+        .addrs6(&NetEpoch::enter())
+        .iter()
+        .map(|ia| ia.ia_addr)
+        .collect();
+    for addr in addrs {
+        let _ = in6_purgeaddr(inet, ifp, addr);
+    }
+    let _change = inet.in6_ifaddrs.change.lock();
+    inet.in6_ifaddrs
+        .update(|_, multi| multi.retain(|im| im.ifindex != ifp.if_index));
+}
+
+/// Joins a multicast group on an interface, and its Ethernet group with it.
+pub fn in6_joingroup(inet: &InetVnet, ifp: &Arc<Ifnet>, group: Ipv6Addr) -> Result<(), Errno> {
+    if !group.is_multicast() {
+        return Err(Errno::EINVAL);
+    }
+    let group = in6_setscope(group, ifp);
+    let _change = inet.in6_ifaddrs.change.lock();
+    let mut first = true;
+    inet.in6_ifaddrs.update(|_, multi| {
+        match multi
+            .iter_mut()
+            .find(|im| im.ifindex == ifp.if_index && im.group == group)
+        {
+            Some(im) => {
+                im.refs += 1;
+                first = false;
+            }
+            None => multi.push(In6Multi {
+                ifindex: ifp.if_index,
+                group,
+                refs: 1,
+            }),
+        }
+    });
+    if first {
+        ifp.multi_add(ether_map_ipv6_multicast(group));
+    }
+    Ok(())
+}
+
+/// Leaves a multicast group; `EADDRNOTAVAIL` if it was not joined.
+pub fn in6_leavegroup(inet: &InetVnet, ifp: &Arc<Ifnet>, group: Ipv6Addr) -> Result<(), Errno> {
+    let group = in6_setscope(group, ifp);
+    let _change = inet.in6_ifaddrs.change.lock();
+    let (mut found, mut last) = (false, false);
+    inet.in6_ifaddrs.update(|_, multi| {
+        if let Some(im) = multi
+            .iter_mut()
+            .find(|im| im.ifindex == ifp.if_index && im.group == group)
+        {
+            found = true;
+            im.refs -= 1;
+            last = im.refs == 0;
+        }
+        multi.retain(|im| im.refs != 0);
+    });
+    if last {
+        ifp.multi_del(ether_map_ipv6_multicast(group));
+    }
+    if found {
+        Ok(())
+    } else {
+        Err(Errno::EADDRNOTAVAIL)
+    }
+}
+
+/// Whether `addr` is ours and may be talked to.
+pub fn in6_localip(cx: &NetCx<'_>, addr: Ipv6Addr) -> bool {
+    cx.vnet.in6_ifaddrs.lookup(cx.epoch, addr).is_some()
+}

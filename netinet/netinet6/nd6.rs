@@ -1,0 +1,315 @@
+//! Neighbours on the link: their states, the packets that wait for them, and how long they are believed.
+//!
+//! FreeBSD: sys/netinet6/nd6.c (RFC 4861 §7.3)
+//! The entries are those of `if_llatbl`, which ARP uses too; `nd6_nbr` has the messages.
+//! Not carried over: router and prefix discovery (nd6_rtr.c).
+
+use crate::if_ether::Resolved;
+use crate::netinet6::icmp6::{ICMP6_DST_UNREACH, ICMP6_DST_UNREACH_ADDR, icmp6_error};
+use crate::netinet6::in6_src::in6_setscope;
+use crate::netinet6::ip6::ether_map_ipv6_multicast;
+use crate::netinet6::nd6_nbr::nd6_ns_output;
+use crate::vnet::{InetVnet, NetCx};
+use alloc::sync::{Arc, Weak};
+use core::mem;
+use core::net::Ipv6Addr;
+use sys::errno::Errno;
+use sys::kern::subr_epoch::NetEpoch;
+use sys::machine;
+use sys::mbuf::{MFlags, Mbuf, MbufQueue};
+use sys::net::if_ethersubr::{ETHERTYPE_IPV6, EtherAddr, ether_output};
+use sys::net::if_llatbl::{LlEntry, LleFlags, LleInner, LleState, LltOps};
+use sys::net::ifnet::Ifnet;
+use sys::time::{Sbintime, Ticks};
+
+/// Time between solicitations, in ms (RFC 4861 §10: RETRANS_TIMER).
+pub const RETRANS_TIMER: u32 = 1000;
+/// How long a confirmation holds, in ms (REACHABLE_TIME).
+pub const REACHABLE_TIME: u32 = 30_000;
+
+/// A neighbour of IPv6.
+pub type Nd6Entry = LlEntry<Ipv6Addr>;
+
+/// Time for which a neighbour counts as reachable: random, so that hosts do not fall into step (RFC 4861 §6.3.2).
+#[doc(alias = "ND_COMPUTE_RTIME")]
+fn reachable_time() -> u32 {
+    REACHABLE_TIME / 2 + (machine::random_u64() % u64::from(REACHABLE_TIME)) as u32
+}
+
+/// Finds the Ethernet address of neighbour `dst` for packet `m`; `lle` is its entry if the sender remembers it. While the
+/// entry is valid this takes no lock.
+#[inline]
+pub fn nd6_resolve(
+    cx: &NetCx<'_>,
+    ifp: &Arc<Ifnet>,
+    lle: Option<&Arc<Nd6Entry>>,
+    m: Mbuf,
+    dst: Ipv6Addr,
+) -> Resolved {
+    if let Some(address) = lle.and_then(|lle| lle.resolved()) {
+        return Resolved::Now(m, address);
+    }
+    if m.flags().contains(MFlags::MCAST) && dst.is_multicast() {
+        return Resolved::Now(m, ether_map_ipv6_multicast(dst));
+    }
+    let Some(llt) = ifp.lltable6() else {
+        cx.vnet.icmp6stat.nd6_dropped.inc();
+        return Resolved::Failed(Errno::EAFNOSUPPORT);
+    };
+    // A gateway on the link may be named without its zone.
+    let dst = in6_setscope(dst, ifp);
+    if let Some(address) = llt.lookup(dst, cx.epoch).and_then(|lle| lle.resolved()) {
+        return Resolved::Now(m, address);
+    }
+    nd6_resolve_slow(cx, ifp, m, dst)
+}
+
+/// Holds the packet and asks for the neighbour, if nobody does already.
+fn nd6_resolve_slow(cx: &NetCx<'_>, ifp: &Arc<Ifnet>, m: Mbuf, dst: Ipv6Addr) -> Resolved {
+    let Some(llt) = ifp.lltable6() else {
+        cx.vnet.icmp6stat.nd6_dropped.inc();
+        return Resolved::Failed(Errno::EAFNOSUPPORT);
+    };
+    let mut lle = llt.lookup_or_create(dst);
+    if lle.with(|ln| ln.flags.contains(LleFlags::DELETED)) {
+        // It is being removed just now: a new one.
+        lle = llt.lookup_or_create(dst);
+    }
+    let maxhold = cx.vnet.icmp6.nd6_maxqueuelen.get() as usize;
+    enum Next {
+        Send(Mbuf, EtherAddr),
+        Wait { ask: bool },
+    }
+    let next = lle.with(|ln| {
+        if ln.flags.contains(LleFlags::VALID) {
+            return Next::Send(m, ln.ll_addr);
+        }
+        ln.la_hold.push(m);
+        while ln.la_hold.len() > maxhold {
+            // The oldest goes: what came last is more likely still wanted.
+            drop(ln.la_hold.pop());
+            cx.vnet.icmp6stat.nd6_dropped.inc();
+        }
+        let ask = ln.la_asked == 0;
+        ln.la_asked = ln.la_asked.max(1);
+        Next::Wait { ask }
+    });
+    match next {
+        Next::Send(m, address) => Resolved::Now(m, address),
+        Next::Wait { ask } => {
+            if ask {
+                lle.timer_reset(Sbintime::from_ms(i64::from(RETRANS_TIMER)));
+                nd6_ns_output(cx, ifp, None, dst);
+            }
+            Resolved::Held
+        }
+    }
+}
+
+/// Sends what waited for a neighbour.
+fn flush_holdchain(cx: &NetCx<'_>, ifp: &Ifnet, mut held: MbufQueue, address: EtherAddr) {
+    while let Some(m) = held.pop() {
+        // The interface counts what it drops.
+        let _ = ether_output(ifp, cx.epoch, m, address, ETHERTYPE_IPV6);
+    }
+}
+
+/// Makes an entry that never expires (`ndp -s`), or changes one.
+pub fn nd6_set_static(ifp: &Arc<Ifnet>, addr: Ipv6Addr, address: EtherAddr) -> Result<(), Errno> {
+    let llt = ifp.lltable6().ok_or(Errno::EAFNOSUPPORT)?;
+    let lle = llt.lookup_or_create(in6_setscope(addr, ifp));
+    lle.timer_stop();
+    lle.with(|ln| {
+        ln.flags |= LleFlags::STATIC | LleFlags::VALID;
+        ln.state = LleState::Reachable;
+        ln.ll_addr = address;
+    });
+    Ok(())
+}
+
+/// How certain a message makes us of a neighbour.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Certainty {
+    /// It answered us: reachable both ways.
+    Confirmed,
+    /// It said something: its address is known, not whether it hears us.
+    Heard,
+}
+
+/// Learns the link-layer address of a neighbour from what it sent.
+pub fn nd6_cache_lladdr(cx: &NetCx<'_>, ifp: &Arc<Ifnet>, from: Ipv6Addr, address: EtherAddr) {
+    if from.is_unspecified() || address[0] & 1 != 0 {
+        return;
+    }
+    let Some(llt) = ifp.lltable6() else { return };
+    let lle = llt.lookup_or_create(from);
+    let held = lle.with(|ln| {
+        if ln.flags.contains(LleFlags::STATIC)
+            || ln.flags.contains(LleFlags::VALID) && ln.ll_addr == address
+        {
+            return None;
+        }
+        ln.ll_addr = address;
+        Some(enter(ln, Certainty::Heard))
+    });
+    if let Some(held) = held {
+        arm(cx, &lle);
+        flush_holdchain(cx, ifp, held, address);
+    }
+}
+
+/// The neighbour's address is valid now; gives back what waited for it.
+pub(crate) fn enter(ln: &mut LleInner, certainty: Certainty) -> MbufQueue {
+    ln.flags |= LleFlags::VALID;
+    ln.la_asked = 0;
+    ln.state = match certainty {
+        Certainty::Confirmed => LleState::Reachable,
+        Certainty::Heard => LleState::Stale,
+    };
+    mem::take(&mut ln.la_hold)
+}
+
+/// Sets the timer as the entry's state wants, and sends what waited.
+pub(crate) fn entered(
+    cx: &NetCx<'_>,
+    ifp: &Ifnet,
+    lle: &Arc<Nd6Entry>,
+    held: MbufQueue,
+    address: EtherAddr,
+) {
+    arm(cx, lle);
+    flush_holdchain(cx, ifp, held, address);
+}
+
+/// Sets the entry's timer by its state (`nd6_llinfo_setstate`).
+fn arm(cx: &NetCx<'_>, lle: &Arc<Nd6Entry>) {
+    let tun = &cx.vnet.icmp6;
+    let now = cx.now;
+    let ms = lle.with(|ln| {
+        if ln.flags.contains(LleFlags::STATIC) {
+            return None;
+        }
+        Some(match ln.state {
+            LleState::Reachable => reachable_time(),
+            LleState::Stale => {
+                ln.la_expire = now
+                    + tun
+                        .nd6_gctimer
+                        .get()
+                        .saturating_mul(1000)
+                        .min(i32::MAX as u32);
+                tun.nd6_delay.get() * 1000
+            }
+            LleState::Delay => tun.nd6_delay.get() * 1000,
+            LleState::Probe | LleState::Incomplete | LleState::Verify | LleState::Down => {
+                RETRANS_TIMER
+            }
+        })
+    });
+    if let Some(ms) = ms {
+        lle.timer_reset(Sbintime::from_ms(i64::from(ms)));
+    }
+}
+
+/// The timers of neighbours (`nd6_llinfo_timer`).
+pub struct Nd6Timers {
+    inet: Weak<InetVnet>,
+}
+
+impl Nd6Timers {
+    pub(crate) fn new(inet: &Arc<InetVnet>) -> Self {
+        Self {
+            inet: Arc::downgrade(inet),
+        }
+    }
+}
+
+/// What a timer brings about.
+enum Next {
+    Wait,
+    Solicit { unicast: bool },
+    Delete,
+    GiveUp(MbufQueue),
+}
+
+impl LltOps<Ipv6Addr> for Nd6Timers {
+    fn timer(&self, lle: &Arc<Nd6Entry>, _now: Ticks) {
+        let (Some(inet), Some(ifp)) = (self.inet.upgrade(), lle.ifp.upgrade()) else {
+            return;
+        };
+        let epoch = NetEpoch::enter();
+        let cx = NetCx::new(&inet, &epoch);
+        let tun = &inet.icmp6;
+        let used = lle.take_used();
+        let next = lle.with(|ln| match ln.state {
+            LleState::Incomplete | LleState::Verify | LleState::Down => {
+                if u32::from(ln.la_asked) < tun.nd6_mmaxtries.get() {
+                    ln.la_asked += 1;
+                    Next::Solicit { unicast: false }
+                } else {
+                    Next::GiveUp(mem::take(&mut ln.la_hold))
+                }
+            }
+            LleState::Reachable => {
+                ln.state = LleState::Stale;
+                ln.la_expire = cx.now
+                    + tun
+                        .nd6_gctimer
+                        .get()
+                        .saturating_mul(1000)
+                        .min(i32::MAX as u32);
+                Next::Wait
+            }
+            LleState::Stale if used => {
+                // RFC 4861 §7.3.3: somebody sends to it; what comes back may confirm it yet.
+                ln.state = LleState::Delay;
+                Next::Wait
+            }
+            LleState::Stale if cx.now - ln.la_expire >= 0 => Next::Delete,
+            LleState::Stale => Next::Wait,
+            LleState::Delay => {
+                ln.state = LleState::Probe;
+                ln.la_asked = 1;
+                Next::Solicit { unicast: true }
+            }
+            LleState::Probe => {
+                if u32::from(ln.la_asked) < tun.nd6_umaxtries.get() {
+                    ln.la_asked += 1;
+                    Next::Solicit { unicast: true }
+                } else {
+                    Next::Delete
+                }
+            }
+        });
+        match next {
+            Next::Wait => rearm(&cx, lle),
+            Next::Solicit { unicast } => {
+                lle.timer_reset(Sbintime::from_ms(i64::from(RETRANS_TIMER)));
+                let to = unicast.then_some(lle.r_l3addr);
+                nd6_ns_output(&cx, &ifp, to, lle.r_l3addr);
+            }
+            Next::Delete => {
+                if let Some(llt) = ifp.lltable6() {
+                    llt.delete(lle);
+                }
+            }
+            Next::GiveUp(mut held) => {
+                if let Some(llt) = ifp.lltable6() {
+                    llt.delete(lle);
+                }
+                // RFC 4861 §7.2.2: the senders hear that nobody is there.
+                while let Some(mut m) = held.pop() {
+                    inet.icmp6stat.nd6_dropped.inc();
+                    m.pkthdr_mut().rcvif = ifp.if_index;
+                    icmp6_error(&cx, m, ICMP6_DST_UNREACH, ICMP6_DST_UNREACH_ADDR, 0);
+                }
+            }
+        }
+    }
+}
+
+/// The timer again, without moving the end of a stale entry.
+fn rearm(cx: &NetCx<'_>, lle: &Arc<Nd6Entry>) {
+    let delay = i64::from(cx.vnet.icmp6.nd6_delay.get());
+    lle.timer_reset(Sbintime::from_s(delay));
+}
