@@ -122,7 +122,7 @@ mod tests {
             tp.snd_max = ack + tp.snd_cwnd;
             for _ in 0..tp.snd_cwnd / MSS {
                 ack += MSS;
-                tp.snd_max = tp.snd_max + 2 * MSS;
+                tp.snd_max += 2 * MSS;
                 hystart.rttsample(50 + queue(round));
                 let before = tp.snd_cwnd;
                 tp.snd_cwnd += MSS;

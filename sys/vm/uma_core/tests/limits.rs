@@ -98,12 +98,15 @@ fn a_sleeper_gets_what_is_bound_in_cached_items_of_another_zone() {
     Machine::builder().cpus(2).run(|| {
         let (inner, pair) = (INNER.get(), PAIR.get());
         inner.set_max(8);
-        give(pair, take(pair, 8));
+        // Waiting reaches also what another CPU has cached.
+        let eight = |zone: &'static Zone| -> Vec<_> {
+            (0..8).map(|_| zone.alloc(How::Wait).unwrap()).collect()
+        };
+        give(pair, eight(pair));
         assert_eq!((inner.stats().used, pair.stats().used), (8, 0));
-        let items: Vec<_> = (0..8).map(|_| inner.alloc(How::Wait).unwrap()).collect();
-        give(inner, items);
+        give(inner, eight(inner));
         // Also when the other zone's items are freed later.
-        let pairs = take(pair, 8);
+        let pairs = eight(pair);
         let waiter = kthread_add("waiter", Pri::PUSER, None, move || {
             give(inner, inner.alloc(How::Wait));
         });
