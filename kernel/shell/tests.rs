@@ -331,8 +331,8 @@ fn jobs_run_in_the_background_and_are_killed() {
 #[test]
 fn bytes_arrive_as_they_were_sent() {
     with_shell(|desk, _| {
-        desk.ok("vnet b digest recv 5000 &");
-        let text = desk.ok("sleep 0.1; digest send -c 10.0.0.2 5000 3M 42; wait");
+        let mut text = desk.ok("vnet b digest recv 5000 &");
+        text += &desk.ok("sleep 0.1; digest send -c 10.0.0.2 5000 3M 42; wait");
         let word = |what: &str| {
             let line = text.lines().find(|line| line.contains(what));
             line.unwrap_or_else(|| panic!("{text}"))
