@@ -28,6 +28,7 @@ const JUNK: u64 = 0xdead_c0de_dead_c0de;
 const JUNK_MAX: usize = if cfg!(miri) { 64 } else { 2048 };
 
 /// What the bytes after an item are filled with while it is in use.
+#[cfg(debug_assertions)]
 #[doc(alias = "REDZONE_CFILL")]
 const RED: u8 = 0x42;
 

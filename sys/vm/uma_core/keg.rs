@@ -39,6 +39,7 @@ pub(in crate::vm) struct Slab {
     next: *mut Slab,
     prev: *mut Slab,
     /// Whose it is.
+    #[cfg(debug_assertions)]
     keg: *const Keg,
     mem: NonNull<u8>,
     free_count: u32,
@@ -407,6 +408,7 @@ impl Keg {
             slab.write(Slab {
                 next: ptr::null_mut(),
                 prev: ptr::null_mut(),
+                #[cfg(debug_assertions)]
                 keg: self,
                 mem,
                 free_count: self.layout.items as u32,
