@@ -5,7 +5,6 @@
 //! instead of all; only a `RecursiveMutex` recurses. A spin mutex keeps no owner: that of a run queue
 //! passes from thread to thread in a switch.
 
-use core::cell::UnsafeCell;
 use core::marker::PhantomData;
 use core::ops::{Deref, DerefMut};
 use core::panic::Location;
@@ -16,7 +15,7 @@ use super::lock_order::{Held, LockClass};
 use super::subr_lock::{self as lock, LockDelay};
 use super::subr_turnstile::{self as turnstile, TurnstileQueue};
 use super::subr_witness::{self as witness, LockKind};
-use crate::machine::atomic::{AtomicU32, AtomicUsize, Ordering};
+use crate::machine::atomic::{AtomicU32, AtomicUsize, Ordering, UnsafeCell};
 use crate::machine::{self, IntrState};
 
 /// The lock word of a mutex nobody owns.

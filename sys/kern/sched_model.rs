@@ -112,13 +112,15 @@ pub(super) fn unpin(me: ThreadRef) {
     me.td_pinned.store(pinned - 1, Ordering::Relaxed);
 }
 
-/// As above.
+/// Visits `cpu`.
 pub fn sched_bind(cpu: usize) {
-    assert!(cpu == machine::curcpu(), "a model's thread keeps its CPU");
+    machine::model::visit(cpu);
 }
 
-/// As above.
-pub fn sched_unbind() {}
+/// Returns to the thread's own CPU.
+pub fn sched_unbind() {
+    machine::model::end_visit();
+}
 
 /// A model's scheduler has nothing to set.
 pub(crate) fn sysctl_init() {}

@@ -547,6 +547,13 @@ impl<T> Cell<T> {
         self.value.replace(value)
     }
 
+    /// Exchanges the values of two cells.
+    pub fn swap(&self, other: &Cell<T>) {
+        self.watch.write();
+        other.watch.write();
+        self.value.swap(&other.value);
+    }
+
     /// Returns the value and leaves the default one.
     pub fn take(&self) -> T
     where

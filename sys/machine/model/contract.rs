@@ -24,7 +24,7 @@ pub fn ncpus() -> usize {
 
 /// Returns this CPU's area.
 pub fn pcpu() -> &'static Pcpu {
-    pcpu_find(curcpu())
+    machine::pcpu()
 }
 
 /// Returns the area of `cpu`.
@@ -37,15 +37,21 @@ pub fn curthread_raw() -> *mut () {
     pcpu().curthread.load(Ordering::Relaxed)
 }
 
-/// Begins a critical section. A thread of a model is alone on its CPU, but for interrupts, and those come all the same.
+/// Begins a critical section. A thread of a model is alone on its CPU but for visitors, who wait, and for interrupts, and
+/// those come all the same.
 pub fn critical_enter() {
-    pcpu().critnest.fetch_add(1, Ordering::Relaxed);
+    if pcpu().critnest.fetch_add(1, Ordering::Relaxed) == 0 {
+        machine::occupy();
+    }
 }
 
 /// Ends the innermost critical section.
 pub fn critical_exit() {
     let nest = pcpu().critnest.fetch_sub(1, Ordering::Relaxed);
     assert!(nest != 0, "critical_exit without critical_enter");
+    if nest == 1 {
+        machine::vacate();
+    }
 }
 
 /// Disables interrupts, and tells whether they were enabled.
@@ -153,9 +159,9 @@ pub fn reboot() -> ! {
     panic!("the machine was rebooted")
 }
 
-/// A model has no memory but the host's.
+/// Returns the memory of the execution, a few pages.
 pub fn phys_avail() -> &'static [PhysRange] {
-    &[]
+    machine::phys_avail()
 }
 
 /// Returns where physical memory is mapped: physical and virtual addresses are the same here.

@@ -3,15 +3,17 @@
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::any::Any;
-use core::cell::{Cell, RefCell};
+use core::cell::{Cell, OnceCell, RefCell};
 use core::panic::Location;
 use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use core::{mem, ptr};
+use std::alloc::Layout;
 use std::collections::{BTreeSet, HashMap};
 use std::rc::Rc;
 
 use super::mutant::{self, Site, SiteKind};
-use crate::machine::{Ipi, MAXCPU, Pcpu, upcall};
+use crate::machine::{Ipi, MAXCPU, Pcpu, PhysRange, upcall};
+use crate::param::PAGE_SIZE;
 use crate::time::Sbintime;
 
 /// A model and how far it is explored: `Model::new(2).preemptions(3).check(|| …)`.
@@ -20,6 +22,7 @@ pub struct Model {
     preemptions: usize,
     interrupts: bool,
     time_passes: bool,
+    visits: bool,
     spare: usize,
     mutant: Option<Site>,
 }
@@ -44,6 +47,7 @@ impl Model {
             preemptions: 2,
             interrupts: false,
             time_passes: false,
+            visits: false,
             spare: 96,
             mutant: None,
         }
@@ -66,6 +70,13 @@ impl Model {
     /// Ends sleeps that have a deadline when no other thread can go on.
     pub fn time_passes(mut self) -> Model {
         self.time_passes = true;
+        self
+    }
+
+    /// Lets a thread go to the CPU of another (`sched_bind`), which it shares with that one's thread: a critical section is
+    /// what only one of both is in. Each costs two steps. Not for a model with interrupts, which a visitor would have to take.
+    pub fn visits(mut self) -> Model {
+        self.visits = true;
         self
     }
 
@@ -112,6 +123,7 @@ pub(super) struct Execution {
     number: u32,
     interrupts: bool,
     time_passes: bool,
+    visits: bool,
     spare: usize,
     pub(super) narrow: Store<loom::sync::atomic::AtomicU32>,
     pub(super) wide: Store<loom::sync::atomic::AtomicU64>,
@@ -124,6 +136,7 @@ pub(super) struct Execution {
     random: Cell<u64>,
     locals: RefCell<HashMap<usize, Rc<dyn Any>>>,
     leaked: RefCell<Vec<Box<dyn Owned>>>,
+    memory: OnceCell<Memory>,
 }
 
 /// A CPU, which is a thread of loom's.
@@ -133,6 +146,10 @@ struct Vcpu {
     /// `IDLE`, `SERVED`, and the interrupts that have not been taken yet.
     line: loom::sync::atomic::AtomicU32,
     deadline: Cell<Sbintime>,
+    /// Where the CPU's thread is: here, or on a visit. What is noted of the thread stays in this `pcpu`.
+    at: Cell<usize>,
+    /// A thread is in a critical section here.
+    occupied: loom::sync::atomic::AtomicU32,
 }
 
 /// The CPU's thread waits: whoever interrupts it runs the handler in its place.
@@ -211,6 +228,7 @@ impl Execution {
             number,
             interrupts: model.interrupts,
             time_passes: model.time_passes,
+            visits: model.visits,
             spare: model.spare,
             narrow: Store::new(|| loom::sync::atomic::AtomicU32::new(0)),
             wide: Store::new(|| loom::sync::atomic::AtomicU64::new(0)),
@@ -222,6 +240,7 @@ impl Execution {
             random: Cell::new(1),
             locals: RefCell::default(),
             leaked: RefCell::default(),
+            memory: OnceCell::new(),
         });
         for vcpu in &execution.cpus {
             let address = (&raw const vcpu.pcpu).cast_mut();
@@ -291,6 +310,8 @@ impl Vcpu {
             intr_enabled: Cell::new(true),
             line: loom::sync::atomic::AtomicU32::new(0),
             deadline: Cell::new(Sbintime::MAX),
+            at: Cell::new(cpu),
+            occupied: loom::sync::atomic::AtomicU32::new(0),
         }
     }
 }
@@ -500,7 +521,47 @@ pub(super) fn set_deadline(deadline: Sbintime) {
 }
 
 pub(super) fn curcpu() -> usize {
-    CPU.get()
+    execution().vcpu(CPU.get()).at.get()
+}
+
+/// What is noted of the running thread, which it takes along when it visits another CPU.
+pub(super) fn pcpu() -> &'static Pcpu {
+    execution().pcpu(CPU.get())
+}
+
+/// Moves the running thread to `cpu`.
+pub(crate) fn visit(cpu: usize) {
+    let execution = execution();
+    let at = &execution.vcpu(CPU.get()).at;
+    assert!(
+        execution.visits && !execution.interrupts || cpu == at.get(),
+        "the model has no visits"
+    );
+    at.set(cpu);
+}
+
+/// Returns to the CPU that is the running thread's own.
+pub(crate) fn end_visit() {
+    execution().vcpu(CPU.get()).at.set(CPU.get());
+}
+
+/// Begins an outermost critical section: a visitor, or whom we visit, leaves its own first.
+pub(super) fn occupy() {
+    if execution().visits {
+        let occupied = &execution().vcpu(curcpu()).occupied;
+        let take = || occupied.compare_exchange(0, 1, Ordering::Acquire, Ordering::Relaxed);
+        while switching(take).is_err() {
+            switching(loom::thread::yield_now);
+        }
+    }
+}
+
+/// Ends it.
+pub(super) fn vacate() {
+    if execution().visits {
+        let occupied = &execution().vcpu(curcpu()).occupied;
+        switching(|| occupied.store(0, Ordering::Release));
+    }
 }
 
 pub(super) fn intr_enabled() -> &'static Cell<bool> {
@@ -598,6 +659,46 @@ pub(crate) fn leak<T: 'static>(value: Box<T>) -> &'static T {
     execution().leaked.borrow_mut().push(value);
     // SAFETY: the box is dropped when nothing of the execution runs any more.
     unsafe { &*pointer }
+}
+
+/// Pages of an execution: some slabs.
+const PAGES: usize = 64;
+
+/// The memory of an execution, zero at first.
+struct Memory {
+    start: *mut u8,
+    range: [PhysRange; 1],
+}
+
+impl Memory {
+    const LAYOUT: Layout = match Layout::from_size_align(PAGES * PAGE_SIZE, PAGES * PAGE_SIZE) {
+        Ok(layout) => layout,
+        Err(_) => unreachable!(),
+    };
+
+    fn new() -> Memory {
+        // SAFETY: not of size 0.
+        let start = unsafe { std::alloc::alloc_zeroed(Memory::LAYOUT) };
+        assert!(!start.is_null(), "the host has no memory");
+        let base = start.expose_provenance() as u64;
+        let end = base + Memory::LAYOUT.size() as u64;
+        Memory {
+            start,
+            range: [PhysRange { start: base, end }],
+        }
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        // SAFETY: allocated with this layout; the execution has ended.
+        unsafe { std::alloc::dealloc(self.start, Memory::LAYOUT) }
+    }
+}
+
+/// The memory of this execution.
+pub(super) fn phys_avail() -> &'static [PhysRange] {
+    &execution().memory.get_or_init(Memory::new).range
 }
 
 /// A static that stands for the current execution's value.

@@ -7,6 +7,8 @@
 //! - Each kernel thread is a thread of loom's with a CPU of its own: it is never preempted by another on that CPU.
 //! - `kern/sched.rs` is replaced by `kern/sched_model.rs`: a thread that blocks parks, and a wakeup unparks it. What
 //!   decides who blocks and who is woken, turnstiles and sleep queues, is the shipped code.
+//! - A thread that binds itself to another CPU visits it: both threads run, but for their critical sections (`visits`).
+//! - Each execution has a few pages of memory, zero at first, for zones.
 //! - An interrupt comes between any two steps of the CPU that it is sent to (`machine.rs`).
 //! - `atomic.rs` keeps the constructors constant, and names the mutants: each place where an order of memory is asked for,
 //!   each fence, wakeup and interrupt is one, in which exactly that is left out. Each model lists those it must notice.
@@ -29,5 +31,7 @@ pub use contract::*;
 pub use machine::{
     JoinHandle, MachineLocal, Model, Report, call_thread_body, spawn, timer_interrupt,
 };
-pub(crate) use machine::{blocked, interleave, leak, make_runnable, teardown_started};
+pub(crate) use machine::{
+    blocked, end_visit, interleave, leak, make_runnable, teardown_started, visit,
+};
 pub use mutant::{Site, SiteKind, last_steps};
