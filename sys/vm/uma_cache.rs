@@ -5,10 +5,9 @@
 use super::uma_core::{Zone, ZoneFlags};
 use crate::kern::subr_smr::SmrSeq;
 use crate::machine;
-use crate::machine::atomic::{AtomicU32, AtomicU64, Ordering};
+use crate::machine::atomic::{AtomicU32, AtomicU64, Cell, Ordering, UnsafeCell};
 use crate::machine_local;
 use crate::param::MAXCPU;
-use core::cell::Cell;
 use core::marker::PhantomData;
 use core::mem::size_of;
 use core::ptr::{self, NonNull};
@@ -34,6 +33,8 @@ pub(super) struct Bucket {
     pub(super) entries: u16,
     /// The goal that readers must reach before its items are used again; `INVALID` if they have none.
     pub(super) seq: SmrSeq,
+    /// Nothing; a model checker sees by it who uses the items.
+    items: UnsafeCell<()>,
 }
 
 impl Bucket {
@@ -42,7 +43,10 @@ impl Bucket {
     #[inline(always)]
     pub(super) unsafe fn slot(bucket: *mut Bucket, i: usize) -> *mut NonNull<u8> {
         // SAFETY: the items follow the header, by the promise in bounds.
-        unsafe { bucket.add(1).cast::<NonNull<u8>>().add(i) }
+        unsafe {
+            (*bucket).items.get();
+            bucket.add(1).cast::<NonNull<u8>>().add(i)
+        }
     }
 
     /// # Safety
@@ -177,6 +181,7 @@ pub(super) fn bucket_alloc(entries: usize) -> Option<*mut Bucket> {
             cnt: 0,
             entries: KINDS[kind].entries as u16,
             seq: SmrSeq::INVALID,
+            items: UnsafeCell::new(()),
         });
     }
     Some(bucket)

@@ -60,7 +60,7 @@ const EXCEPTIONS: &[(&str, &str, &str)] = &[
 ];
 
 /// Lock code, which takes its atomics from `machine::atomic` so that the model checker can watch them.
-const LOCK_CODE: [&str; 14] = [
+const LOCK_CODE: [&str; 19] = [
     "buf_ring",
     "kern::kern_mutex",
     "kern::kern_rmlock",
@@ -75,6 +75,11 @@ const LOCK_CODE: [&str; 14] = [
     "kern::subr_turnstile",
     "net::mp_ring",
     "vm::uma_cache",
+    "vm::uma_core",
+    "vm::uma_core::keg",
+    "vm::uma_core::limit",
+    "vm::uma_core::reclaim",
+    "vm::uma_core::stats",
 ];
 
 /// An import that is not allowed.

@@ -19,6 +19,8 @@ mod rwlock;
 mod sleepqueue;
 #[cfg(loom)]
 mod smr;
+#[cfg(loom)]
+mod uma;
 
 #[cfg(loom)]
 fn main() -> std::process::ExitCode {
@@ -30,6 +32,7 @@ fn main() -> std::process::ExitCode {
         smr::MODELS,
         mp_ring::MODELS,
         buf_ring::MODELS,
+        uma::MODELS,
     ])
 }
 
