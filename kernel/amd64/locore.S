@@ -184,6 +184,6 @@ boot_pd:
 	.globl	boot_stack_guard, boot_stack_top
 boot_stack_guard:			/* unmapped by pmap_bootstrap() */
 	.skip	4096
-	.skip	65536
+	.skip	262144			/* a stack instance is built here, before it moves to the heap */
 boot_stack_top:
 	.section .text, "ax", @progbits
