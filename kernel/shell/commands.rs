@@ -1,7 +1,7 @@
 //! The programs the shell can run.
 
 use crate::apps::{Env, dhclient, digest, inetd, iperf3, kbench, ktest, netblast, ping, rr};
-use crate::shell::{arp, ifconfig, netstat, route, sysctl, system, vmstat};
+use crate::shell::{arp, cpuset, ifconfig, netstat, route, sysctl, system, vmstat};
 
 /// A program.
 pub(super) struct Program {
@@ -23,6 +23,7 @@ macro_rules! programs {
 
 pub(super) const PROGRAMS: &[Program] = programs! {
     "arp", arp::main, "address resolution display and control";
+    "cpuset", cpuset::main, "show and set the CPUs of interrupts";
     "dhclient", dhclient::main, "lease an address for an interface";
     "digest", digest::main, "move bytes over TCP and print their SHA-256";
     "dmesg", system::dmesg, "display the kernel's messages";

@@ -10,6 +10,7 @@ pub mod syntax;
 
 mod arp;
 mod commands;
+mod cpuset;
 mod format;
 mod ifconfig;
 mod netstat;

@@ -1,5 +1,6 @@
 //! Commands on two stacks: what is typed, and what stands on the screen then.
 
+use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
@@ -8,8 +9,13 @@ use alloc::vec::Vec;
 
 use netsim::wire::WireConfig;
 use netsim::world::World;
+use sys::kern::kern_intr::{FilterStatus, bus_setup_intr};
 use sys::kern::kern_mutex::Mutex;
+use sys::kern::kern_synch::pause;
+use sys::kern::kern_thread::threads;
 use sys::kern::lock_order::Leaf;
+use sys::machine::IrqSource;
+use sys::machine::hosted::Machine;
 
 use super::sh::{Shell, Vnets};
 use crate::apps::Output;
@@ -406,5 +412,79 @@ fn small_services_answer() {
         assert!(text.contains("rr: 100 transactions in "), "{text}");
         desk.ok("netblast -r 1000 10.0.0.2 9 100 0.5");
         desk.run("kill %1; wait");
+    });
+}
+
+#[test]
+fn an_interrupt_is_bound_by_its_number() {
+    Machine::builder().cpus(2).run(|| {
+        let line = IrqSource::IoApic {
+            gsi: 11,
+            level: true,
+            active_low: true,
+        };
+        let setup = |source, name| {
+            let filter = Box::new(|| FilterStatus::Handled);
+            bus_setup_intr(source, name, 0, filter, Box::new(|| {})).expect("a vector is free")
+        };
+        let (line, message) = (setup(line, "em0:irq0"), setup(IrqSource::Msi, "msi0"));
+        let screen = Arc::new(Screen(Mutex::new(String::new())));
+        let shell = Shell::new(screen.clone(), Arc::new(Vnets::new(vec![])));
+        let mut desk = Desk { shell, screen };
+        let (irq, message) = (line.vector().irq, message.vector().irq);
+        let mask = |desk: &mut Desk| desk.ok(&format!("cpuset -g -x {irq}"));
+        assert_eq!(mask(&mut desk), format!("irq {irq} mask: 0\n"));
+        assert_eq!(desk.ok(&format!("cpuset -l 1 -x {irq}")), "");
+        assert_eq!(mask(&mut desk), format!("irq {irq} mask: 1\n"));
+        pause("bind", 5);
+        let ithread = threads()
+            .into_iter()
+            .find(|thread| thread.name().ends_with("em0:irq0"));
+        let tid = ithread.expect("every handler has a thread").tid();
+        let shown = desk.ok(&format!("cpuset -g -t {tid}"));
+        assert_eq!(shown, format!("tid {tid} mask: 1\n"));
+        for all in ["0,1", "0-1", "all"] {
+            desk.ok(&format!("cpuset -l 0 -x {irq}"));
+            desk.ok(&format!("cpuset -l {all} -x {irq}"));
+            assert_eq!(mask(&mut desk), format!("irq {irq} mask: 0, 1\n"), "{all}");
+        }
+        for (line, error) in [
+            (
+                format!("cpuset -l 2 -x {irq}"),
+                "setaffinity: Invalid argument",
+            ),
+            (
+                format!("cpuset -l 0,2 -x {irq}"),
+                "setaffinity: Invalid argument",
+            ),
+            (format!("cpuset -l 0-x -x {irq}"), "Malformed list 0-x"),
+            (
+                format!("cpuset -l 0 -x {message}"),
+                "setaffinity: Operation not supported",
+            ),
+            ("cpuset -l 0 -x 4711".into(), "setaffinity: No such process"),
+            ("cpuset -g -x 4711".into(), "getaffinity: No such process"),
+            ("cpuset -g -t 4711".into(), "getaffinity: No such process"),
+        ] {
+            assert_eq!(desk.run(&line), (1, format!("cpuset: {error}\n")), "{line}");
+        }
+        assert_eq!(mask(&mut desk), format!("irq {irq} mask: 0, 1\n"));
+        for words in [
+            "",
+            "-g",
+            "-l 0",
+            "-x 1",
+            "-g -l 0 -x 1",
+            "-l 0 -t 1",
+            "-g -x em0",
+            "-g -x 1 -t 1",
+            "-q",
+        ] {
+            let text = desk.fails(&format!("cpuset {words}"));
+            assert!(
+                text.contains("usage: cpuset -g -t tid | -x irq\n"),
+                "{text}"
+            );
+        }
     });
 }

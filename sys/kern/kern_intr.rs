@@ -4,6 +4,8 @@
 //!
 //! A filter runs in the interrupt itself: it silences the device and says whether the rest is for the interrupt thread, which may
 //! take blocking locks.
+//!
+//! Differs from FreeBSD: every handler has a thread; where they run, an interrupt's threads are bound together.
 
 use alloc::boxed::Box;
 use alloc::format;
@@ -14,13 +16,14 @@ use core::panic::RefUnwindSafe;
 
 use super::kern_mutex::{Mutex, SpinMutex};
 use super::kern_synch::{WChan, wakeup};
-use super::kern_thread::{Pri, ThreadHandle, curthread, kthread_add};
+use super::kern_thread::{NOCPU, Pri, ThreadHandle, curthread, kthread_add};
 use super::lock_order::{IntrEvent as IntrEventClass, Newbus};
+use super::sched::{sched_bind, sched_unbind};
 use super::subr_sleepqueue as sleepq;
 use crate::errno::Errno;
-use crate::machine::atomic::{AtomicBool, AtomicU64, Ordering};
+use crate::machine::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use crate::machine::words::{from_word, to_word};
-use crate::machine::{self, IrqSource, PerCpu, Vector};
+use crate::machine::{self, CpuSet, IrqSource, PerCpu, Vector};
 use crate::machine_local;
 
 /// What a filter found.
@@ -81,13 +84,19 @@ pub type Ithread = Box<dyn Fn() + Send + Sync>;
 pub(crate) struct SoftInterrupt {
     need: AtomicBool,
     dead: AtomicBool,
+    /// Where the thread shall run from now on: a CPU, or `NOCPU` for any, or `BIND_DONE`.
+    bind: AtomicU32,
 }
+
+/// Nothing new is asked of a thread's CPU.
+const BIND_DONE: u32 = NOCPU - 1;
 
 impl SoftInterrupt {
     pub(crate) const fn new() -> SoftInterrupt {
         SoftInterrupt {
             need: AtomicBool::new(false),
             dead: AtomicBool::new(false),
+            bind: AtomicU32::new(BIND_DONE),
         }
     }
 
@@ -103,11 +112,38 @@ impl SoftInterrupt {
     #[doc(alias = "ithread_loop")]
     fn serve(&self, f: impl Fn()) {
         while !self.dead.load(Ordering::SeqCst) {
+            self.move_as_asked();
             while self.need.swap(false, Ordering::SeqCst) {
+                self.move_as_asked();
                 f();
             }
-            let ready = || self.need.load(Ordering::SeqCst) || self.dead.load(Ordering::SeqCst);
+            let ready = || {
+                self.need.load(Ordering::SeqCst)
+                    || self.dead.load(Ordering::SeqCst)
+                    || self.bind.load(Ordering::SeqCst) != BIND_DONE
+            };
             sleepq::wait_unless(WChan::of(self), "-", None, ready);
+        }
+    }
+
+    /// Binds the thread to `cpu`, or to none, before its next turn.
+    #[doc(alias = "cpuset_setithread")]
+    fn bind(&self, cpu: Option<usize>) {
+        let cpu = cpu.map_or(NOCPU, |cpu| cpu as u32);
+        self.bind.store(cpu, Ordering::SeqCst);
+        wakeup(WChan::of(self));
+    }
+
+    /// The thread's part of `bind`: only a thread itself can say that it is nowhere in between.
+    #[inline]
+    fn move_as_asked(&self) {
+        if self.bind.load(Ordering::Relaxed) == BIND_DONE {
+            return;
+        }
+        match self.bind.swap(BIND_DONE, Ordering::SeqCst) {
+            BIND_DONE => {}
+            NOCPU => sched_unbind(),
+            cpu => sched_bind(cpu as usize),
         }
     }
 
@@ -141,8 +177,100 @@ struct IntrEvent {
     source: IrqSource,
     vector: Mutex<Option<Vector>, IntrEventClass>,
     handlers: SpinMutex<Vec<Arc<IntrHandler>>, IntrEventClass>,
+    /// CPU that the interrupt and that its threads are bound to, or `NOCPU`: under the lock of `EVENTS`.
+    #[doc(alias = "ie_cpu")]
+    cpu: AtomicU32,
+    ithread_cpu: AtomicU32,
+    /// Written with `handlers` locked: while the interrupt is moved, two CPUs may handle it.
     count: AtomicU64,
     strays: AtomicU64,
+}
+
+/// What of an interrupt is bound.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum IntrPart {
+    /// The interrupt and its threads.
+    #[doc(alias = "CPU_WHICH_IRQ")]
+    #[doc(alias = "intr_event_bind")]
+    Both,
+    /// The interrupt, and with it the filters.
+    #[doc(alias = "CPU_WHICH_INTRHANDLER")]
+    #[doc(alias = "intr_event_bind_irqonly")]
+    IrqOnly,
+    /// The threads.
+    #[doc(alias = "CPU_WHICH_ITHREAD")]
+    #[doc(alias = "intr_event_bind_ithread")]
+    Ithread,
+}
+
+impl IntrEvent {
+    /// Binds parts of the interrupt to `cpu`; unbound threads run anywhere, an unbound interrupt stays where it is. The lock of
+    /// `EVENTS` is held.
+    #[doc(alias = "_intr_event_bind")]
+    fn bind(&self, cpu: Option<usize>, part: IntrPart) -> Result<(), Errno> {
+        if cpu.is_some_and(|cpu| cpu >= machine::ncpus()) {
+            return Err(Errno::EINVAL);
+        }
+        // The driver would have to give its device another address.
+        if self.source == IrqSource::Msi {
+            return Err(Errno::EOPNOTSUPP);
+        }
+        let word = cpu.map_or(NOCPU, |cpu| cpu as u32);
+        if part != IntrPart::Ithread {
+            let mut slot = self.vector.lock();
+            if let (Some(vector), Some(cpu)) = (*slot, cpu) {
+                *slot = Some(machine::intr_assign_cpu(vector, cpu)?);
+            }
+            drop(slot);
+            self.cpu.store(word, Ordering::Relaxed);
+        }
+        if part != IntrPart::IrqOnly {
+            self.ithread_cpu.store(word, Ordering::Relaxed);
+            let handlers = self.handlers.lock().clone();
+            for handler in handlers {
+                handler.ithread.bind(cpu);
+            }
+        }
+        Ok(())
+    }
+
+    fn has_irq(&self, irq: u32) -> bool {
+        self.vector.lock().is_some_and(|vector| vector.irq == irq)
+    }
+}
+
+/// Binds parts of the interrupt `irq` to the one CPU of `cpus`, or to none if those are all CPUs.
+///
+/// # Errors
+/// `EINVAL`: `cpus` is neither one CPU that exists nor all of them. `ESRCH`: there is no such interrupt. `EOPNOTSUPP`: it is a
+/// message.
+pub fn intr_setaffinity(irq: u32, part: IntrPart, cpus: CpuSet) -> Result<(), Errno> {
+    let cpu = match cpus.iter().next() {
+        _ if cpus == CpuSet::all() => None,
+        Some(cpu) if cpus.count() == 1 => Some(cpu),
+        _ => return Err(Errno::EINVAL),
+    };
+    let events = EVENTS.get().lock();
+    let event = events.iter().find(|event| event.has_irq(irq));
+    event.ok_or(Errno::ESRCH)?.bind(cpu, part)
+}
+
+/// Returns the CPUs that the interrupt `irq` is bound to, or its threads if `part` is `Ithread`; all if to none.
+///
+/// # Errors
+/// `ESRCH`: there is no such interrupt.
+pub fn intr_getaffinity(irq: u32, part: IntrPart) -> Result<CpuSet, Errno> {
+    let events = EVENTS.get().lock();
+    let event = events.iter().find(|event| event.has_irq(irq));
+    let event = event.ok_or(Errno::ESRCH)?;
+    let cpu = match part {
+        IntrPart::Both | IntrPart::IrqOnly => &event.cpu,
+        IntrPart::Ithread => &event.ithread_cpu,
+    };
+    Ok(match cpu.load(Ordering::Relaxed) {
+        NOCPU => CpuSet::all(),
+        cpu => CpuSet::single(cpu as usize),
+    })
 }
 
 machine_local! {
@@ -160,9 +288,22 @@ pub struct IntrCookie {
 }
 
 impl IntrCookie {
-    /// Returns the vector, with the address and data that a message-signalled device must be given.
+    /// Returns the vector, with the address and data that a message-signalled device must be given. Its CPU is the one that
+    /// the interrupt was set up for.
     pub fn vector(&self) -> Vector {
         self.vector
+    }
+
+    /// Binds the interrupt and its threads, those of other drivers on the same pin too, to `cpu`; `None`: to no CPU.
+    ///
+    /// # Errors
+    /// `EINVAL`: there is no such CPU. `EOPNOTSUPP`: the interrupt is a message.
+    #[doc(alias = "bus_bind_intr")]
+    pub fn bind(&self, cpu: Option<usize>) -> Result<(), Errno> {
+        let events = EVENTS.get().lock();
+        let result = self.event.bind(cpu, IntrPart::Both);
+        drop(events);
+        result
     }
 
     /// Asks the interrupt thread to run although there was no interrupt.
@@ -171,7 +312,8 @@ impl IntrCookie {
     }
 }
 
-/// Connects a filter and an interrupt thread to an interrupt, delivered to `cpu`. Several drivers may share a pin.
+/// Connects a filter and an interrupt thread to an interrupt, delivered to `cpu`. Several drivers may share a pin, which is
+/// then bound to the CPU of the first, or to where it was moved since.
 ///
 /// # Errors
 /// What `machine::intr_alloc` returns: no vector is left, or the source does not exist.
@@ -193,6 +335,8 @@ pub fn bus_setup_intr(
                 source,
                 vector: Mutex::new(None),
                 handlers: SpinMutex::new(Vec::new()),
+                cpu: AtomicU32::new(cpu as u32),
+                ithread_cpu: AtomicU32::new(cpu as u32),
                 count: AtomicU64::new(0),
                 strays: AtomicU64::new(0),
             });
@@ -220,12 +364,17 @@ pub fn bus_setup_intr(
             }
         },
     };
-    drop(events);
     let served = Arc::clone(&handler);
+    let ithread_cpu = match event.ithread_cpu.load(Ordering::Relaxed) {
+        NOCPU => None,
+        cpu => Some(cpu as usize),
+    };
+    drop(events);
+    // Bound anew in between, it learns of that when it starts.
     let thread = kthread_add(
         &format!("irq{}: {name}", vector.irq),
         Pri::PI_NET,
-        Some(cpu),
+        ithread_cpu,
         move || {
             served.ithread.serve(ithread);
         },
@@ -243,11 +392,12 @@ pub fn bus_setup_intr(
 fn handle(event: usize) {
     // SAFETY: `bus_setup_intr` passed it; the cookie frees the vector before it lets the event go.
     let event: &IntrEvent = unsafe { &*from_word(event) };
+    let handlers = event.handlers.lock();
     event
         .count
         .store(event.count.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
     let mut wanted = false;
-    for handler in event.handlers.lock().iter() {
+    for handler in handlers.iter() {
         match (handler.filter)() {
             FilterStatus::Stray => {}
             FilterStatus::Handled => wanted = true,
@@ -435,6 +585,157 @@ mod tests {
             pause("wait", 5);
             assert_eq!(filtered.load(Ordering::Relaxed), 4);
         });
+    }
+
+    /// Where a handler ran: interrupts and turns of the thread, a count per CPU.
+    #[derive(Default)]
+    struct Places {
+        filtered: [AtomicUsize; 2],
+        worked: [AtomicUsize; 2],
+    }
+
+    impl Places {
+        fn of(counts: &[AtomicUsize; 2]) -> [usize; 2] {
+            [0, 1].map(|cpu| counts[cpu].load(Ordering::Relaxed))
+        }
+    }
+
+    fn placed(places: &Arc<Places>) -> IntrCookie {
+        let (by_filter, by_thread) = (Arc::clone(places), Arc::clone(places));
+        let filter = move || {
+            by_filter.filtered[machine::curcpu()].fetch_add(1, Ordering::Relaxed);
+            FilterStatus::ScheduleThread
+        };
+        let work = move || {
+            by_thread.worked[machine::curcpu()].fetch_add(1, Ordering::Relaxed);
+        };
+        bus_setup_intr(PIN, "em0", 0, Box::new(filter), Box::new(work)).expect("a vector is free")
+    }
+
+    #[test]
+    fn a_bound_interrupt_and_its_thread_run_where_they_are_bound() {
+        Machine::builder().cpus(2).run(|| {
+            let places = Arc::new(Places::default());
+            let cookie = placed(&places);
+            let irq = cookie.vector().irq;
+            let interrupts = |n| {
+                for _ in 0..n {
+                    hosted::interrupt(irq);
+                    pause("wait", 2);
+                }
+            };
+            let seen = || (Places::of(&places.filtered), Places::of(&places.worked));
+            let masks =
+                || [IntrPart::IrqOnly, IntrPart::Ithread].map(|part| intr_getaffinity(irq, part));
+            let (first, second) = (CpuSet::single(0), CpuSet::single(1));
+            interrupts(1);
+            assert_eq!(seen(), ([1, 0], [1, 0]));
+            cookie.bind(Some(1)).expect("CPU 1 exists");
+            interrupts(2);
+            assert_eq!(seen(), ([1, 2], [1, 2]));
+            assert_eq!(masks(), [Ok(second); 2]);
+            intr_setaffinity(irq, IntrPart::Ithread, first).expect("CPU 0 exists");
+            interrupts(4);
+            assert_eq!(seen(), ([1, 6], [5, 2]));
+            assert_eq!(masks(), [Ok(second), Ok(first)]);
+            intr_setaffinity(irq, IntrPart::IrqOnly, first).expect("CPU 0 exists");
+            interrupts(8);
+            assert_eq!(seen(), ([9, 6], [13, 2]));
+            // Unbound, the interrupt stays, and its thread runs with it while nothing else does.
+            cookie.bind(Some(1)).expect("CPU 1 exists");
+            cookie.bind(None).expect("no CPU always exists");
+            interrupts(16);
+            assert_eq!(Places::of(&places.filtered), [9, 22]);
+            assert_eq!(Places::of(&places.worked).iter().sum::<usize>(), 31);
+            assert_eq!(masks(), [Ok(CpuSet::all()); 2]);
+            // A driver that comes to the pin later goes where the others are.
+            intr_setaffinity(irq, IntrPart::Both, second).expect("CPU 1 exists");
+            let later = placed(&places);
+            interrupts(1);
+            assert_eq!(Places::of(&places.filtered), [9, 24]);
+            assert_eq!(
+                later
+                    .thread
+                    .as_ref()
+                    .map(|thread| thread.thread().affinity()),
+                Some(second)
+            );
+        });
+    }
+
+    #[test]
+    fn what_cannot_be_bound_is_refused_and_stays() {
+        Machine::builder().cpus(2).run(|| {
+            let cookie = placed(&Arc::default());
+            let irq = cookie.vector().irq;
+            let bind = |irq, cpus| intr_setaffinity(irq, IntrPart::Both, CpuSet(cpus));
+            assert_eq!(cookie.bind(Some(2)), Err(Errno::EINVAL));
+            for cpus in [0, 0b100, 0b101, 0b111] {
+                assert_eq!(bind(irq, cpus), Err(Errno::EINVAL), "{cpus:b}");
+            }
+            assert_eq!(bind(irq + 1, 0b10), Err(Errno::ESRCH));
+            assert_eq!(intr_getaffinity(irq + 1, IntrPart::Both), Err(Errno::ESRCH));
+            assert_eq!(intr_getaffinity(irq, IntrPart::Both), Ok(CpuSet::single(0)));
+            let filter = Box::new(|| FilterStatus::Handled);
+            let message = bus_setup_intr(IrqSource::Msi, "msi", 0, filter, Box::new(|| {}))
+                .expect("a vector is free");
+            assert_eq!(message.bind(Some(1)), Err(Errno::EOPNOTSUPP));
+            assert_eq!(
+                intr_getaffinity(message.vector().irq, IntrPart::Both),
+                Ok(CpuSet::single(0))
+            );
+            drop(cookie);
+            assert_eq!(bind(irq, 0b10), Err(Errno::ESRCH));
+        });
+    }
+
+    /// A device with a counter of work, which raises its line for every piece.
+    #[test]
+    fn no_interrupt_is_lost_while_it_is_moved_to_and_fro() {
+        const PIECES: usize = 400;
+        for seed in 0..10 {
+            Machine::builder().seed(seed).cpus(2).run(|| {
+                let (given, done) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+                let (device, finished) = (Arc::clone(&given), Arc::clone(&done));
+                let cookie = bus_setup_intr(
+                    PIN,
+                    "em0",
+                    0,
+                    Box::new(|| FilterStatus::ScheduleThread),
+                    Box::new(move || {
+                        finished.store(device.load(Ordering::SeqCst), Ordering::SeqCst);
+                    }),
+                )
+                .expect("a vector is free");
+                let irq = cookie.vector().irq;
+                let stop = Arc::new(AtomicBool::new(false));
+                let stopped = Arc::clone(&stop);
+                let mover = kthread_add("mover", Pri::PUSER, None, move || {
+                    for place in [0b01, 0b10, 0b11].into_iter().cycle() {
+                        if stopped.load(Ordering::Relaxed) {
+                            break;
+                        }
+                        intr_setaffinity(irq, IntrPart::Both, CpuSet(place)).expect("both exist");
+                        pause("mover", 1);
+                    }
+                });
+                for piece in 1..=PIECES {
+                    given.store(piece, Ordering::SeqCst);
+                    hosted::interrupt(irq);
+                    // Each must be answered by itself, and not by the next.
+                    let mut turns = 0;
+                    while done.load(Ordering::SeqCst) != piece {
+                        turns += 1;
+                        assert!(turns < 100, "piece {piece} of seed {seed} is lost");
+                        pause("piece", 1);
+                    }
+                }
+                stop.store(true, Ordering::Relaxed);
+                mover.join();
+                let name = format!("irq{irq}: em0");
+                assert!(intr_counts().contains(&(name, PIECES as u64)));
+            });
+        }
     }
 
     #[test]

@@ -25,7 +25,7 @@ use crate::machine::atomic::{
     AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Cell, Ordering, UnsafeCell,
 };
 use crate::machine::words::{from_word, to_word};
-use crate::machine::{self, KStack, Pcb};
+use crate::machine::{self, CpuSet, KStack, Pcb};
 use crate::machine_local;
 
 /// How urgent a thread is: lower numbers run first.
@@ -282,6 +282,15 @@ impl Thread {
     /// Returns the CPU that it runs on or ran on last.
     pub fn cpu(&self) -> usize {
         self.td_lastcpu.load(Ordering::Relaxed) as usize
+    }
+
+    /// Returns the CPUs that it may run on, as `sched_bind` left them.
+    #[doc(alias = "cpuset_getaffinity")]
+    pub fn affinity(&self) -> CpuSet {
+        match self.td_bound.load(Ordering::Relaxed) {
+            NOCPU => CpuSet::all(),
+            cpu => CpuSet::single(cpu as usize),
+        }
     }
 
     /// Returns why it sleeps or which lock it waits for; empty if it does neither.

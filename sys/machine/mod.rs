@@ -28,6 +28,8 @@
 //!   `pmap_mapdev(pa, len) -> NonNull<u8>`.
 //! - `intr_alloc(IrqSource, cpu, handler: fn(usize), arg) -> Result<Vector, Errno>`, `intr_free(Vector)`: the handler runs with
 //!   interrupts disabled; end of interrupt is the machine's, after it.
+//! - `intr_assign_cpu(Vector, cpu) -> Result<Vector, Errno>`: delivers a line to `cpu` from now on. None is lost, and one that
+//!   is on its way already runs the handler where it was sent to. A message's device would have to be told: it is not moved.
 //!
 //! Every interrupt handler of a backend runs between `critnest += 1` and `critnest -= 1`, and on its way out, with
 //! `critnest == 0` and `owepreempt` set, calls `upcall::preempt()` on the interrupted thread's stack.
@@ -93,10 +95,10 @@ use model as backend;
 pub use crate::param::MAXCPU;
 pub use backend::{
     KStack, Pcb, console_write, console_write_some, counter_u64_add, cpu_idle, cpu_spinwait,
-    cpu_switch, critical_enter, critical_exit, curcpu, curthread_raw, intr_alloc, intr_disable,
-    intr_enabled, intr_free, intr_restore, ipi_send, ncpus, pcpu, pcpu_find, phys_avail,
-    phys_to_virt, pmap_mapdev, poweroff, random_u64, reboot, sbinuptime, set_event_timer,
-    virt_to_phys,
+    cpu_switch, critical_enter, critical_exit, curcpu, curthread_raw, intr_alloc, intr_assign_cpu,
+    intr_disable, intr_enabled, intr_free, intr_restore, ipi_send, ncpus, pcpu, pcpu_find,
+    phys_avail, phys_to_virt, pmap_mapdev, poweroff, random_u64, reboot, sbinuptime,
+    set_event_timer, virt_to_phys,
 };
 pub use local::MachineLocal;
 pub use local::call_thread_body;

@@ -2,7 +2,7 @@
 //!
 //! FreeBSD: sys/x86/x86/intr_machdep.c, sys/x86/x86/mp_x86.c, sys/x86/x86/msi.c
 
-use super::io_apic::{Signal, ioapic_pins, ioapic_program, ioapic_set_masked};
+use super::io_apic::{Signal, ioapic_assign_cpu, ioapic_pins, ioapic_program, ioapic_set_masked};
 use super::local_apic::{
     SPURIOUS_VECTOR, TIMER_VECTOR, event_timer_fired, ipi_cpu, ipi_nmi, lapic_eoi,
 };
@@ -162,6 +162,26 @@ pub fn intr_free(vector: Vector) {
         ioapic_set_masked(line - 1, true);
     }
     handler.function.store(0, Ordering::Release);
+}
+
+/// Sends the line behind `vector` to `cpu` from now on.
+///
+/// Differs from FreeBSD: a vector has the same handler on all CPUs, so the line keeps its own. One that was accepted by the
+/// old CPU is handled and ended there, and there is no old vector that would have to live on until then.
+///
+/// `EINVAL` if there is no such CPU; `EOPNOTSUPP` for a message, whose address its device would have to be told.
+pub fn intr_assign_cpu(vector: Vector, cpu: usize) -> Result<Vector, Errno> {
+    if cpu >= ncpus() {
+        return Err(Errno::EINVAL);
+    }
+    let line = HANDLERS[usize::from(vector.vector)]
+        .line
+        .load(Ordering::Relaxed);
+    if line == 0 {
+        return Err(Errno::EOPNOTSUPP);
+    }
+    ioapic_assign_cpu(line - 1, cpu);
+    Ok(Vector { cpu, ..vector })
 }
 
 /// Masks or unmasks the line behind `vector`; a message is masked at its device.

@@ -177,6 +177,19 @@ pub fn ioapic_program(gsi: u32, signal: Signal, vector: u8, cpu: usize) {
     });
 }
 
+/// Sends line `gsi` to `cpu`, by the vector that it has.
+///
+/// The destination has a register of its own, which one write changes: an interrupt goes to the old CPU or to the new one. The
+/// line is not masked for it, which would lose an edge, nor made an edge for a moment, which would forget that an interrupt
+/// is in service (82093AA data sheet §3.2.4).
+pub fn ioapic_assign_cpu(gsi: u32, cpu: usize) {
+    locked(|ioapics| {
+        if let Some((unit, reg)) = ioapics.pin(gsi) {
+            unit.write(reg + 1, apic_id_of(cpu) << 24);
+        }
+    });
+}
+
 /// Masks or unmasks line `gsi`.
 pub fn ioapic_set_masked(gsi: u32, masked: bool) {
     locked(|ioapics| {

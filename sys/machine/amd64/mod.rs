@@ -17,7 +17,7 @@ pub mod switch;
 pub mod uart;
 
 pub use clock::sbinuptime;
-pub use intr_machdep::{intr_alloc, intr_free, ipi_send};
+pub use intr_machdep::{intr_alloc, intr_assign_cpu, intr_free, ipi_send};
 pub use local_apic::set_event_timer;
 pub use machdep::{cpu_idle, cpu_spinwait, phys_avail, set_phys_avail};
 pub use pcpu_machdep::{

@@ -196,6 +196,18 @@ pub fn intr_alloc(
     })
 }
 
+/// Delivers `vector` to `cpu` from now on; what is pending elsewhere already is handled there.
+///
+/// # Errors
+/// `EINVAL` if there is no such CPU.
+pub fn intr_assign_cpu(vector: Vector, cpu: usize) -> Result<Vector, Errno> {
+    if cpu >= ncpus() {
+        return Err(Errno::EINVAL);
+    }
+    machine().move_handler(vector.irq as usize, cpu);
+    Ok(Vector { cpu, ..vector })
+}
+
 /// Disconnects the handler of `vector`.
 pub fn intr_free(vector: Vector) {
     machine().remove_handler(vector.irq as usize);

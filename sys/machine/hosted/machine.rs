@@ -464,6 +464,12 @@ impl Machine {
         }
     }
 
+    pub(super) fn move_handler(&self, irq: usize, cpu: usize) {
+        if let Some(Some(handler)) = self.vectors.borrow_mut().get_mut(irq) {
+            handler.cpu = cpu;
+        }
+    }
+
     fn raise(&'static self, irq: usize) {
         let handler = self.vectors.borrow().get(irq).copied().flatten();
         if let Some(handler) = handler {

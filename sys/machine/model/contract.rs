@@ -194,3 +194,11 @@ pub fn intr_alloc(
 
 /// A model has no devices.
 pub fn intr_free(_vector: Vector) {}
+
+/// A model has no devices.
+///
+/// # Errors
+/// Always `ENXIO`.
+pub fn intr_assign_cpu(_vector: Vector, _cpu: usize) -> Result<Vector, Errno> {
+    Err(Errno::ENXIO)
+}

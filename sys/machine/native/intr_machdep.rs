@@ -258,6 +258,20 @@ pub fn intr_alloc(
     })
 }
 
+/// Delivers `vector` to `cpu` from now on; what was raised before is handled where it was raised.
+///
+/// # Errors
+/// `EINVAL` if there is no such CPU.
+pub fn intr_assign_cpu(vector: Vector, cpu: usize) -> Result<Vector, Errno> {
+    if cpu >= ncpus() {
+        return Err(Errno::EINVAL);
+    }
+    HANDLERS[vector.irq as usize]
+        .cpu
+        .store(cpu, Ordering::Relaxed);
+    Ok(Vector { cpu, ..vector })
+}
+
 /// Disconnects the handler of `vector`.
 pub fn intr_free(vector: Vector) {
     HANDLERS[vector.irq as usize]

@@ -33,6 +33,8 @@ pub use boot::{
     pmap_mapdev, poweroff, random_u64, reboot, virt_to_phys,
 };
 pub use clock::{sbinuptime, set_event_timer};
-pub use intr_machdep::{cpu_idle, cpu_spinwait, intr_alloc, intr_free, ipi_send, raise};
+pub use intr_machdep::{
+    cpu_idle, cpu_spinwait, intr_alloc, intr_assign_cpu, intr_free, ipi_send, raise,
+};
 pub use malloc::Heap;
 pub use pcpu_machdep::{PcpuMd, intr_disable, intr_enabled, intr_restore};
