@@ -15,7 +15,6 @@ use sys::kern::kern_synch::pause;
 use sys::kern::kern_thread::threads;
 use sys::kern::lock_order::Leaf;
 use sys::machine::IrqSource;
-use sys::machine::hosted::Machine;
 
 use super::sh::{Shell, Vnets};
 use crate::apps::Output;
@@ -417,7 +416,7 @@ fn small_services_answer() {
 
 #[test]
 fn an_interrupt_is_bound_by_its_number() {
-    Machine::builder().cpus(2).run(|| {
+    with_shell(|desk, _| {
         let line = IrqSource::IoApic {
             gsi: 11,
             level: true,
@@ -428,14 +427,11 @@ fn an_interrupt_is_bound_by_its_number() {
             bus_setup_intr(source, name, 0, filter, Box::new(|| {})).expect("a vector is free")
         };
         let (line, message) = (setup(line, "em0:irq0"), setup(IrqSource::Msi, "msi0"));
-        let screen = Arc::new(Screen(Mutex::new(String::new())));
-        let shell = Shell::new(screen.clone(), Arc::new(Vnets::new(vec![])));
-        let mut desk = Desk { shell, screen };
         let (irq, message) = (line.vector().irq, message.vector().irq);
         let mask = |desk: &mut Desk| desk.ok(&format!("cpuset -g -x {irq}"));
-        assert_eq!(mask(&mut desk), format!("irq {irq} mask: 0\n"));
+        assert_eq!(mask(desk), format!("irq {irq} mask: 0\n"));
         assert_eq!(desk.ok(&format!("cpuset -l 1 -x {irq}")), "");
-        assert_eq!(mask(&mut desk), format!("irq {irq} mask: 1\n"));
+        assert_eq!(mask(desk), format!("irq {irq} mask: 1\n"));
         pause("bind", 5);
         let ithread = threads()
             .into_iter()
@@ -446,7 +442,7 @@ fn an_interrupt_is_bound_by_its_number() {
         for all in ["0,1", "0-1", "all"] {
             desk.ok(&format!("cpuset -l 0 -x {irq}"));
             desk.ok(&format!("cpuset -l {all} -x {irq}"));
-            assert_eq!(mask(&mut desk), format!("irq {irq} mask: 0, 1\n"), "{all}");
+            assert_eq!(mask(desk), format!("irq {irq} mask: 0, 1\n"), "{all}");
         }
         for (line, error) in [
             (
@@ -468,7 +464,7 @@ fn an_interrupt_is_bound_by_its_number() {
         ] {
             assert_eq!(desk.run(&line), (1, format!("cpuset: {error}\n")), "{line}");
         }
-        assert_eq!(mask(&mut desk), format!("irq {irq} mask: 0, 1\n"));
+        assert_eq!(mask(desk), format!("irq {irq} mask: 0, 1\n"));
         for words in [
             "",
             "-g",

@@ -521,9 +521,10 @@ pub fn intr_counts() -> Vec<(String, u64)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kern::kern_synch::pause;
+    use crate::kern::kern_synch::{pause, pause_sbt};
     use crate::machine::atomic::AtomicUsize;
     use crate::machine::hosted::{self, Machine};
+    use crate::time::Sbintime;
 
     const PIN: IrqSource = IrqSource::IoApic {
         gsi: 11,
@@ -695,14 +696,21 @@ mod tests {
         const PIECES: usize = 400;
         for seed in 0..10 {
             Machine::builder().seed(seed).cpus(2).run(|| {
+                let places = Arc::new(Places::default());
+                let filtered = Arc::clone(&places);
                 let (given, done) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
                 let (device, finished) = (Arc::clone(&given), Arc::clone(&done));
+                let worked = Arc::clone(&places);
                 let cookie = bus_setup_intr(
                     PIN,
                     "em0",
                     0,
-                    Box::new(|| FilterStatus::ScheduleThread),
                     Box::new(move || {
+                        filtered.filtered[machine::curcpu()].fetch_add(1, Ordering::Relaxed);
+                        FilterStatus::ScheduleThread
+                    }),
+                    Box::new(move || {
+                        worked.worked[machine::curcpu()].fetch_add(1, Ordering::Relaxed);
                         finished.store(device.load(Ordering::SeqCst), Ordering::SeqCst);
                     }),
                 )
@@ -716,7 +724,8 @@ mod tests {
                             break;
                         }
                         intr_setaffinity(irq, IntrPart::Both, CpuSet(place)).expect("both exist");
-                        pause("mover", 1);
+                        // At times together with an interrupt.
+                        pause_sbt("mover", Sbintime::from_us(35));
                     }
                 });
                 for piece in 1..=PIECES {
@@ -724,16 +733,22 @@ mod tests {
                     hosted::interrupt(irq);
                     // Each must be answered by itself, and not by the next.
                     let mut turns = 0;
-                    while done.load(Ordering::SeqCst) != piece {
+                    loop {
+                        pause_sbt("piece", Sbintime::from_us(70));
+                        if done.load(Ordering::SeqCst) == piece {
+                            break;
+                        }
                         turns += 1;
                         assert!(turns < 100, "piece {piece} of seed {seed} is lost");
-                        pause("piece", 1);
                     }
                 }
                 stop.store(true, Ordering::Relaxed);
                 mover.join();
                 let name = format!("irq{irq}: em0");
                 assert!(intr_counts().contains(&(name, PIECES as u64)));
+                for counts in [&places.filtered, &places.worked] {
+                    assert!(!Places::of(counts).contains(&0), "it was on both CPUs");
+                }
             });
         }
     }

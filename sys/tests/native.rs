@@ -47,6 +47,10 @@ mod native {
             device,
         ),
         (
+            "an_interrupt_that_moves_to_and_fro_is_not_lost",
+            moving_device,
+        ),
+        (
             "counters_lose_nothing_to_preemption_and_migration",
             counters,
         ),
@@ -128,7 +132,7 @@ mod native {
     }
 
     /// Waits without giving up the CPU.
-    fn spin_until(what: &str, ready: impl Fn() -> bool) {
+    fn spin_until(what: &str, mut ready: impl FnMut() -> bool) {
         let end = machine::sbinuptime() + Sbintime::from_s(30);
         while !ready() {
             assert!(machine::sbinuptime() < end, "waited in vain for {what}");
@@ -348,6 +352,54 @@ mod native {
             });
             machine::native::hostcall(|| model.join().expect("no panic there"));
             machine::intr_free(vector);
+        });
+    }
+
+    static HANDLED: [AtomicU32; 2] = [AtomicU32::new(0), AtomicU32::new(0)];
+
+    fn handled() -> u32 {
+        HANDLED
+            .iter()
+            .map(|count| count.load(Ordering::Acquire))
+            .sum()
+    }
+
+    fn moving_device() {
+        const PIECES: u32 = 2000;
+        run(2, || {
+            let handler = |_| {
+                HANDLED[machine::curcpu()].fetch_add(1, Ordering::Release);
+            };
+            let line = IrqSource::IoApic {
+                gsi: 11,
+                level: true,
+                active_low: true,
+            };
+            let vector = machine::intr_alloc(line, 0, handler, 0).expect("a vector");
+            let model = machine::native::hostcall(|| {
+                std::thread::spawn(move || {
+                    for expected in 1..=PIECES {
+                        machine::native::raise(vector.irq);
+                        while handled() < expected {
+                            std::thread::yield_now();
+                        }
+                    }
+                })
+            });
+            let mut cpu = 0;
+            spin_until("the interrupts", || {
+                cpu = 1 - cpu;
+                let moved = machine::intr_assign_cpu(vector, cpu).expect("both CPUs exist");
+                assert_eq!(moved.cpu, cpu);
+                handled() == PIECES
+            });
+            machine::native::hostcall(|| model.join().expect("no panic there"));
+            let absent = machine::intr_assign_cpu(vector, 2);
+            assert_eq!(absent, Err(sys::errno::Errno::EINVAL));
+            machine::intr_free(vector);
+            for count in &HANDLED {
+                assert_ne!(count.load(Ordering::Relaxed), 0, "a CPU had none");
+            }
         });
     }
 
