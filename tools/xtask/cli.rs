@@ -1,6 +1,7 @@
 //! The command line.
 
 use crate::bench;
+use crate::experiments;
 use crate::image;
 use crate::layers;
 use crate::miri;
@@ -14,6 +15,7 @@ use crate::suite::Suite;
 use crate::test;
 use anyhow::{Result, anyhow, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 /// Mbit/s that TCP reaches on user networking, or it is a failure.
@@ -51,6 +53,22 @@ enum Cmd {
     #[command(disable_help_flag = true)]
     Packetdrill {
         /// Scripts, directories, options (`--help` lists them)
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
+    /// Draw what is measured, as SVG
+    Plot {
+        /// What to draw
+        #[arg(value_enum)]
+        what: Drawing,
+        /// Where to write it [default: the picture kept in tools/doc]
+        #[arg(long)]
+        out: Option<PathBuf>,
+    },
+    /// Run experiments on the simulated wire, in virtual time
+    #[command(disable_help_flag = true)]
+    Sim {
+        /// Experiment and options (`--help` lists them)
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
@@ -123,6 +141,13 @@ impl Subject {
             Self::Net => "net",
         }
     }
+}
+
+/// What can be drawn
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Drawing {
+    /// The congestion window of every algorithm by time
+    Cc,
 }
 
 #[derive(Args)]
@@ -322,6 +347,11 @@ pub fn main() -> Result<ExitCode> {
         }
         Cmd::Bench(args) => benchmarks(&args, consent)?,
         Cmd::Packetdrill { args } => return scripts::run(&args),
+        Cmd::Plot {
+            what: Drawing::Cc,
+            out,
+        } => return experiments::plot_cc(out),
+        Cmd::Sim { args } => return experiments::run(&args),
         Cmd::Miri => miri::run(consent)?,
         Cmd::Model(args) => return args.run(),
         Cmd::Layers => layers::check()?,

@@ -5,6 +5,7 @@ mod capture;
 mod cleanup;
 mod cli;
 mod console;
+mod experiments;
 mod fuzz_wire;
 mod guest;
 mod image;

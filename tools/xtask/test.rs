@@ -1,5 +1,6 @@
 //! All checks: what CI runs, and the same at full size.
 
+use crate::experiments;
 use crate::fuzz_wire;
 use crate::guest::{self, MbufUse};
 use crate::image::{self, Image};
@@ -224,6 +225,9 @@ fn hosted(suite: &mut Suite, size: &Size, soak: bool) {
         Ok(said.lines().last().unwrap_or_default().to_string())
     });
     scripts::check(suite);
+    if soak {
+        experiments::check(suite);
+    }
     // Minutes of an interpreter are for the long run; `cargo xtask miri` runs them at any time.
     if soak {
         miri::check(suite);
