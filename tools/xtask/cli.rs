@@ -7,6 +7,7 @@ use crate::layers;
 use crate::miri;
 use crate::peer;
 use crate::qemu::{self, Forward, Guest, Netdev, Nic};
+use crate::record;
 use crate::run::{self, Net};
 use crate::scripts;
 use crate::setup::{self, Consent, Need};
@@ -45,7 +46,7 @@ enum Cmd {
     Shell(ShellArgs),
     /// Make all checks at small size: format, lints, layers, host tests, guests under QEMU
     Test(TestArgs),
-    /// Make all checks at full size and write the result to tools/doc/soak.md
+    /// Make all checks, or some, at full size and write the result to tools/doc/soak.md
     Soak(TestArgs),
     /// Measure locks and zones beside their peers, natively and under QEMU
     Bench(BenchArgs),
@@ -338,11 +339,9 @@ pub fn main() -> Result<ExitCode> {
         }
         Cmd::Test(args) => checks("test", args, consent)?.finish()?,
         Cmd::Soak(args) => {
-            let whole = args.only.is_empty();
+            let part = !args.only.is_empty();
             let suite = checks("soak", args, consent)?;
-            if whole {
-                test::write_soak_report(&suite)?;
-            }
+            record::write(&suite, part)?;
             suite.finish()?;
         }
         Cmd::Bench(args) => benchmarks(&args, consent)?,

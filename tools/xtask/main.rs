@@ -18,6 +18,7 @@ mod pair;
 mod peer;
 mod proc;
 mod qemu;
+mod record;
 mod relay;
 mod run;
 mod scenario;

@@ -19,7 +19,6 @@ use crate::scripts;
 use crate::setup::TARGET;
 use crate::suite::Suite;
 use crate::tap::Tap;
-use crate::ui;
 use crate::unread;
 use crate::wire::Wire;
 use anyhow::{Context, Result, bail};
@@ -448,38 +447,6 @@ fn relayed(
         stat.to_guest.duplicated + stat.from_guest.duplicated,
         stat.refused,
     ))
-}
-
-/// Writes what a soak found, with date, commit and seeds.
-pub fn write_soak_report(suite: &Suite) -> Result<()> {
-    let git = |args: &[&str]| {
-        let mut git = std::process::Command::new("git");
-        git.current_dir(image::root()).args(args);
-        proc::run(&mut git, Duration::from_secs(10)).unwrap_or_default()
-    };
-    let commit = git(&["rev-parse", "--short=12", "HEAD"]);
-    let changed = match git(&["status", "--porcelain", "--untracked-files=no"]).trim() {
-        "" => "",
-        _ => ", with local changes",
-    };
-    let mut date = std::process::Command::new("date");
-    let date = proc::run(date.args(["-u", "+%Y-%m-%d"]), Duration::from_secs(10))?;
-    let seeds = Scenarios::load()?.size("soak")?.seeds;
-    let mut text = format!(
-        "# The last soak\n\n`cargo xtask soak`, {}, commit {}{changed}, seeds {SEED} to {}.\n\n```text\n",
-        date.trim(),
-        commit.trim(),
-        SEED + seeds - 1
-    );
-    for line in suite.lines() {
-        text.push_str(line);
-        text.push('\n');
-    }
-    text.push_str(&format!("{}\n```\n", suite.counts()));
-    let path = image::root().join("tools/doc/soak.md");
-    std::fs::write(&path, text).with_context(|| format!("can't write {}", path.display()))?;
-    ui::step(format_args!("the result is in {}", path.display()));
-    Ok(())
 }
 
 #[cfg(test)]
