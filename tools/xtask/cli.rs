@@ -244,6 +244,7 @@ impl MachineArgs {
             accel: self.accel.name()?.into(),
             nics,
             append: words.trim().into(),
+            arguments: Vec::new(),
         })
     }
 }
@@ -384,6 +385,7 @@ fn benchmarks(args: &BenchArgs, consent: Consent) -> Result<()> {
             accel: Accel::Tcg.name()?.into(),
             nics: Vec::new(),
             append: String::new(),
+            arguments: Vec::new(),
         };
         bench::guest(&guest, &image)?;
     }

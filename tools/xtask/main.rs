@@ -1,6 +1,7 @@
 //! The front door: builds, runs and tests the kernel.
 
 mod bench;
+mod cable;
 mod capture;
 mod cleanup;
 mod cli;

@@ -364,7 +364,7 @@ fn first_word(text: &str) -> Result<&str> {
 }
 
 /// `digest: received <bytes> sha256 <hex>` or `digest: sent …`.
-fn parse_digest(text: &str) -> Result<(u64, String)> {
+pub fn parse_digest(text: &str) -> Result<(u64, String)> {
     let bad = || anyhow!("the guest's digest says: {}", text.trim());
     let mut lines = text.lines();
     let line = lines.find(|l| l.starts_with("digest: ") && l.contains(" sha256 "));

@@ -70,6 +70,8 @@ pub struct Guest {
     pub nics: Vec<Nic>,
     /// Kernel command line.
     pub append: String,
+    /// Further arguments of QEMU.
+    pub arguments: Vec<String>,
 }
 
 /// A running guest. Killed when dropped.
@@ -112,6 +114,7 @@ impl Guest {
         command.arg("-kernel").arg(&image.kernel);
         command.arg("-initrd").arg(&image.symbols);
         command.args(["-append", &self.append]);
+        command.args(&self.arguments);
         Ok(command)
     }
 

@@ -1,5 +1,6 @@
 //! All checks: what CI runs, and the same at full size.
 
+use crate::cable;
 use crate::experiments;
 use crate::fuzz_wire;
 use crate::guest::{self, MbufUse};
@@ -41,6 +42,7 @@ const KERNEL_BUILDS: &str = "kernel builds";
 const UNREAD: &str = "console that nobody reads";
 const LOCK_PATHS: &str = "instructions of the locks";
 const LOCK_TORTURE: &str = "locks on 4 CPUs";
+const CABLE: &str = "cable pulled and plugged in";
 const PAIR: &str = "pair";
 const RELAY: &str = "relay with loss, reordering, duplication";
 const WIRE_FUZZ: &str = "malformed frames on the wire";
@@ -107,6 +109,9 @@ pub fn run_all(plan: &Plan) -> Result<Suite> {
     suite.check(UNREAD, || {
         unread::check(&guest_of(plan, "unread"), &image, &dir)
     });
+    suite.check(CABLE, || {
+        cable::check(&guest_of(plan, "cable"), &image, &dir)
+    });
     suite.check(PAIR, || {
         pair::check(&guest_of(plan, "pair"), &image, &dir, size.pair_mib)
     });
@@ -134,7 +139,7 @@ pub fn run_all(plan: &Plan) -> Result<Suite> {
 }
 
 fn any_guest_wanted(suite: &Suite, boots: &[&Boot], size: &Size) -> bool {
-    let once = [KERNEL_BUILDS, LOCK_PATHS, LOCK_TORTURE, UNREAD, PAIR].map(String::from);
+    let once = [KERNEL_BUILDS, LOCK_PATHS, LOCK_TORTURE, UNREAD, CABLE, PAIR].map(String::from);
     let lending = LENDING_SMP.map(lending_name);
     let boots = boots.iter().map(|boot| boot_name(boot));
     let relays = (SEED..SEED + size.relay_seeds).map(|seed| with_seed(RELAY, seed));
@@ -319,6 +324,7 @@ fn guest_of(plan: &Plan, name: &str) -> Guest {
         accel: plan.accel.clone(),
         nics: Vec::new(),
         append: String::new(),
+        arguments: Vec::new(),
     }
 }
 

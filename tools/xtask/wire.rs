@@ -12,6 +12,15 @@ use std::time::Duration;
 /// Longest frame QEMU hands over.
 pub const FRAME_MAX: usize = 65_536 + 64;
 
+/// A path for a socket in `dir`, or elsewhere: a socket's name is at most 108 bytes long, and a deep directory's is longer.
+pub fn socket_path(dir: &Path, name: &str) -> PathBuf {
+    let path = dir.join(name);
+    if path.as_os_str().len() <= 100 {
+        return path;
+    }
+    std::env::temp_dir().join(format!("bsdnet-{}.{name}", std::process::id()))
+}
+
 /// The other end of a guest's NIC.
 pub struct Wire {
     socket: UnixDatagram,
@@ -23,12 +32,10 @@ pub struct Wire {
 impl Wire {
     /// Makes the sockets' names below `dir`; must be there before QEMU starts.
     pub fn new(dir: &Path) -> Result<Self> {
-        // A socket's name is at most 108 bytes long; a deep working directory is longer.
-        let (mut local, mut remote) = (dir.join("wire.host"), dir.join("wire.guest"));
-        if local.as_os_str().len() > 100 {
-            let base = std::env::temp_dir().join(format!("bsdnet-{}", std::process::id()));
-            (local, remote) = (base.with_extension("host"), base.with_extension("guest"));
-        }
+        let (local, remote) = (
+            socket_path(dir, "wire.host"),
+            socket_path(dir, "wire.guest"),
+        );
         for path in [&local, &remote] {
             let _ = std::fs::remove_file(path);
         }
