@@ -115,6 +115,8 @@ bitflags! {
         const AUTOFLOWLABEL = 0x10;
         /// Packets of 1280 bytes at most.
         const USE_MIN_MTU = 0x20;
+        /// The program has set the hop limit.
+        const HOPS_SET = 0x40;
     }
 }
 

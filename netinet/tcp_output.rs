@@ -13,6 +13,7 @@ pub use plan::{Buffers, Held, Plan, Verdict, Why, World, plan, worth_an_update};
 use sys::errno::Errno;
 use sys::socketvar::SndGuard;
 
+use crate::in_pcb::In6pFlags;
 use crate::ip_output::ip_output;
 use crate::ip_var::IpOutArgs;
 use crate::netinet6::ip6_output::ip6_output;
@@ -128,6 +129,7 @@ fn send_one(c: &Conn<'_>, tp: &mut Tcpcb, world: &mut World) -> Result<Round, Er
     let sent = if c.hdr.is_ipv6() {
         let args = Ip6OutArgs {
             ro: Some(&c.inp.inp_route6),
+            select_hlim: !c.hdr.in6p_flags.contains(In6pFlags::HOPS_SET),
             ..Ip6OutArgs::default()
         };
         ip6_output(c.net, m, &args)

@@ -786,6 +786,8 @@ pub fn send_bare(cx: &NetCx<'_>, place: &Envelope<'_>, mut header: TcpHeader, to
         IpAddr::V6(_) => {
             let args = Ip6OutArgs {
                 ro: place.route6,
+                // Of a segment without data nobody knows any more whether its hop limit was asked for.
+                select_hlim: u32::from(place.ttl) == cx.vnet.ip6.hlim.get(),
                 ..Ip6OutArgs::default()
             };
             ip6_output(cx, m, &args).is_ok()

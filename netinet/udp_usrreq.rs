@@ -577,6 +577,7 @@ fn udp6_output(
         ro: guard.is_connected().then_some(&inp.inp_route6),
         imo: guard.inp_moptions.as_deref(),
         dontfrag: guard.inp_flags.contains(InpFlags::DONTFRAG),
+        select_hlim: !faddr.is_multicast() && !guard.in6p_flags.contains(In6pFlags::HOPS_SET),
         use_min_mtu: guard.in6p_flags.contains(In6pFlags::USE_MIN_MTU),
         ..Ip6OutArgs::default()
     };

@@ -19,6 +19,7 @@ use crate::netinet6::ip6_input::Ip6Handler;
 use crate::netinet6::ip6_var::{Ip6Stat, Ip6Tunables};
 use crate::netinet6::nd6::Nd6Timers;
 use crate::netinet6::nd6_nbr::DadQueue;
+use crate::netinet6::nd6_rtr::{self, Nd6Rtr};
 use crate::raw_ip::{RawIp, RawPcb, RawTunables};
 use crate::tcp_lro::TcpLro;
 use crate::tcp_subr::TcpVnet;
@@ -35,7 +36,8 @@ use sys::machine;
 use sys::machine::atomic::AtomicU32;
 use sys::net::if_llatbl::LlTable;
 use sys::net::iflib::LroFactory;
-use sys::net::ifnet::{IfEvent, Ifnet};
+use sys::net::ifnet::{IfEvent, IfFlags, Ifnet, LinkState};
+use sys::net::nd_ifinfo::Nd6Iff;
 use sys::net::netisr::{NetisrDispatch, NetisrInfo, NetisrPolicy, NetisrProto};
 use sys::net::vnet::Vnet;
 use sys::protosw::{Domain, Protosw};
@@ -125,6 +127,8 @@ pub struct InetVnet {
     pub frag6: Arc<Frag6>,
     /// Searches for duplicates of our addresses.
     pub dad: DadQueue,
+    /// Routers and prefixes of the links.
+    pub nd6: Nd6Rtr,
     icmp6_proto: Icmp6,
     /// Identification of datagrams that may be fragmented.
     pub(crate) ip_id: crate::ip_output::IpIds,
@@ -186,6 +190,7 @@ impl InetVnet {
         self.reass.destroy();
         self.frag6.destroy();
         self.dad.destroy();
+        self.nd6.destroy();
         self.tcp.destroy();
     }
 }
@@ -229,6 +234,7 @@ pub fn inet_attach(vnet: &Arc<Vnet>) -> Result<Arc<InetVnet>, Errno> {
         in6_ifaddrs: In6IfAddrs::new(),
         frag6: Frag6::new(seed(), this.clone()),
         dad: DadQueue::new(),
+        nd6: Nd6Rtr::new(this.clone()),
         icmp6_proto: Icmp6,
         icmp_limits: crate::ip_icmp::Bandlims::new(),
         udbinfo: Pcbinfo::new("udp", IPPROTO_UDP, UDBHASHSIZE, UDBHASHSIZE, seed()),
@@ -401,13 +407,34 @@ struct InetIfEvents(Weak<InetVnet>);
 impl IfEvent for InetIfEvents {
     fn attached(&self, ifp: &Arc<Ifnet>) {
         let Some(inet) = self.0.upgrade() else { return };
+        in6::nd6_ifattach(&inet, ifp);
         if ifp.is_loopback() {
             in_control::loopback_attached(&inet);
+            in6::in6_if_up(&inet, ifp);
         } else if ifp.lltable().is_none() {
             let ops = Arc::new(crate::if_ether::ArpTimers::new(&inet));
             ifp.set_lltable(LlTable::new(ifp, ops));
             let ops = Arc::new(Nd6Timers::new(&inet));
             ifp.set_lltable6(LlTable::new(ifp, ops));
+        }
+    }
+
+    fn flags_changed(&self, ifp: &Arc<Ifnet>, old: IfFlags) {
+        if (ifp.flags() - old).contains(IfFlags::UP)
+            && let Some(inet) = self.0.upgrade()
+        {
+            in6::in6_if_up(&inet, ifp);
+        }
+    }
+
+    fn link_changed(&self, ifp: &Arc<Ifnet>, state: LinkState) {
+        // The link may be another one now (RFC 4861 §6.3.7).
+        if state == LinkState::Up
+            && ifp.nd6.flags().contains(Nd6Iff::ACCEPT_RTADV)
+            && !ifp.nd6.flags().contains(Nd6Iff::IFDISABLED)
+            && let Some(inet) = self.0.upgrade()
+        {
+            nd6_rtr::nd6_rs_start(&inet, ifp);
         }
     }
 

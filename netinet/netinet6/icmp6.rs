@@ -4,18 +4,20 @@
 
 use crate::ip_var::{IpProto, PrcCmd, Quoted, pseudo_sum};
 use crate::netinet6::in6_pcb::in6_ifp_for;
-use crate::netinet6::in6_src::{in6_selectsrc, in6_setscope};
+use crate::netinet6::in6_src::{in6_clearscope, in6_selectsrc, in6_setscope};
 use crate::netinet6::ip6::{
     IPPROTO_DSTOPTS, IPPROTO_FRAGMENT, IPPROTO_HOPOPTS, IPPROTO_ICMPV6, IPPROTO_ROUTING, IPV6_MMTU,
-    Ip6,
+    Ip6, in6_is_linklocal,
 };
 use crate::netinet6::ip6_output::ip6_output;
 use crate::netinet6::ip6_var::Ip6OutArgs;
-use crate::netinet6::{in6, nd6_nbr};
+use crate::netinet6::{in6, nd6, nd6_nbr, nd6_rtr};
 use crate::vnet::NetCx;
 use core::net::Ipv6Addr;
 use sys::counter::Counter;
 use sys::mbuf::{CsumFlags, How, IfIndex, MAX_LINKHDR, MFlags, Mbuf};
+use sys::net::ifnet::Ifnet;
+use sys::net::route::{RouteSpec, RtFlags};
 use sys::tunables;
 use zerocopy::IntoBytes;
 
@@ -72,6 +74,10 @@ tunables! {
     /// `net.inet6.icmp6`.
     pub struct Icmp6Tunables {
         errppslimit: u32 = 100, "net.inet6.icmp6.errppslimit", "Maximum number of ICMPv6 error messages per second";
+        rediraccept: bool = true, "net.inet6.icmp6.rediraccept", "Accept ICMPv6 redirect messages";
+        redirtimeout: u32 = 600, "net.inet6.icmp6.redirtimeout", "Delay in seconds before expiring redirect route" (1..=86400);
+        nd6_prune: u32 = 1, "net.inet6.icmp6.nd6_prune", "Frequency in seconds of checks for expired prefixes and routers" (1..=3600);
+        nd6_onlink_ns_rfc4861: bool = false, "net.inet6.icmp6.nd6_onlink_ns_rfc4861", "Accept 'on-link' ICMPv6 NS messages in compliance with RFC 4861";
         nd6_delay: u32 = 5, "net.inet6.icmp6.nd6_delay", "Delay in seconds before probing for reachability" (1..=3600);
         nd6_umaxtries: u32 = 3, "net.inet6.icmp6.nd6_umaxtries", "Number of ICMPv6 NS messages sent during reachability detection" (1..=100);
         nd6_mmaxtries: u32 = 3, "net.inet6.icmp6.nd6_mmaxtries", "Number of ICMPv6 NS messages sent during address resolution" (1..=100);
@@ -108,6 +114,12 @@ pub struct Icmp6Stat {
     pub icp6s_badns: Counter,
     /// Bad neighbour advertisements.
     pub icp6s_badna: Counter,
+    /// Bad router solicitations.
+    pub icp6s_badrs: Counter,
+    /// Bad router advertisements.
+    pub icp6s_badra: Counter,
+    /// Bad redirects.
+    pub icp6s_badredirect: Counter,
     /// Path MTU changes.
     pub icp6s_pmtuchg: Counter,
     /// Packets dropped because their neighbour does not answer.
@@ -131,6 +143,9 @@ impl Icmp6Stat {
             icp6s_inhist: histogram(),
             icp6s_badns: Counter::new(),
             icp6s_badna: Counter::new(),
+            icp6s_badrs: Counter::new(),
+            icp6s_badra: Counter::new(),
+            icp6s_badredirect: Counter::new(),
             icp6s_pmtuchg: Counter::new(),
             nd6_dropped: Counter::new(),
         }
@@ -197,8 +212,113 @@ pub fn icmp6_input(cx: &NetCx<'_>, m: Mbuf, off: usize) {
             (255, 0) => nd6_nbr::nd6_na_input(cx, m, off),
             _ => stat.icp6s_badna.inc(),
         },
-        // Echo replies have no raw socket to go to; routers are not heard; redirects change nothing.
+        // A host does not answer those who look for routers, but hears when they do it wrong (RFC 4861 §6.1.1).
+        ND_ROUTER_SOLICIT if (ip6.ip6_hlim, code) != (255, 0) => stat.icp6s_badrs.inc(),
+        ND_ROUTER_SOLICIT => {}
+        ND_ROUTER_ADVERT => match (ip6.ip6_hlim, code) {
+            (255, 0) => nd6_rtr::nd6_ra_input(cx, m, off),
+            _ => stat.icp6s_badra.inc(),
+        },
+        ND_REDIRECT => match (ip6.ip6_hlim, code) {
+            (255, 0) => icmp6_redirect_input(cx, &m, off),
+            _ => stat.icp6s_badredirect.inc(),
+        },
+        // Echo replies have no raw socket to go to.
         _ => {}
+    }
+}
+
+/// A redirect: a router knows a better way to a destination (RFC 4861 §8).
+fn icmp6_redirect_input(cx: &NetCx<'_>, m: &Mbuf, off: usize) {
+    if !cx.vnet.icmp6.rediraccept.get() {
+        return;
+    }
+    let Some(ifp) = cx.vnet.ifnet_byindex(m.pkthdr().rcvif, cx.epoch) else {
+        return;
+    };
+    let Some(redirect) = Redirect::parse(cx, ifp, m, off) else {
+        cx.vnet.icmp6stat.icp6s_badredirect.inc();
+        return;
+    };
+    let Redirect { dst, target, .. } = redirect;
+    let onlink = dst == target;
+    let heard = if onlink {
+        nd6::Heard::RedirectOnlink
+    } else {
+        nd6::Heard::RedirectRouter
+    };
+    nd6::nd6_cache_lladdr(cx, ifp, target, redirect.options.target, heard);
+    let timeout = cx.vnet.icmp6.redirtimeout.get();
+    if !cx.vnet.nd6.redirected(dst, target, ifp, timeout) {
+        return;
+    }
+    let gateway = if onlink {
+        RtFlags::empty()
+    } else {
+        RtFlags::GATEWAY
+    };
+    let spec = || RouteSpec {
+        dst,
+        prefix_len: 128,
+        gw: (!onlink).then_some(target),
+        ifp: ifp.clone(),
+        ifa: None,
+        flags: RtFlags::HOST | RtFlags::DYNAMIC | gateway,
+        mtu: 0,
+    };
+    // What an earlier redirect made is changed; what the administrator made stays.
+    match cx.vnet.rib6.get(dst, 128) {
+        None => {
+            let _ = cx.vnet.rib6.add(spec());
+        }
+        Some(route) if route.nhop.nh_flags.contains(RtFlags::DYNAMIC) => {
+            let _ = cx.vnet.rib6.change(spec());
+        }
+        Some(_) => {}
+    }
+}
+
+/// A redirect that has been read and is to be believed.
+struct Redirect {
+    target: Ipv6Addr,
+    dst: Ipv6Addr,
+    options: nd6::NdOpts,
+}
+
+impl Redirect {
+    /// Length without options: the fixed part, target, destination.
+    const LEN: usize = ICMP6_HLEN + 32;
+
+    /// RFC 4861 §8.1; `None` if it is to be dropped.
+    fn parse(cx: &NetCx<'_>, ifp: &Ifnet, m: &Mbuf, off: usize) -> Option<Self> {
+        let mut fixed = [0; Self::LEN];
+        if !m.copydata(off, &mut fixed) {
+            return None;
+        }
+        let address = |at: usize| -> Option<Ipv6Addr> {
+            let bytes: [u8; 16] = *fixed.get(at..)?.first_chunk()?;
+            let addr = Ipv6Addr::from(bytes);
+            (in6_clearscope(addr) == addr).then(|| in6_setscope(addr, ifp))
+        };
+        let (target, dst) = (address(ICMP6_HLEN)?, address(ICMP6_HLEN + 16)?);
+        let src = Ip6::parse(m.data())?.src();
+        if !in6_is_linklocal(src) || dst.is_multicast() || dst.is_unspecified() {
+            return None;
+        }
+        if target != dst && !in6_is_linklocal(target) {
+            return None;
+        }
+        // Only the router that we would send to has a say.
+        let nhop = cx.vnet.rib6.fib6_lookup(dst, cx.epoch)?;
+        if nhop.gw != Some(src) || nhop.nh_ifp.if_index != ifp.if_index {
+            return None;
+        }
+        let options = nd6::NdOpts::parse(m, off + Self::LEN)?;
+        Some(Self {
+            target,
+            dst,
+            options,
+        })
     }
 }
 
@@ -344,7 +464,11 @@ fn reply(cx: &NetCx<'_>, body: Mbuf, ip6: &Ip6, rcvif: IfIndex, flow: (u32, sys:
     (hdr.flowid, hdr.rsstype) = flow;
     hdr.rcvif = IfIndex::NONE;
     hdr.csum_flags = CsumFlags::empty();
-    icmp6_send(cx, m, &Ip6OutArgs::default());
+    let args = Ip6OutArgs {
+        select_hlim: true,
+        ..Ip6OutArgs::default()
+    };
+    icmp6_send(cx, m, &args);
 }
 
 /// Puts an IPv6 header in front of a message.

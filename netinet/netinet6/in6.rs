@@ -1,8 +1,7 @@
 //! IPv6 addresses of interfaces: assigns and removes them, and keeps the table by which input knows its own.
 //!
 //! FreeBSD: sys/netinet6/in6.c (in6_control), in6_ifattach.c, in6_mcast.c
-//! Differs from FreeBSD: an interface has no link-local address until it is given another one, as FreeBSD's start-up scripts
-//! have it (`ifdisabled`), so that a host of IPv4 alone is silent in IPv6.
+//! As in FreeBSD an interface is silent in IPv6 (`ifdisabled`) until it is told otherwise or given an address.
 //! Not carried over: MLD. Nothing tells a router of memberships, so that groups work on the local link only.
 
 use crate::if_ether::has_arp;
@@ -10,7 +9,7 @@ use crate::netinet6::in6_src::in6_setscope;
 use crate::netinet6::ip6::{
     IN6ADDR_LINKLOCAL_ALLNODES, ether_map_ipv6_multicast, in6_is_linklocal, in6_solicited_node,
 };
-use crate::netinet6::nd6_nbr;
+use crate::netinet6::{nd6_nbr, nd6_rtr};
 use crate::vnet::{InetVnet, NetCx};
 use alloc::boxed::Box;
 use alloc::sync::Arc;
@@ -20,8 +19,10 @@ use sys::errno::Errno;
 use sys::kern::kern_mutex::Mutex;
 use sys::kern::lock_order::InControl;
 use sys::kern::subr_epoch::{EpochCell, NetEpoch};
+use sys::kprintf;
 use sys::mbuf::IfIndex;
 use sys::net::ifnet::{IfFlags, Ifnet, In6Ifaddr, In6Iff};
+use sys::net::nd_ifinfo::Nd6Iff;
 use sys::net::route::{RouteSpec, RtFlags};
 
 /// A multicast group joined on an interface.
@@ -104,11 +105,15 @@ impl Default for In6IfAddrs {
     }
 }
 
-/// The link-local address that an Ethernet address makes (RFC 4291, appendix A), without zone.
+/// The interface identifier that an Ethernet address makes (RFC 4291, appendix A).
 #[doc(alias = "in6_get_hw_ifid")]
-pub fn in6_linklocal_of([a, b, c, d, e, f]: [u8; 6]) -> Ipv6Addr {
-    let id = [a ^ 0x02, b, c, 0xff, 0xfe, d, e, f];
-    Ipv6Addr::from_bits(0xfe80 << 112 | u128::from(u64::from_be_bytes(id)))
+pub fn in6_hw_ifid([a, b, c, d, e, f]: [u8; 6]) -> u64 {
+    u64::from_be_bytes([a ^ 0x02, b, c, 0xff, 0xfe, d, e, f])
+}
+
+/// The link-local address that an Ethernet address makes, without zone.
+pub fn in6_linklocal_of(lladdr: [u8; 6]) -> Ipv6Addr {
+    Ipv6Addr::from_bits(0xfe80 << 112 | u128::from(in6_hw_ifid(lladdr)))
 }
 
 /// Adds an address to an interface (`ifconfig em0 inet6 A/L`): brings the interface up, adds routes, joins the groups that
@@ -130,13 +135,16 @@ pub fn in6_update_ifa(
     {
         return Err(Errno::EINVAL);
     }
-    let first = ifp.addrs6(&NetEpoch::enter()).is_empty();
-    if first && has_arp(ifp) && !in6_is_linklocal(addr) && inet.ip6.auto_linklocal.get() {
-        let own = in6_linklocal_of(ifp.lladdr());
-        in6_update_ifa(inet, ifp, own, 64, flags & In6Iff::NODAD)?;
+    // FreeBSD: an address wakes an interface that speaks no IPv6 yet.
+    ifp.nd6.update_flags(Nd6Iff::empty(), Nd6Iff::IFDISABLED);
+    if !in6_is_linklocal(addr) {
+        add_linklocal(inet, ifp, flags & In6Iff::NODAD)?;
     }
     let addr = in6_setscope(addr, ifp);
-    let checked = has_arp(ifp) && !flags.contains(In6Iff::NODAD) && inet.ip6.dad_count.get() > 0;
+    let checked = has_arp(ifp)
+        && !flags.contains(In6Iff::NODAD)
+        && !ifp.nd6.flags().contains(Nd6Iff::NO_DAD)
+        && inet.ip6.dad_count.get() > 0;
     let change = inet.in6_ifaddrs.change.lock();
     if inet.in6_ifaddrs.lookup(&NetEpoch::enter(), addr).is_some() {
         return Err(Errno::EEXIST);
@@ -160,6 +168,82 @@ pub fn in6_update_ifa(
     Ok(())
 }
 
+/// Gives an interface its link-local address, if it makes itself one and has none (`in6_ifattach_linklocal`).
+fn add_linklocal(inet: &Arc<InetVnet>, ifp: &Arc<Ifnet>, flags: In6Iff) -> Result<(), Errno> {
+    let has = |ia: &Arc<In6Ifaddr>| in6_is_linklocal(ia.ia_addr);
+    if !has_arp(ifp)
+        || !ifp.nd6.flags().contains(Nd6Iff::AUTO_LINKLOCAL)
+        || ifp.addrs6(&NetEpoch::enter()).iter().any(has)
+    {
+        return Ok(());
+    }
+    in6_update_ifa(inet, ifp, in6_linklocal_of(ifp.lladdr()), 64, flags)
+}
+
+/// An interface has come up: it gets the addresses that every interface has, those that were not checked are, and routers
+/// are looked for (`in6_if_up`).
+pub fn in6_if_up(inet: &Arc<InetVnet>, ifp: &Arc<Ifnet>) {
+    if ifp.is_loopback() {
+        let local = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
+        for (addr, plen) in [(Ipv6Addr::LOCALHOST, 128), (local, 64)] {
+            // EEXIST: it has it.
+            let _ = in6_update_ifa(inet, ifp, addr, plen, In6Iff::NODAD);
+        }
+        return;
+    }
+    if !has_arp(ifp) || ifp.nd6.flags().contains(Nd6Iff::IFDISABLED) {
+        return;
+    }
+    if let Err(error) = add_linklocal(inet, ifp, In6Iff::empty()) {
+        kprintf!("{}: no link-local address: {error}\n", ifp.if_xname);
+    }
+    let tentative = |ia: &&Arc<In6Ifaddr>| ia.flags() & In6Iff::NOTREADY == In6Iff::TENTATIVE;
+    for ia in ifp.addrs6(&NetEpoch::enter()).iter().filter(tentative) {
+        nd6_nbr::nd6_dad_start(inet, ia);
+    }
+    if ifp.nd6.flags().contains(Nd6Iff::ACCEPT_RTADV) {
+        nd6_rtr::nd6_rs_start(inet, ifp);
+    }
+}
+
+/// Changes what an interface does in IPv6 (`ifconfig em0 inet6 accept_rtadv -ifdisabled`).
+#[doc(alias = "SIOCSIFINFO_FLAGS")]
+pub fn nd6_set_ifflags(inet: &Arc<InetVnet>, ifp: &Arc<Ifnet>, set: Nd6Iff, clear: Nd6Iff) {
+    let old = ifp.nd6.flags();
+    ifp.nd6.update_flags(set, clear);
+    let new = ifp.nd6.flags();
+    if new.contains(Nd6Iff::IFDISABLED) {
+        if !old.contains(Nd6Iff::IFDISABLED) {
+            for ia in ifp.addrs6(&NetEpoch::enter()) {
+                // When IPv6 comes back somebody else may have it.
+                ia.update_flags(In6Iff::TENTATIVE, In6Iff::empty());
+            }
+        }
+        return;
+    }
+    let wakes = Nd6Iff::IFDISABLED;
+    let starts = Nd6Iff::ACCEPT_RTADV | Nd6Iff::AUTO_LINKLOCAL;
+    let changed = old.contains(wakes) || (new - old).intersects(starts);
+    if changed && ifp.flags().contains(IfFlags::UP) {
+        in6_if_up(inet, ifp);
+    }
+}
+
+/// What a new interface does in IPv6 (`nd6_ifattach`): nothing, until it is told or gets an address.
+pub(crate) fn nd6_ifattach(inet: &InetVnet, ifp: &Ifnet) {
+    let mut flags = Nd6Iff::PERFORMNUD;
+    let loopback = ifp.is_loopback();
+    flags.set(Nd6Iff::IFDISABLED, !loopback);
+    let auto_linklocal = loopback || inet.ip6.auto_linklocal.get();
+    flags.set(Nd6Iff::AUTO_LINKLOCAL, auto_linklocal);
+    flags.set(
+        Nd6Iff::ACCEPT_RTADV,
+        !loopback && inet.ip6.accept_rtadv.get(),
+    );
+    flags.set(Nd6Iff::NO_RADR, !loopback && inet.ip6.no_radr.get());
+    ifp.nd6.update_flags(flags, !flags);
+}
+
 fn bring_up(inet: &Arc<InetVnet>, ifp: &Arc<Ifnet>, ia: &Arc<In6Ifaddr>) -> Result<(), Errno> {
     ifp.change_flags(IfFlags::UP, IfFlags::empty())?;
     add_routes(inet, ia)?;
@@ -177,8 +261,12 @@ fn groups_of(ia: &In6Ifaddr) -> [Ipv6Addr; 2] {
 }
 
 fn prefix_spec(ia: &Arc<In6Ifaddr>) -> Option<RouteSpec<Ipv6Addr>> {
-    // The host route to the address covers these.
-    if ia.ia_prefixlen == 128 || ia.ia_ifp.is_loopback() && !in6_is_linklocal(ia.ia_addr) {
+    // The host route to the address covers these; the prefix of an address that was made from an advertised one is the
+    // router's affair.
+    if ia.ia_prefixlen == 128
+        || ia.flags().contains(In6Iff::AUTOCONF)
+        || ia.ia_ifp.is_loopback() && !in6_is_linklocal(ia.ia_addr)
+    {
         return None;
     }
     // The zone stands in the address and so in the prefix: fe80::/64 of each link is another one.
@@ -264,6 +352,7 @@ pub(crate) fn in6_ifdetach(inet: &Arc<InetVnet>, ifp: &Arc<Ifnet>) {
     for addr in addrs {
         let _ = in6_purgeaddr(inet, ifp, addr);
     }
+    inet.nd6.purge(ifp);
     let _change = inet.in6_ifaddrs.change.lock();
     inet.in6_ifaddrs
         .update(|_, multi| multi.retain(|im| im.ifindex != ifp.if_index));

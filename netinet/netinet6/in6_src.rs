@@ -121,10 +121,12 @@ pub fn in6_selectsrc<'e>(
     ifp: &Arc<Ifnet>,
 ) -> Option<&'e Arc<In6Ifaddr>> {
     let scope = in6_addrscope(dst);
+    let use_deprecated = cx.vnet.ip6.use_deprecated.get();
     let candidates = cx.vnet.in6_ifaddrs.all(cx.epoch).iter().filter(|ia| {
         let flags = ia.flags();
         let zone = in6_getscope(ia.ia_addr);
         !flags.intersects(In6Iff::NOTREADY | In6Iff::ANYCAST | In6Iff::DETACHED)
+            && (use_deprecated || !flags.contains(In6Iff::DEPRECATED))
             // An address of another zone means nothing there.
             && (!has_zone(ia.ia_addr) || zone == ifp.if_index)
             && (ia.ia_addr != Ipv6Addr::LOCALHOST || ifp.is_loopback())

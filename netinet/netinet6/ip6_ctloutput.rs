@@ -68,6 +68,7 @@ fn set_option<P: Send + Sync + 'static>(inp: &Inpcb<P>, sopt: &SockOpt<'_>) -> R
         IPV6_UNICAST_HOPS => {
             let default = inp.inp_vnet.ip6.hlim.get() as u8;
             hdr.in6p_hops = limit(sopt.int()?, default)?;
+            hdr.in6p_flags.set(In6pFlags::HOPS_SET, sopt.int()? != -1);
         }
         IPV6_TCLASS => hdr.in6p_tclass = limit(sopt.int()?, 0)?,
         IPV6_DONTFRAG => hdr.inp_flags.set(InpFlags::DONTFRAG, sopt.int()? != 0),

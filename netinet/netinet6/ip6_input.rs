@@ -19,6 +19,7 @@ use core::net::Ipv6Addr;
 use sys::kern::subr_epoch::NetEpoch;
 use sys::mbuf::{How, MFlags, Mbuf, MbufQueue};
 use sys::net::ifnet::{Ifnet, In6Iff};
+use sys::net::nd_ifinfo::Nd6Iff;
 use sys::net::netisr::NetisrHandler;
 use sys::net::pfil::{PfilDir, PfilVerdict};
 use sys::net::vnet::Vnet;
@@ -84,6 +85,10 @@ fn check_header<'a>(cx: &NetCx<'a>, m: Mbuf) -> Option<(Mbuf, &'a Arc<Ifnet>)> {
         stat.ip6s_nointerface.inc();
         return None;
     };
+    if ifp.nd6.flags().contains(Nd6Iff::IFDISABLED) {
+        stat.ip6s_ifdisabled.inc();
+        return None;
+    }
     if !plausible_addresses(ifp, ip6.src(), ip6.dst()) {
         stat.ip6s_badscope.inc();
         return None;

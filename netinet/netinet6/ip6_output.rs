@@ -23,6 +23,7 @@ use sys::net::if_ethersubr::{ETHER_HDR_LEN, ETHERTYPE_IPV6, ether_output};
 use sys::net::if_llatbl::LlEntry;
 use sys::net::if_loop::looutput;
 use sys::net::ifnet::{IfFlags, Ifnet, In6Ifaddr};
+use sys::net::nd_ifinfo::Nd6Iff;
 use sys::net::netisr::NetisrProto;
 use sys::net::nhop::Nexthop;
 use sys::net::pfil::PfilDir;
@@ -62,7 +63,7 @@ impl<'e> Way<'e> {
             ifp,
             ia: None,
             gw: dst,
-            mtu: ifp.mtu(),
+            mtu: ifp.link_mtu6(),
             lle: None,
         }
     }
@@ -97,6 +98,11 @@ pub fn ip6_output(cx: &NetCx<'_>, mut m: Mbuf, args: &Ip6OutArgs<'_>) -> Result<
                 return Err(Errno::EADDRNOTAVAIL);
             }
         }
+    }
+    if args.select_hlim
+        && let Some(hops) = way.ifp.nd6.chlim()
+    {
+        ip6.ip6_hlim = hops;
     }
     // RFC 4291 §2.5.3: the loopback address never leaves the host; nor does an address another zone.
     let src = ip6.src();
@@ -326,7 +332,8 @@ fn nd6_output_ifp(cx: &NetCx<'_>, mut m: Mbuf, way: &Way<'_>) -> Result<(), Errn
         let origin = zone.map_or(ifp, |zone| &**zone);
         return looutput(ifp, origin, cx.epoch, m, NetisrProto::Ip6);
     }
-    if !ifp.flags().contains(IfFlags::UP) {
+    let silent = ifp.nd6.flags().contains(Nd6Iff::IFDISABLED);
+    if !ifp.flags().contains(IfFlags::UP) || silent {
         cx.vnet.ip6stat.ip6s_odropped.inc();
         return Err(Errno::ENETDOWN);
     }

@@ -22,6 +22,9 @@ tunables! {
         connect_in6addr_wild: bool = true, "net.inet6.ip6.connect_in6addr_wild", "Allow connecting to the unspecified address for connect(2)";
         dad_count: u32 = 1, "net.inet6.ip6.dad_count", "Number of ICMPv6 NS messages sent during duplicate address detection" (0..=100);
         auto_linklocal: bool = true, "net.inet6.ip6.auto_linklocal", "Default value of per-interface flag for automatically adding an IPv6 link-local address to interfaces when attached";
+        accept_rtadv: bool = false, "net.inet6.ip6.accept_rtadv", "Default value of per-interface flag for accepting ICMPv6 RA messages";
+        no_radr: bool = false, "net.inet6.ip6.no_radr", "Default value of per-interface flag to control whether routers sending ICMPv6 RA messages on that interface are added into the default router list";
+        use_deprecated: bool = true, "net.inet6.ip6.use_deprecated", "Allow the use of addresses whose preferred lifetimes have expired";
         source_address_validation: bool = true, "net.inet6.ip6.source_address_validation", "Drop incoming packets with source address that is a local address";
     }
 }
@@ -60,6 +63,7 @@ counters! {
         ip6s_filtered: "packets dropped by a packet filter",
         ip6s_noproto: "packets for unknown/unsupported protocol",
         ip6s_nointerface: "packets whose interface has gone",
+        ip6s_ifdisabled: "packets on an interface that speaks no IPv6",
         ip6s_notready: "packets for an address that is not usable yet",
     }
 }
@@ -79,6 +83,8 @@ pub struct Ip6OutArgs<'a> {
     pub use_min_mtu: bool,
     /// The source stays as it is, even unspecified (duplicate address detection).
     pub unspecsrc: bool,
+    /// The hop limit is the default one, for which the router of the link may have another.
+    pub select_hlim: bool,
     /// The packet is being forwarded.
     pub forwarding: bool,
 }

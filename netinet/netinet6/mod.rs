@@ -18,6 +18,7 @@ pub mod ip6_input;
 pub mod ip6_output;
 pub mod ip6_var;
 
-// Neighbours.
+// Neighbours and routers.
 pub mod nd6;
 pub mod nd6_nbr;
+pub mod nd6_rtr;

@@ -2,15 +2,16 @@
 //!
 //! FreeBSD: sys/netinet6/nd6.c (RFC 4861 §7.3)
 //! The entries are those of `if_llatbl`, which ARP uses too; `nd6_nbr` has the messages.
-//! Not carried over: router and prefix discovery (nd6_rtr.c).
 
 use crate::if_ether::Resolved;
 use crate::netinet6::icmp6::{ICMP6_DST_UNREACH, ICMP6_DST_UNREACH_ADDR, icmp6_error};
 use crate::netinet6::in6_src::in6_setscope;
 use crate::netinet6::ip6::ether_map_ipv6_multicast;
 use crate::netinet6::nd6_nbr::nd6_ns_output;
+use crate::netinet6::nd6_rtr::PrefixInfo;
 use crate::vnet::{InetVnet, NetCx};
 use alloc::sync::{Arc, Weak};
+use alloc::vec::Vec;
 use core::mem;
 use core::net::Ipv6Addr;
 use sys::errno::Errno;
@@ -22,18 +23,78 @@ use sys::net::if_llatbl::{LlEntry, LleFlags, LleInner, LleState, LltOps};
 use sys::net::ifnet::Ifnet;
 use sys::time::{Sbintime, Ticks};
 
-/// Time between solicitations, in ms (RFC 4861 §10: RETRANS_TIMER).
-pub const RETRANS_TIMER: u32 = 1000;
-/// How long a confirmation holds, in ms (REACHABLE_TIME).
-pub const REACHABLE_TIME: u32 = 30_000;
+/// Option: link-layer address of the sender.
+pub(crate) const ND_OPT_SOURCE_LINKADDR: u8 = 1;
+/// Option: link-layer address of the target.
+pub(crate) const ND_OPT_TARGET_LINKADDR: u8 = 2;
+/// Option: a prefix.
+const ND_OPT_PREFIX_INFORMATION: u8 = 3;
+/// Option: the link's MTU.
+const ND_OPT_MTU: u8 = 5;
+/// Options of a message that are looked at (`nd6_maxndopt`).
+const MAX_OPTIONS: usize = 10;
+
+/// The options of a message that mean something here (`union nd_opts`, `nd6_options`).
+#[derive(Default)]
+pub(crate) struct NdOpts {
+    /// Link-layer address of the sender.
+    pub source: Option<EtherAddr>,
+    /// Link-layer address of the target.
+    pub target: Option<EtherAddr>,
+    /// MTU of the link.
+    pub mtu: Option<u32>,
+    /// Prefixes, in their order.
+    pub prefixes: Vec<PrefixInfo>,
+}
+
+impl NdOpts {
+    /// Reads the options from `at` to the end of a message; `None` if they are malformed.
+    pub(crate) fn parse(m: &Mbuf, mut at: usize) -> Option<Self> {
+        let mut options = Self::default();
+        let end = m.pkt_len();
+        for _ in 0..MAX_OPTIONS {
+            if at >= end {
+                break;
+            }
+            let mut buffer = [0; PrefixInfo::LEN];
+            let have = buffer.len().min(end - at);
+            let read = buffer.get_mut(..have)?;
+            if !m.copydata(at, read) {
+                return None;
+            }
+            let &mut [kind, len, ..] = read else {
+                return None;
+            };
+            // A length of zero would never end (RFC 4861 §4.6).
+            let len = usize::from(len) * 8;
+            if len == 0 || at + len > end {
+                return None;
+            }
+            let option = read.get(..len.min(have))?;
+            let lladdr = || option.get(2..8).and_then(|bytes| bytes.try_into().ok());
+            match kind {
+                ND_OPT_SOURCE_LINKADDR => options.source = lladdr(),
+                ND_OPT_TARGET_LINKADDR => options.target = lladdr(),
+                ND_OPT_PREFIX_INFORMATION => options.prefixes.extend(PrefixInfo::parse(option)),
+                ND_OPT_MTU => {
+                    let mtu = option.get(4..8).and_then(|bytes| bytes.first_chunk());
+                    options.mtu = mtu.map(|bytes| u32::from_be_bytes(*bytes));
+                }
+                _ => {}
+            }
+            at += len;
+        }
+        Some(options)
+    }
+}
 
 /// A neighbour of IPv6.
 pub type Nd6Entry = LlEntry<Ipv6Addr>;
 
 /// Time for which a neighbour counts as reachable: random, so that hosts do not fall into step (RFC 4861 §6.3.2).
 #[doc(alias = "ND_COMPUTE_RTIME")]
-fn reachable_time() -> u32 {
-    REACHABLE_TIME / 2 + (machine::random_u64() % u64::from(REACHABLE_TIME)) as u32
+fn reachable_time(base: u32) -> u32 {
+    base / 2 + (machine::random_u64() % u64::from(base.max(1))) as u32
 }
 
 /// Finds the Ethernet address of neighbour `dst` for packet `m`; `lle` is its entry if the sender remembers it. While the
@@ -98,7 +159,7 @@ fn nd6_resolve_slow(cx: &NetCx<'_>, ifp: &Arc<Ifnet>, m: Mbuf, dst: Ipv6Addr) ->
         Next::Send(m, address) => Resolved::Now(m, address),
         Next::Wait { ask } => {
             if ask {
-                lle.timer_reset(Sbintime::from_ms(i64::from(RETRANS_TIMER)));
+                lle.timer_reset(Sbintime::from_ms(i64::from(ifp.nd6.retrans())));
                 nd6_ns_output(cx, ifp, None, dst);
             }
             Resolved::Held
@@ -136,25 +197,61 @@ pub enum Certainty {
     Heard,
 }
 
-/// Learns the link-layer address of a neighbour from what it sent.
-pub fn nd6_cache_lladdr(cx: &NetCx<'_>, ifp: &Arc<Ifnet>, from: Ipv6Addr, address: EtherAddr) {
-    if from.is_unspecified() || address[0] & 1 != 0 {
+/// In what we have heard of a neighbour.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Heard {
+    /// It asked.
+    Solicitation,
+    /// It advertised itself as a router.
+    RouterAdvert,
+    /// A router named it as the better router.
+    RedirectRouter,
+    /// A router named it as a destination on the link.
+    RedirectOnlink,
+}
+
+/// Learns of a neighbour from what it sent, or a router about it: its link-layer address if that was said, and whether it is
+/// a router (RFC 4861 §6.3.4, §7.2.3, §8.3).
+pub fn nd6_cache_lladdr(
+    cx: &NetCx<'_>,
+    ifp: &Arc<Ifnet>,
+    from: Ipv6Addr,
+    address: Option<EtherAddr>,
+    heard: Heard,
+) {
+    if from.is_unspecified() {
         return;
     }
     let Some(llt) = ifp.lltable6() else { return };
+    let router = matches!(heard, Heard::RouterAdvert | Heard::RedirectRouter);
+    let Some(address) = address.filter(|address| address[0] & 1 == 0) else {
+        // Without an address there is no entry to make; one that is there may learn that it is a router's.
+        if router && let Some(lle) = llt.lookup(from, cx.epoch) {
+            lle.with(|ln| ln.ln_router = true);
+        }
+        return;
+    };
     let lle = llt.lookup_or_create(from);
-    let held = lle.with(|ln| {
-        if ln.flags.contains(LleFlags::STATIC)
-            || ln.flags.contains(LleFlags::VALID) && ln.ll_addr == address
-        {
-            return None;
+    let (held, was_known) = lle.with(|ln| {
+        if ln.flags.contains(LleFlags::STATIC) {
+            return (None, true);
+        }
+        let known = ln.flags.contains(LleFlags::VALID);
+        if !known || router {
+            ln.ln_router = router;
+        }
+        if known && ln.ll_addr == address {
+            return (None, true);
         }
         ln.ll_addr = address;
-        Some(enter(ln, Certainty::Heard))
+        (Some(enter(ln, Certainty::Heard)), known)
     });
     if let Some(held) = held {
-        arm(cx, &lle);
-        flush_holdchain(cx, ifp, held, address);
+        entered(cx, ifp, &lle, held, address);
+    }
+    // A router that had not answered has come back.
+    if !was_known && cx.vnet.nd6.is_defrouter(from) {
+        cx.vnet.nd6.reselect();
     }
 }
 
@@ -177,12 +274,12 @@ pub(crate) fn entered(
     held: MbufQueue,
     address: EtherAddr,
 ) {
-    arm(cx, lle);
+    arm(cx, ifp, lle);
     flush_holdchain(cx, ifp, held, address);
 }
 
 /// Sets the entry's timer by its state (`nd6_llinfo_setstate`).
-fn arm(cx: &NetCx<'_>, lle: &Arc<Nd6Entry>) {
+fn arm(cx: &NetCx<'_>, ifp: &Ifnet, lle: &Arc<Nd6Entry>) {
     let tun = &cx.vnet.icmp6;
     let now = cx.now;
     let ms = lle.with(|ln| {
@@ -190,7 +287,7 @@ fn arm(cx: &NetCx<'_>, lle: &Arc<Nd6Entry>) {
             return None;
         }
         Some(match ln.state {
-            LleState::Reachable => reachable_time(),
+            LleState::Reachable => reachable_time(ifp.nd6.basereachable()),
             LleState::Stale => {
                 ln.la_expire = now
                     + tun
@@ -202,7 +299,7 @@ fn arm(cx: &NetCx<'_>, lle: &Arc<Nd6Entry>) {
             }
             LleState::Delay => tun.nd6_delay.get() * 1000,
             LleState::Probe | LleState::Incomplete | LleState::Verify | LleState::Down => {
-                RETRANS_TIMER
+                ifp.nd6.retrans()
             }
         })
     });
@@ -241,6 +338,7 @@ impl LltOps<Ipv6Addr> for Nd6Timers {
         let cx = NetCx::new(&inet, &epoch);
         let tun = &inet.icmp6;
         let used = lle.take_used();
+        let is_defrouter = inet.nd6.is_defrouter(lle.r_l3addr);
         let next = lle.with(|ln| match ln.state {
             LleState::Incomplete | LleState::Verify | LleState::Down => {
                 if u32::from(ln.la_asked) < tun.nd6_mmaxtries.get() {
@@ -265,7 +363,8 @@ impl LltOps<Ipv6Addr> for Nd6Timers {
                 ln.state = LleState::Delay;
                 Next::Wait
             }
-            LleState::Stale if cx.now - ln.la_expire >= 0 => Next::Delete,
+            // Of a default router it is remembered that it was there.
+            LleState::Stale if cx.now - ln.la_expire >= 0 && !is_defrouter => Next::Delete,
             LleState::Stale => Next::Wait,
             LleState::Delay => {
                 ln.state = LleState::Probe;
@@ -284,19 +383,13 @@ impl LltOps<Ipv6Addr> for Nd6Timers {
         match next {
             Next::Wait => rearm(&cx, lle),
             Next::Solicit { unicast } => {
-                lle.timer_reset(Sbintime::from_ms(i64::from(RETRANS_TIMER)));
+                lle.timer_reset(Sbintime::from_ms(i64::from(ifp.nd6.retrans())));
                 let to = unicast.then_some(lle.r_l3addr);
                 nd6_ns_output(&cx, &ifp, to, lle.r_l3addr);
             }
-            Next::Delete => {
-                if let Some(llt) = ifp.lltable6() {
-                    llt.delete(lle);
-                }
-            }
+            Next::Delete => nd6_free(&inet, &ifp, lle),
             Next::GiveUp(mut held) => {
-                if let Some(llt) = ifp.lltable6() {
-                    llt.delete(lle);
-                }
+                nd6_free(&inet, &ifp, lle);
                 // RFC 4861 §7.2.2: the senders hear that nobody is there.
                 while let Some(mut m) = held.pop() {
                     inet.icmp6stat.nd6_dropped.inc();
@@ -305,6 +398,16 @@ impl LltOps<Ipv6Addr> for Nd6Timers {
                 }
             }
         }
+    }
+}
+
+/// Forgets a neighbour; if it was a default router, another one may be better (RFC 4861 §7.3.3).
+fn nd6_free(inet: &InetVnet, ifp: &Ifnet, lle: &Arc<Nd6Entry>) {
+    if let Some(llt) = ifp.lltable6() {
+        llt.delete(lle);
+    }
+    if inet.nd6.is_defrouter(lle.r_l3addr) {
+        inet.nd6.reselect();
     }
 }
 

@@ -3,12 +3,17 @@
 //! FreeBSD: sys/netinet6/nd6_nbr.c (RFC 4861 §7.2, RFC 4862 §5.4)
 
 use crate::netinet6::icmp6::{
-    ICMP6_HLEN, ND_NEIGHBOR_ADVERT, ND_NEIGHBOR_SOLICIT, icmp6_prepend, icmp6_send,
+    ICMP6_HLEN, ND_NEIGHBOR_ADVERT, ND_NEIGHBOR_SOLICIT, ND_ROUTER_SOLICIT, icmp6_prepend,
+    icmp6_send,
 };
+use crate::netinet6::in6::in6_hw_ifid;
 use crate::netinet6::in6_src::{in6_clearscope, in6_selectsrc, in6_setscope};
-use crate::netinet6::ip6::{IN6ADDR_LINKLOCAL_ALLNODES, Ip6, in6_solicited_node};
+use crate::netinet6::ip6::{IN6ADDR_LINKLOCAL_ALLNODES, Ip6, in6_is_linklocal, in6_solicited_node};
 use crate::netinet6::ip6_var::Ip6OutArgs;
-use crate::netinet6::nd6::{Certainty, RETRANS_TIMER, enter, entered, nd6_cache_lladdr};
+use crate::netinet6::nd6::{
+    Certainty, Heard, ND_OPT_SOURCE_LINKADDR, ND_OPT_TARGET_LINKADDR, NdOpts, enter, entered,
+    nd6_cache_lladdr,
+};
 use crate::vnet::{InetVnet, NetCx};
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
@@ -23,12 +28,9 @@ use sys::mbuf::{How, MAX_LINKHDR, MFlags, Mbuf};
 use sys::net::if_ethersubr::{EtherAddr, EtherText};
 use sys::net::if_llatbl::{LleFlags, LleState};
 use sys::net::ifnet::{Ifnet, In6Ifaddr, In6Iff};
+use sys::net::nd_ifinfo::Nd6Iff;
 use sys::time::Sbintime;
 
-/// Option: link-layer address of the sender.
-const ND_OPT_SOURCE_LINKADDR: u8 = 1;
-/// Option: link-layer address of the target.
-const ND_OPT_TARGET_LINKADDR: u8 = 2;
 /// The sender is a router.
 const ND_NA_FLAG_ROUTER: u8 = 0x80;
 /// It answers a solicitation.
@@ -47,41 +49,27 @@ struct Message {
     /// Zone embedded.
     target: Ipv6Addr,
     flags: u8,
-    /// The link-layer address that an option brought.
-    lladdr: Option<EtherAddr>,
+    options: NdOpts,
 }
 
-/// Reads a message with the option `wanted`; `None` if it is malformed (RFC 4861 §7.1).
-fn parse(m: &Mbuf, ifp: &Ifnet, off: usize, wanted: u8) -> Option<Message> {
-    let mut buffer = [0; 256];
-    let have = m.pkt_len().checked_sub(off)?.min(buffer.len());
-    let bytes = buffer.get_mut(..have)?;
-    if !m.copydata(off, bytes) {
+/// Reads a message; `None` if it is malformed (RFC 4861 §7.1).
+fn parse(m: &Mbuf, ifp: &Ifnet, off: usize) -> Option<Message> {
+    let mut bytes = [0; ND_LEN];
+    if !m.copydata(off, &mut bytes) {
         return None;
     }
     let ip6 = Ip6::parse(m.data())?;
-    let target: [u8; 16] = bytes.get(ICMP6_HLEN..ND_LEN)?.try_into().ok()?;
+    let target: [u8; 16] = *bytes.get(ICMP6_HLEN..)?.first_chunk()?;
     let target = Ipv6Addr::from(target);
     if target.is_multicast() || target.is_unspecified() || in6_clearscope(target) != target {
         return None;
-    }
-    let mut lladdr = None;
-    let mut rest = bytes.get(ND_LEN..)?;
-    while let &[kind, len, ..] = rest {
-        // A length of zero would never end (RFC 4861 §4.6).
-        let len = usize::from(len) * 8;
-        let option = rest.get(..len).filter(|option| !option.is_empty())?;
-        if kind == wanted {
-            lladdr = option.get(2..8).and_then(|bytes| bytes.try_into().ok());
-        }
-        rest = rest.get(len..)?;
     }
     Some(Message {
         src: ip6.src(),
         dst: ip6.dst(),
         target: in6_setscope(target, ifp),
         flags: *bytes.get(4)?,
-        lladdr,
+        options: NdOpts::parse(m, off + ND_LEN)?,
     })
 }
 
@@ -129,19 +117,40 @@ fn nd6_dad_ns_output(cx: &NetCx<'_>, ifp: &Ifnet, target: Ipv6Addr) {
     send(cx, ifp, body, Ipv6Addr::UNSPECIFIED, dst);
 }
 
+/// Asks for routers.
+pub(crate) fn nd6_rs_output(cx: &NetCx<'_>, ifp: &Ifnet, src: Ipv6Addr, dst: Ipv6Addr) {
+    let mut body = Mbuf::gethdr(How::NoWait);
+    if let Some(m) = &mut body {
+        m.reserve_front(MAX_LINKHDR + Ip6::LEN);
+        let whole = m.append(&[ND_ROUTER_SOLICIT, 0, 0, 0, 0, 0, 0, 0])
+            && m.append(&[ND_OPT_SOURCE_LINKADDR, 1])
+            && m.append(&ifp.lladdr());
+        debug_assert!(whole, "an mbuf has room for it");
+    }
+    send(cx, ifp, body, src, dst);
+}
+
 /// A solicitation (RFC 4861 §7.2.3).
 pub fn nd6_ns_input(cx: &NetCx<'_>, m: Mbuf, off: usize) {
     let stat = &cx.vnet.icmp6stat;
     let Some(ifp) = cx.vnet.ifnet_byindex(m.pkthdr().rcvif, cx.epoch) else {
         return;
     };
-    let Some(ns) = parse(&m, ifp, off, ND_OPT_SOURCE_LINKADDR) else {
+    let Some(ns) = parse(&m, ifp, off) else {
         stat.icp6s_badns.inc();
         return;
     };
     let solicited_node = in6_setscope(in6_solicited_node(ns.target), ifp);
     // RFC 4861 §7.1.1: a search for duplicates has no source, and goes to the group of its target.
-    if ns.src.is_unspecified() && (ns.dst != solicited_node || ns.lladdr.is_some()) {
+    if ns.src.is_unspecified() && (ns.dst != solicited_node || ns.options.source.is_some()) {
+        stat.icp6s_badns.inc();
+        return;
+    }
+    // Who is not on the link gets no entry that would say so.
+    if !ns.src.is_unspecified()
+        && !cx.vnet.icmp6.nd6_onlink_ns_rfc4861.get()
+        && !is_addr_neighbor(cx, ifp, ns.src)
+    {
         stat.icp6s_badns.inc();
         return;
     }
@@ -170,12 +179,20 @@ pub fn nd6_ns_input(cx: &NetCx<'_>, m: Mbuf, off: usize) {
         );
         return;
     }
-    if let Some(address) = ns.lladdr {
-        nd6_cache_lladdr(cx, ifp, ns.src, address);
-    }
+    nd6_cache_lladdr(cx, ifp, ns.src, ns.options.source, Heard::Solicitation);
     let flags = ND_NA_FLAG_SOLICITED | ND_NA_FLAG_OVERRIDE;
     let body = build(ND_NEIGHBOR_ADVERT, flags, ns.target, option);
     send(cx, ifp, body, ns.target, ns.src);
+}
+
+/// Whether the routes say that an address is on the link (`nd6_is_addr_neighbor`).
+fn is_addr_neighbor(cx: &NetCx<'_>, ifp: &Ifnet, addr: Ipv6Addr) -> bool {
+    in6_is_linklocal(addr)
+        || cx
+            .vnet
+            .rib6
+            .fib6_lookup(addr, cx.epoch)
+            .is_some_and(|nhop| nhop.gw.is_none() && nhop.nh_ifp.if_index == ifp.if_index)
 }
 
 /// An advertisement (RFC 4861 §7.2.5).
@@ -184,7 +201,7 @@ pub fn nd6_na_input(cx: &NetCx<'_>, m: Mbuf, off: usize) {
     let Some(ifp) = cx.vnet.ifnet_byindex(m.pkthdr().rcvif, cx.epoch) else {
         return;
     };
-    let Some(na) = parse(&m, ifp, off, ND_OPT_TARGET_LINKADDR) else {
+    let Some(na) = parse(&m, ifp, off) else {
         stat.icp6s_badna.inc();
         return;
     };
@@ -199,7 +216,7 @@ pub fn nd6_na_input(cx: &NetCx<'_>, m: Mbuf, off: usize) {
         // Somebody says that an address of ours is his.
         if Arc::ptr_eq(&ia.ia_ifp, ifp) {
             if ia.flags().contains(In6Iff::TENTATIVE) {
-                duplicated(cx.vnet, ia, na.lladdr);
+                duplicated(cx.vnet, ia, na.options.target);
             } else {
                 kprintf!(
                     "nd6_na_input: duplicate IP6 address {}\n",
@@ -223,6 +240,7 @@ pub fn nd6_na_input(cx: &NetCx<'_>, m: Mbuf, off: usize) {
     } else {
         Certainty::Heard
     };
+    let mut no_router_now = false;
     let held = lle.with(|ln| {
         if ln.flags.contains(LleFlags::STATIC) {
             return None;
@@ -230,11 +248,11 @@ pub fn nd6_na_input(cx: &NetCx<'_>, m: Mbuf, off: usize) {
         let known = ln.flags.contains(LleFlags::VALID);
         if !known {
             // An answer without address answers nothing.
-            ln.ll_addr = na.lladdr?;
+            ln.ll_addr = na.options.target?;
             ln.ln_router = router;
             return Some((enter(ln, certainty), ln.ll_addr));
         }
-        let changed = na.lladdr.filter(|&address| address != ln.ll_addr);
+        let changed = na.options.target.filter(|&address| address != ln.ll_addr);
         if let Some(address) = changed {
             if !override_known {
                 // Not believed; but if it may be so, the one we know has to be asked again.
@@ -245,12 +263,16 @@ pub fn nd6_na_input(cx: &NetCx<'_>, m: Mbuf, off: usize) {
             }
             ln.ll_addr = address;
         }
+        no_router_now = ln.ln_router && !router;
         ln.ln_router = router;
         if solicited || changed.is_some() {
             return Some((enter(ln, certainty), ln.ll_addr));
         }
         None
     });
+    if no_router_now {
+        cx.vnet.nd6.router_gone(na.target);
+    }
     if let Some((held, address)) = held {
         entered(cx, ifp, lle, held, address);
     }
@@ -300,7 +322,14 @@ pub fn nd6_dad_start(inet: &Arc<InetVnet>, ia: &Arc<In6Ifaddr>) {
         left: AtomicU32::new(inet.ip6.dad_count.get()),
         callout: Callout::new(),
     });
-    inet.dad.list.lock().push(dad.clone());
+    {
+        let mut list = inet.dad.list.lock();
+        if list.iter().any(|dad| Arc::ptr_eq(&dad.ia, ia)) {
+            // It is being looked for already.
+            return;
+        }
+        list.push(dad.clone());
+    }
     // RFC 4862 §5.4.2: not at once, so that hosts that start together do not speak together.
     let delay = (sys::machine::random_u64() % 1000) as i64;
     dad.callout.reset(Sbintime::from_ms(delay), &dad);
@@ -325,6 +354,22 @@ fn duplicated(inet: &InetVnet, ia: &Arc<In6Ifaddr>, who: Option<EtherAddr>) {
     if let Some(who) = who {
         kprintf!("{}: it belongs to {}\n", ia.ia_ifp.if_xname, EtherText(who));
     }
+    disable_duplicate(ia);
+}
+
+/// The address comes from the interface's own number, which somebody else has too: IPv6 can't work there.
+fn disable_duplicate(ia: &In6Ifaddr) {
+    let own = in6_hw_ifid(ia.ia_ifp.lladdr());
+    let addr = in6_clearscope(ia.ia_addr);
+    if in6_is_linklocal(addr) && addr.to_bits() as u64 == own {
+        kprintf!(
+            "{}: possible hardware address duplication detected, disable IPv6\n",
+            ia.ia_ifp.if_xname
+        );
+        ia.ia_ifp
+            .nd6
+            .update_flags(Nd6Iff::IFDISABLED, Nd6Iff::empty());
+    }
 }
 
 impl CalloutTarget for Dad {
@@ -337,9 +382,10 @@ impl CalloutTarget for Dad {
         if !self.ia.flags().contains(In6Iff::TENTATIVE) {
             return;
         }
-        let again = Sbintime::from_ms(i64::from(RETRANS_TIMER));
-        // While the interface is down nobody could answer.
-        if !self.ia.ia_ifp.is_running() {
+        let ifp = &self.ia.ia_ifp;
+        let again = Sbintime::from_ms(i64::from(ifp.nd6.retrans()));
+        // While the interface is down or silent nobody could answer.
+        if !ifp.is_running() || ifp.nd6.flags().contains(Nd6Iff::IFDISABLED) {
             self.callout.reset(again, &self);
             return;
         }
@@ -347,6 +393,8 @@ impl CalloutTarget for Dad {
         if left == 0 {
             self.ia.update_flags(In6Iff::empty(), In6Iff::TENTATIVE);
             inet.dad.take(&self.ia);
+            // Who waits for the address to ask for routers need wait no longer.
+            inet.nd6.kick();
             return;
         }
         self.left.store(left - 1, Ordering::Relaxed);

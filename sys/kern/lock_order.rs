@@ -99,6 +99,8 @@ lock_order! {
     SelInfo = "selinfo";
     /// A bucket of fragments of datagrams.
     IpReass = "ip_reass";
+    /// Routers and prefixes of IPv6.
+    Nd6Class = "nd6";
     /// Multicast memberships.
     InMulti = "in_multi";
     /// An interface's addresses.

@@ -25,6 +25,7 @@ use crate::mbuf::{CsumFlags, IfIndex, Mbuf, MbufQueue};
 use crate::net::bpf::BpfIf;
 use crate::net::if_ethersubr;
 use crate::net::if_llatbl::LlTable;
+use crate::net::nd_ifinfo::NdIfinfo;
 use crate::net::vnet::Vnet;
 
 bitflags! {
@@ -552,6 +553,8 @@ pub struct Ifnet {
     multi: Mutex<Vec<([u8; 6], usize)>, IfAddr>,
     lltable: Once<Arc<LlTable>>,
     lltable6: Once<Arc<LlTable<Ipv6Addr>>>,
+    /// What neighbour discovery keeps.
+    pub nd6: NdIfinfo,
     vnet: Arc<Vnet>,
     driver: Arc<dyn IfDriver>,
 }
@@ -612,6 +615,7 @@ impl Ifnet {
             multi: Mutex::new(Vec::new()),
             lltable: Once::new(),
             lltable6: Once::new(),
+            nd6: NdIfinfo::new(),
             vnet: vnet.clone(),
             driver,
         }
@@ -1018,6 +1022,15 @@ impl Ifnet {
     #[inline]
     pub fn lltable6(&self) -> Option<&Arc<LlTable<Ipv6Addr>>> {
         self.lltable6.get()
+    }
+
+    /// MTU of IPv6 packets: the interface's, or less if a router says so (`IN6_LINKMTU`).
+    #[inline]
+    pub fn link_mtu6(&self) -> u32 {
+        let mtu = self.mtu();
+        self.nd6
+            .linkmtu()
+            .map_or(mtu, |announced| announced.min(mtu))
     }
 
     /// A received frame, link header included, enters the stack here.

@@ -13,6 +13,7 @@ pub mod ifnet;
     reason = "slots of the ring are moved in and out by index"
 )]
 pub mod mp_ring;
+pub mod nd_ifinfo;
 pub mod netisr;
 pub mod nhop;
 pub mod pfil;

@@ -41,7 +41,7 @@ impl<A: InAddr> Nexthop<A> {
     /// MTU towards it: its own, and never more than the interface's now.
     #[inline]
     pub fn mtu(&self) -> u32 {
-        let of_interface = self.nh_ifp.mtu();
+        let of_interface = A::link_mtu(&self.nh_ifp);
         match self.nh_mtu {
             0 => of_interface,
             mtu => mtu.min(of_interface),

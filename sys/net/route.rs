@@ -75,6 +75,8 @@ pub trait InAddr: Copy + Ord + fmt::Debug + fmt::Display + Send + Sync + 'static
     fn bits(self) -> Self::Bits;
     /// From a number.
     fn of_bits(bits: Self::Bits) -> Self;
+    /// Largest packet of the family on an interface.
+    fn link_mtu(ifp: &Ifnet) -> u32;
 }
 
 impl InAddr for Ipv4Addr {
@@ -89,6 +91,11 @@ impl InAddr for Ipv4Addr {
     fn of_bits(bits: u32) -> Self {
         Self::from_bits(bits)
     }
+
+    #[inline]
+    fn link_mtu(ifp: &Ifnet) -> u32 {
+        ifp.mtu()
+    }
 }
 
 impl InAddr for Ipv6Addr {
@@ -102,6 +109,11 @@ impl InAddr for Ipv6Addr {
 
     fn of_bits(bits: u128) -> Self {
         Self::from_bits(bits)
+    }
+
+    #[inline]
+    fn link_mtu(ifp: &Ifnet) -> u32 {
+        ifp.link_mtu6()
     }
 }
 
