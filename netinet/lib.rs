@@ -43,6 +43,7 @@ pub mod tcp_info;
 pub mod tcp_input;
 pub mod tcp_lro;
 pub mod tcp_output;
+pub mod tcp_over_udp;
 pub mod tcp_reass;
 pub mod tcp_sack;
 pub mod tcp_seq;

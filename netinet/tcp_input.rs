@@ -32,8 +32,13 @@ use crate::vnet::NetCx;
 
 /// Takes a segment. `m` begins with the IP header of `hlen` bytes and is as long as the datagram.
 pub fn tcp_input(cx: &NetCx<'_>, vt: &TcpVnet, m: Mbuf, hlen: usize) {
+    tcp_input_with_port(cx, vt, m, hlen, 0);
+}
+
+/// Takes a segment that came inside UDP from `port`; 0 stands for one without.
+pub(crate) fn tcp_input_with_port(cx: &NetCx<'_>, vt: &TcpVnet, m: Mbuf, hlen: usize, port: u16) {
     vt.stat.tcps_rcvtotal.inc();
-    let Some(mut seg) = parse(cx, vt, m, hlen) else {
+    let Some(mut seg) = parse(vt, m, hlen, port) else {
         return;
     };
     let inc = InConninfo {
@@ -55,18 +60,35 @@ pub fn tcp_input(cx: &NetCx<'_>, vt: &TcpVnet, m: Mbuf, hlen: usize) {
         let Some((c, tp)) = locked.split() else {
             return;
         };
+        let over = matches!(
+            tp.t_state,
+            TcpState::Listen | TcpState::Closed | TcpState::TimeWait
+        );
+        if tp.t_port != seg.port && !over {
+            // Whoever sent it is not the peer, though it has its address.
+            if reset_allowed(cx, Some(Bandlim::RstClosedport)) {
+                tcp_dropwithreset(cx, Some(Marks::of(c.hdr)), &seg);
+            }
+            return;
+        }
         match tp.t_state {
             TcpState::Closed => {
                 // Bound, but neither listening nor connecting.
                 if reset_allowed(cx, Some(Bandlim::RstClosedport)) {
                     let marks = Some(Marks::of(c.hdr));
-                    tcp_dropwithreset(cx, marks, seg.packet(), seg.src, seg.dst, &seg.th, seg.tlen);
+                    tcp_dropwithreset(cx, marks, &seg);
                 }
                 return;
             }
             TcpState::TimeWait => match tcp_twcheck(&c, tp, &seg) {
                 TwCheck::Done => return,
                 TwCheck::Recycled => continue,
+                TwCheck::Refused => {
+                    if reset_allowed(cx, Some(Bandlim::RstClosedport)) {
+                        tcp_dropwithreset(cx, Some(Marks::of(c.hdr)), &seg);
+                    }
+                    return;
+                }
             },
             TcpState::Listen => {
                 listen::listen(locked, inc, seg);
@@ -80,8 +102,8 @@ pub fn tcp_input(cx: &NetCx<'_>, vt: &TcpVnet, m: Mbuf, hlen: usize) {
     }
 }
 
-/// Takes many segments, one after the other.
-fn parse(cx: &NetCx<'_>, vt: &TcpVnet, m: Mbuf, hlen: usize) -> Option<Segment> {
+/// Checks a segment and reads its header. `None`: dropped and counted.
+fn parse(vt: &TcpVnet, m: Mbuf, hlen: usize, port: u16) -> Option<Segment> {
     let stat = &vt.stat;
     let Ok(mut m) = m.pullup(hlen + TCP_HLEN) else {
         stat.tcps_rcvshort.inc();
@@ -105,7 +127,8 @@ fn parse(cx: &NetCx<'_>, vt: &TcpVnet, m: Mbuf, hlen: usize) -> Option<Segment> 
         stat.tcps_rcvbadoff.inc();
         return None;
     };
-    if !checksum_good(&m, src, dst, hlen, total, fixed.th_sum) {
+    // Inside UDP its checksum has been looked at.
+    if port == 0 && !checksum_good(&m, src, dst, hlen, total) {
         stat.tcps_rcvbadsum.inc();
         return None;
     }
@@ -129,13 +152,13 @@ fn parse(cx: &NetCx<'_>, vt: &TcpVnet, m: Mbuf, hlen: usize) -> Option<Segment> 
         stat.tcps_badsyn.inc();
         return None;
     }
-    let _ = cx;
     let nsegs = u32::from(m.pkthdr().lro_nsegs().max(1));
     Some(Segment {
         th: fixed,
         to,
         src,
         dst,
+        port,
         ttl,
         tos,
         hdrlen: (hlen + off) as u32,
@@ -148,17 +171,9 @@ fn parse(cx: &NetCx<'_>, vt: &TcpVnet, m: Mbuf, hlen: usize) -> Option<Segment> 
 
 /// Whether the checksum is right: as the hardware found it, as far as it looked.
 #[inline]
-fn checksum_good(
-    m: &Mbuf,
-    src: IpAddr,
-    dst: IpAddr,
-    hlen: usize,
-    total: usize,
-    th_sum: u16,
-) -> bool {
+fn checksum_good(m: &Mbuf, src: IpAddr, dst: IpAddr, hlen: usize, total: usize) -> bool {
     let tcplen = (total - hlen) as u32;
     let pkthdr = m.pkthdr();
-    let _ = th_sum;
     if pkthdr.csum_flags.contains(CsumFlags::DATA_VALID) {
         let sum = pkthdr.csum_data;
         if pkthdr.csum_flags.contains(CsumFlags::PSEUDO_HDR) {
@@ -197,7 +212,7 @@ fn closed_port(cx: &NetCx<'_>, vt: &TcpVnet, seg: &Segment) {
     if silent || !reset_allowed(cx, Some(Bandlim::RstClosedport)) {
         return;
     }
-    tcp_dropwithreset(cx, None, seg.packet(), seg.src, seg.dst, &seg.th, seg.tlen);
+    tcp_dropwithreset(cx, None, seg);
 }
 
 /// Whether a RST of this kind may be sent now; those without a kind always.

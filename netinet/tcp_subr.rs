@@ -16,7 +16,7 @@ use sys::counter::Counter;
 use sys::errno::Errno;
 use sys::kern::subr_epoch::NetEpoch;
 use sys::machine;
-use sys::mbuf::{CsumFlags, How, MAX_LINKHDR, MFlags, Mbuf};
+use sys::mbuf::{CsumFlags, How, MAX_LINKHDR, MFlags, Mbuf, PktHdr};
 use sys::net::ifnet::IfCap;
 use sys::net::vnet::Vnet;
 use sys::socketvar::{SoState, Socket};
@@ -28,7 +28,7 @@ use crate::cc::{CC_AVAILABLE, CcAlgo, cc_attach};
 use crate::in_pcb::{
     InConninfo, InpFlags, InpHdr, InpWrite, Inpcb, Lookup, Pcbinfo, Route, hash_addr,
 };
-use crate::ip::{IPPROTO_TCP, Ip};
+use crate::ip::{IPPROTO_TCP, IPPROTO_UDP, Ip};
 use crate::ip_output::ip_output;
 use crate::ip_var::{IpOutArgs, IpProto, PrcCmd, Quoted, pseudo_sum};
 use crate::netinet6::in6_pcb::in6_ifp_for;
@@ -39,13 +39,15 @@ use crate::tcp::{TCP_HLEN, TCP_MAXOLEN, TcpFlags, TcpHeader, TcpOpt, TcpOptFlags
 use crate::tcp_fastopen::Ccache;
 use crate::tcp_fsm::{TCP_NSTATES, TcpState};
 use crate::tcp_hostcache::{Hostcache, Metrics};
-use crate::tcp_input::tcp_input;
+use crate::tcp_input::{Segment, tcp_input};
 use crate::tcp_lro::LroStat;
 use crate::tcp_output::tcp_output;
+use crate::tcp_over_udp::{Tunnel, UdpPorts};
 use crate::tcp_seq::TcpSeq;
 use crate::tcp_syncache::Syncache;
 use crate::tcp_timer::{TCPTV_REXMTMAX, rangeset};
 use crate::tcp_var::{TCP_RTT_SHIFT, TCP_RTTVAR_SHIFT, TcpStat, TcpTunables, Tcpcb, Tf, TsoLimits};
+use crate::udp::Udphdr;
 use crate::vnet::{InetVnet, NetCx};
 
 /// A control block of TCP.
@@ -65,6 +67,8 @@ pub struct TcpVnet {
     pub fastopen: Arc<Ccache>,
     /// What was learned about hosts.
     pub hostcache: Arc<Hostcache>,
+    /// Segments inside UDP.
+    pub tunnel: Arc<Tunnel>,
     /// Connections that are being made.
     pub syncache: Arc<Syncache>,
     /// Sequence number secrets.
@@ -125,6 +129,7 @@ impl TcpVnet {
             tcbinfo,
             fastopen: Ccache::new(vnet),
             hostcache: Hostcache::new(vnet),
+            tunnel: Tunnel::new(vnet, inet.clone()),
             syncache: Syncache::new(vnet, inet),
             isn: Isn::new(),
             states,
@@ -134,6 +139,7 @@ impl TcpVnet {
 
     /// Ends all connections without a word to their peers, so that the instance can be freed.
     pub fn destroy(&self) {
+        self.tunnel.close();
         self.syncache.destroy();
         self.hostcache.destroy();
         for inp in self.tcbinfo.snapshot() {
@@ -467,6 +473,17 @@ fn tcp_notify(c: &Conn<'_>, tp: &mut Tcpcb, error: Errno) {
 
 /// An ICMP error about a segment we sent.
 pub fn tcp_ctlinput(cx: &NetCx<'_>, vt: &TcpVnet, cmd: PrcCmd, quoted: &Quoted<'_>) {
+    tcp_ctlinput_with_port(cx, vt, cmd, quoted, 0);
+}
+
+/// The same about a segment sent inside UDP to `port` of the peer; 0 stands for one without.
+pub(crate) fn tcp_ctlinput_with_port(
+    cx: &NetCx<'_>,
+    vt: &TcpVnet,
+    cmd: PrcCmd,
+    quoted: &Quoted<'_>,
+    port: u16,
+) {
     let (src, dst) = (quoted.src, quoted.dst);
     // Eight bytes of the segment are sure: ports and sequence number.
     let Some(first) = quoted.transport.first_chunk::<8>() else {
@@ -481,7 +498,7 @@ pub fn tcp_ctlinput(cx: &NetCx<'_>, vt: &TcpVnet, cmd: PrcCmd, quoted: &Quoted<'
     let seq = TcpSeq(u32::from_be_bytes([first[4], first[5], first[6], first[7]]));
     let Some((inp, guard)) = vt.tcbinfo.lookup_write(&inc, Lookup::Exact, cx.epoch) else {
         if cmd.errno().is_some() && !matches!(cmd, PrcCmd::Msgsize(_)) {
-            vt.syncache.unreach(vt, &inc, seq);
+            vt.syncache.unreach(vt, &inc, seq, port);
         }
         return;
     };
@@ -493,7 +510,7 @@ pub fn tcp_ctlinput(cx: &NetCx<'_>, vt: &TcpVnet, cmd: PrcCmd, quoted: &Quoted<'
         return;
     };
     // RFC 5927 §4.1: believed only if the quoted segment is in flight.
-    if seq.lt(tp.snd_una) || seq.geq(tp.snd_max) {
+    if tp.t_port != port || seq.lt(tp.snd_una) || seq.geq(tp.snd_max) {
         return;
     }
     match cmd {
@@ -504,7 +521,7 @@ pub fn tcp_ctlinput(cx: &NetCx<'_>, vt: &TcpVnet, cmd: PrcCmd, quoted: &Quoted<'
             } else {
                 mtu
             };
-            let headers = tcp_headers(dst);
+            let headers = tcp_headers(dst) + vt.tunnel.overhead(port);
             // No link of IPv6 is narrower than its default segments want (RFC 8201 §4).
             let minimum = match dst {
                 IpAddr::V4(_) => vt.tun.minmss.get(),
@@ -514,6 +531,9 @@ pub fn tcp_ctlinput(cx: &NetCx<'_>, vt: &TcpVnet, cmd: PrcCmd, quoted: &Quoted<'
             if mtu < tp.t_maxseg + headers {
                 vt.hostcache.update_mtu(&vt.stat, dst, mtu, cx.now);
                 tcp_mtudisc(&c, tp, mtu);
+            } else if dst.is_ipv6() && tcp_maxmtu(cx, dst).is_some_and(|path| mtu < path.mtu) {
+                // Nothing of ours is too large yet, but what we offer may be (`icmp6_mtudisc_update`).
+                vt.hostcache.update_mtu(&vt.stat, dst, mtu, cx.now);
             }
         }
         PrcCmd::UnreachPort | PrcCmd::UnreachProtocol | PrcCmd::UnreachAdminProhib => {
@@ -616,8 +636,8 @@ fn default_mss(tun: &TcpTunables, faddr: IpAddr) -> u32 {
     }
 }
 
-/// The segment size to offer in a SYN (`tcp_mssopt`).
-pub fn tcp_mssopt(cx: &NetCx<'_>, faddr: IpAddr) -> u16 {
+/// The segment size to offer in a SYN, of a connection inside UDP if `port` is not 0 (`tcp_mssopt`).
+pub fn tcp_mssopt(cx: &NetCx<'_>, faddr: IpAddr, port: u16) -> u16 {
     let tun = &cx.vnet.tcp.tun;
     let mss = match tcp_maxmtu(cx, faddr) {
         Some(path) => {
@@ -627,6 +647,7 @@ pub fn tcp_mssopt(cx: &NetCx<'_>, faddr: IpAddr) -> u16 {
         }
         None => default_mss(tun, faddr),
     };
+    let mss = mss.saturating_sub(cx.vnet.tcp.tunnel.overhead(port));
     mss.min(u32::from(u16::MAX)) as u16
 }
 
@@ -653,12 +674,13 @@ pub fn tcp_mss_update(c: &Conn<'_>, tp: &mut Tcpcb, offer: Option<u16>, mtu: Opt
         .as_ref()
         .map_or(0, |options| options.len() as u32);
     let mss = path_mtu
-        .saturating_sub(tcp_headers(faddr) + options)
+        .saturating_sub(tcp_headers(faddr) + c.vt.tunnel.overhead(tp.t_port) + options)
         .min(peer);
     // 64 bytes of payload beside the longest options must remain.
     tp.t_maxseg = mss.max(64 + TCP_MAXOLEN as u32);
     match path.tso {
-        Some(limits) if tun.tso.get() => {
+        // No interface cuts what stands inside UDP.
+        Some(limits) if tun.tso.get() && tp.t_port == 0 => {
             tp.t_flags |= Tf::TSO;
             tp.t_tso = limits;
         }
@@ -721,6 +743,7 @@ pub fn tcp_respond(c: &Conn<'_>, tp: &mut Tcpcb, ack: TcpSeq, seq: TcpSeq, flags
         options: c.hdr.inp_options.as_deref(),
         route: Some(&c.inp.inp_route),
         route6: Some(&c.inp.inp_route6),
+        udp: c.vt.tunnel.ports(tp.t_port),
     };
     let sent = send_bare(c.net, &place, header, &to);
     if sent && flags.contains(TcpFlags::ACK) && !flags.contains(TcpFlags::RST) {
@@ -746,6 +769,37 @@ pub struct Envelope<'a> {
     pub route: Option<&'a Route>,
     /// The same in IPv6.
     pub route6: Option<&'a Route<Ipv6Addr>>,
+    /// The UDP header around the segment, if it travels in one.
+    pub udp: Option<UdpPorts>,
+}
+
+impl Envelope<'_> {
+    /// Bytes before the TCP header.
+    #[inline]
+    pub fn hlen(&self) -> usize {
+        ip_hlen(self.dst) + if self.udp.is_some() { Udphdr::LEN } else { 0 }
+    }
+
+    /// Asks the interface for the checksum of a segment whose headers take `tcplen` bytes.
+    #[inline]
+    pub fn ask_checksum(&self, pkthdr: &mut PktHdr, tcplen: usize) {
+        pkthdr.l3hlen = ip_hlen(self.dst) as u8;
+        match self.udp {
+            None => {
+                pkthdr.csum_flags = tcp_csum_flags(self.dst);
+                pkthdr.csum_data = 16;
+                pkthdr.l4hlen = tcplen as u8;
+            }
+            Some(_) => {
+                pkthdr.csum_flags = match self.dst {
+                    IpAddr::V4(_) => CsumFlags::IP_UDP,
+                    IpAddr::V6(_) => CsumFlags::IP6_UDP,
+                };
+                pkthdr.csum_data = u32::from(Udphdr::SUM_OFFSET);
+                pkthdr.l4hlen = Udphdr::LEN as u8;
+            }
+        }
+    }
 }
 
 /// Builds and sends a segment without data; false if it could not be sent.
@@ -757,8 +811,7 @@ pub fn send_bare(cx: &NetCx<'_>, place: &Envelope<'_>, mut header: TcpHeader, to
     let optlen = to.write(&mut options);
     let tcplen = TCP_HLEN + optlen;
     header.th_off = tcplen as u8;
-    header.th_sum = pseudo_sum(place.src, place.dst, IPPROTO_TCP, tcplen as u32);
-    let hlen = ip_hlen(place.dst);
+    let hlen = place.hlen();
     m.reserve_front(MAX_LINKHDR);
     let bytes = m.extend_mut(hlen + tcplen);
     write_headers(
@@ -770,17 +823,16 @@ pub fn send_bare(cx: &NetCx<'_>, place: &Envelope<'_>, mut header: TcpHeader, to
         true,
     );
     m.set_pkt_len(hlen + tcplen);
-    let pkthdr = m.pkthdr_mut();
-    pkthdr.csum_flags = tcp_csum_flags(place.dst);
-    pkthdr.csum_data = 16;
-    pkthdr.l3hlen = hlen as u8;
-    pkthdr.l4hlen = tcplen as u8;
+    place.ask_checksum(m.pkthdr_mut(), tcplen);
     let args = IpOutArgs {
         options: place.options,
         ro: place.route,
         ..IpOutArgs::default()
     };
     cx.vnet.tcp.stat.tcps_sndtotal.inc();
+    if place.udp.is_some() {
+        cx.vnet.udpstat.udps_opackets.inc();
+    }
     match place.dst {
         IpAddr::V4(_) => ip_output(cx, m, &args).is_ok(),
         IpAddr::V6(_) => {
@@ -804,7 +856,8 @@ pub fn tcp_csum_flags(dst: IpAddr) -> CsumFlags {
     }
 }
 
-/// Writes IP header, TCP header and options to `bytes`, which has exactly room for them.
+/// Writes IP header, that of UDP if there is one, TCP header and options to `bytes`, which has exactly room for them. The
+/// checksum is that of the pseudo header; the interface, or `ip_output`, goes on from it.
 #[inline]
 pub fn write_headers(
     bytes: &mut [u8],
@@ -814,14 +867,20 @@ pub fn write_headers(
     ip_len: u16,
     df: bool,
 ) {
-    let rest = match (place.src, place.dst) {
+    let payload = ip_len.saturating_sub(ip_hlen(place.dst) as u16);
+    let proto = match place.udp {
+        Some(_) => IPPROTO_UDP,
+        None => IPPROTO_TCP,
+    };
+    let pseudo = pseudo_sum(place.src, place.dst, proto, u32::from(payload));
+    let mut rest = match (place.src, place.dst) {
         (IpAddr::V4(src), IpAddr::V4(dst)) => {
             let mut ip = Ip::new();
             ip.ip_tos = place.tos;
             ip.ip_len.set(ip_len);
             ip.ip_off.set(if df { crate::ip::IP_DF } else { 0 });
             ip.ip_ttl = place.ttl;
-            ip.ip_p = IPPROTO_TCP;
+            ip.ip_p = proto;
             ip.set_src(src);
             ip.set_dst(dst);
             let Some((front, rest)) = bytes.split_first_chunk_mut::<{ Ip::LEN }>() else {
@@ -834,7 +893,7 @@ pub fn write_headers(
             let mut ip6 = Ip6::new(place.tos, place.flow);
             ip6.ip6_plen.set(ip_len.saturating_sub(Ip6::LEN as u16));
             ip6.ip6_hlim = place.ttl;
-            ip6.ip6_nxt = IPPROTO_TCP;
+            ip6.ip6_nxt = proto;
             ip6.set_src(src);
             ip6.set_dst(dst);
             let Some((front, rest)) = bytes.split_first_chunk_mut::<{ Ip6::LEN }>() else {
@@ -846,6 +905,21 @@ pub fn write_headers(
         // Both ends are of one family.
         (IpAddr::V4(_), IpAddr::V6(_)) | (IpAddr::V6(_), IpAddr::V4(_)) => return,
     };
+    let mut header = *header;
+    header.th_sum = pseudo;
+    if let Some(ports) = place.udp {
+        let Some((front, inside)) = rest.split_first_chunk_mut::<{ Udphdr::LEN }>() else {
+            return;
+        };
+        if let Some(uh) = Udphdr::parse_mut(front) {
+            uh.uh_sport.set(ports.local);
+            uh.uh_dport.set(ports.remote);
+            uh.uh_ulen.set(payload);
+            uh.uh_sum.set(pseudo);
+        }
+        header.th_sum = 0;
+        rest = inside;
+    }
     let Some((front, rest)) = rest.split_first_chunk_mut::<TCP_HLEN>() else {
         return;
     };
@@ -891,18 +965,14 @@ impl Marks {
 
 /// Answers a segment that belongs to no connection, or to one that is reset by it, with a RST; `marks` are those of the
 /// socket it came to.
-pub fn tcp_dropwithreset(
-    cx: &NetCx<'_>,
-    marks: Option<Marks>,
-    m: Option<&Mbuf>,
-    src: IpAddr,
-    dst: IpAddr,
-    th: &TcpHeader,
-    tlen: u32,
-) {
+pub fn tcp_dropwithreset(cx: &NetCx<'_>, marks: Option<Marks>, seg: &Segment) {
+    let (src, dst, th) = (seg.src, seg.dst, &seg.th);
     // A RST is not answered, nor what was sent to many.
     if th.th_flags.contains(TcpFlags::RST)
-        || m.is_some_and(|m| m.flags().intersects(MFlags::BCAST | MFlags::MCAST))
+        || seg
+            .m
+            .as_ref()
+            .is_some_and(|m| m.flags().intersects(MFlags::BCAST | MFlags::MCAST))
         || dst.is_multicast()
         || src.is_multicast()
         || src == Ipv4Addr::BROADCAST
@@ -923,7 +993,7 @@ pub fn tcp_dropwithreset(
     } else {
         let syn_fin = u32::from(th.th_flags.contains(TcpFlags::SYN))
             + u32::from(th.th_flags.contains(TcpFlags::FIN));
-        header.th_ack = th.th_seq + tlen + syn_fin;
+        header.th_ack = th.th_seq + seg.tlen + syn_fin;
         header.th_flags = TcpFlags::RST | TcpFlags::ACK;
     }
     let default_ttl = match src {
@@ -939,6 +1009,7 @@ pub fn tcp_dropwithreset(
         options: None,
         route: None,
         route6: None,
+        udp: cx.vnet.tcp.tunnel.ports(seg.port),
     };
     send_bare(cx, &place, header, &TcpOpt::default());
 }

@@ -29,6 +29,7 @@ use crate::netinet6::ip6_output::ip6_randomflowlabel;
 use crate::tcp::{TCP_MAX_WINSHIFT, TCP_MAXWIN, TCP_MSS, TcpFlags, TcpHeader, TcpOpt, TcpOptFlags};
 use crate::tcp_ecn::tcp_ecn_syncache_add;
 use crate::tcp_fsm::TcpState;
+use crate::tcp_input::Segment;
 use crate::tcp_seq::TcpSeq;
 use crate::tcp_subr::{
     Conn, Envelope, Locked, Marks, TcpInpcb, TcpVnet, random_key, send_bare, tcp_mss, tcp_mssopt,
@@ -49,6 +50,8 @@ const TCP_SYNCACHE_BUCKETLIMIT: usize = 30;
 #[doc(alias = "syncache")]
 struct Entry {
     inc: InConninfo,
+    /// UDP port of the peer, 0 without UDP.
+    port: u16,
     iss: TcpSeq,
     irs: TcpSeq,
     /// Our timestamp offset.
@@ -207,13 +210,18 @@ impl Syncache {
 
     /// Answers a SYN for listening socket `so`, and remembers it.
     #[doc(alias = "syncache_add")]
-    pub fn add(&self, l: &Listener<'_>, inc: InConninfo, th: &TcpHeader, to: &TcpOpt) {
+    pub fn add(&self, l: &Listener<'_>, inc: InConninfo, seg: &Segment) {
+        let (th, to) = (&seg.th, &seg.to);
         let cx = l.cx;
         let vt = l.vt;
         let head = self.head(&inc);
         let mut entry = {
             let mut bucket = head.bucket.lock();
             if let Some(known) = bucket.entries.iter_mut().find(|entry| entry.inc == inc) {
+                if known.port != seg.port {
+                    // Another's, from the same address.
+                    return;
+                }
                 vt.stat.tcps_sc_dupsyn.inc();
                 // The peer sends its SYN again: the answer was lost. Its clock has moved on.
                 if known.timestamps && to.to_flags.contains(TcpOptFlags::TS) {
@@ -228,7 +236,7 @@ impl Syncache {
                 }
                 return;
             }
-            l.new_entry(inc, th, to)
+            l.new_entry(inc, th, to, seg.port)
         };
         if vt.tun.syncookies.get() {
             entry.iss = self.cookie(l, &entry);
@@ -248,7 +256,7 @@ impl Syncache {
     /// The initial sequence number that tells what is in `entry`.
     fn cookie(&self, l: &Listener<'_>, entry: &Entry) -> TcpSeq {
         // No larger than we would send, no smaller than we accept.
-        let ours = tcp_mssopt(l.cx, entry.inc.inc_faddr);
+        let ours = tcp_mssopt(l.cx, entry.inc.inc_faddr, entry.port);
         let least = l.vt.tun.minmss.get().min(u32::from(u16::MAX)) as u16;
         let offer = Offer {
             mss: entry
@@ -297,13 +305,17 @@ impl Syncache {
 
     /// A RST for a connection half made (RFC 5961 §3.2).
     #[doc(alias = "syncache_chkrst")]
-    pub fn chkrst(&self, cx: &NetCx<'_>, vt: &TcpVnet, inc: &InConninfo, th: &TcpHeader) {
+    pub fn chkrst(&self, cx: &NetCx<'_>, vt: &TcpVnet, inc: &InConninfo, seg: &Segment) {
+        let th = &seg.th;
         let head = self.head(inc);
         let mut bucket = head.bucket.lock();
         let Some(at) = bucket.entries.iter().position(|entry| entry.inc == *inc) else {
             return;
         };
         let entry = bucket.entries[at];
+        if entry.port != seg.port {
+            return;
+        }
         let next = entry.irs + 1;
         let in_window =
             th.th_seq == next || (th.th_seq.geq(next) && th.th_seq.lt(next + u32::from(entry.wnd)));
@@ -322,10 +334,11 @@ impl Syncache {
 
     /// Forgets a connection half made: something impossible came for it.
     #[doc(alias = "syncache_badack")]
-    pub fn badack(&self, vt: &TcpVnet, inc: &InConninfo) {
+    pub fn badack(&self, vt: &TcpVnet, inc: &InConninfo, port: u16) {
         let head = self.head(inc);
         let mut bucket = head.bucket.lock();
-        if let Some(at) = bucket.entries.iter().position(|entry| entry.inc == *inc) {
+        let is = |entry: &Entry| entry.inc == *inc && entry.port == port;
+        if let Some(at) = bucket.entries.iter().position(is) {
             self.remove(&mut bucket, at);
             vt.stat.tcps_sc_badack.inc();
         }
@@ -333,14 +346,14 @@ impl Syncache {
 
     /// An ICMP error about our SYN|ACK: believed the second time, when three answers went unheard.
     #[doc(alias = "syncache_unreach")]
-    pub fn unreach(&self, vt: &TcpVnet, inc: &InConninfo, seq: TcpSeq) {
+    pub fn unreach(&self, vt: &TcpVnet, inc: &InConninfo, seq: TcpSeq, port: u16) {
         let head = self.head(inc);
         let mut bucket = head.bucket.lock();
         let Some(at) = bucket.entries.iter().position(|entry| entry.inc == *inc) else {
             return;
         };
         let entry = &mut bucket.entries[at];
-        if entry.iss != seq {
+        if entry.iss != seq || entry.port != port {
             return;
         }
         if !entry.unreach || entry.rxmits < 3 + 1 {
@@ -353,13 +366,8 @@ impl Syncache {
 
     /// An ACK for a listening socket: makes the connection if it completes a handshake.
     #[doc(alias = "syncache_expand")]
-    pub fn expand(
-        &self,
-        l: &Listener<'_>,
-        inc: &InConninfo,
-        th: &TcpHeader,
-        to: &TcpOpt,
-    ) -> Expanded {
+    pub fn expand(&self, l: &Listener<'_>, inc: &InConninfo, seg: &Segment) -> Expanded {
+        let (th, to) = (&seg.th, &seg.to);
         let vt = l.vt;
         let head = self.head(inc);
         let entry = {
@@ -368,10 +376,10 @@ impl Syncache {
             let Some(at) = known.filter(|_| !cookies_only(&vt.tun)) else {
                 let overflow = bucket.last_overflow;
                 drop(bucket);
-                return self.expand_cookie(l, inc, th, to, overflow);
+                return self.expand_cookie(l, inc, seg, overflow);
             };
             let entry = bucket.entries[at];
-            if th.th_ack != entry.iss + 1 {
+            if entry.port != seg.port || th.th_ack != entry.iss + 1 {
                 return Expanded::Bad;
             }
             let in_window =
@@ -400,10 +408,10 @@ impl Syncache {
         &self,
         l: &Listener<'_>,
         inc: &InConninfo,
-        th: &TcpHeader,
-        to: &TcpOpt,
+        seg: &Segment,
         overflow: Option<Ticks>,
     ) -> Expanded {
+        let (th, to) = (&seg.th, &seg.to);
         let (vt, tun, now) = (l.vt, &l.vt.tun, l.cx.now);
         // Without overflow there would be a record.
         let lost = overflow.is_some_and(|at| now - at < SYNCOOKIE_LIFETIME as i32);
@@ -437,7 +445,7 @@ impl Syncache {
             th_flags: TcpFlags::SYN,
             ..*th
         };
-        let mut entry = l.new_entry(*inc, &header, &syn);
+        let mut entry = l.new_entry(*inc, &header, &syn, seg.port);
         entry.iss = iss;
         complete(l, &entry)
     }
@@ -554,8 +562,8 @@ fn respond(cx: &NetCx<'_>, vt: &TcpVnet, entry: &Entry, flags: TcpFlags) -> bool
     if !entry.noopt {
         if syn {
             to.to_flags |= TcpOptFlags::MSS;
-            to.to_mss =
-                tcp_mssopt(cx, entry.inc.inc_faddr).max(vt.tun.minmss.get().min(65535) as u16);
+            to.to_mss = tcp_mssopt(cx, entry.inc.inc_faddr, entry.port)
+                .max(vt.tun.minmss.get().min(65535) as u16);
             if let Some((_, ours)) = entry.scale {
                 to.to_flags |= TcpOptFlags::SCALE;
                 to.to_wscale = ours;
@@ -598,6 +606,7 @@ fn respond(cx: &NetCx<'_>, vt: &TcpVnet, entry: &Entry, flags: TcpFlags) -> bool
         options: None,
         route: None,
         route6: None,
+        udp: vt.tunnel.ports(entry.port),
     };
     send_bare(cx, &place, header, &to)
 }
@@ -634,7 +643,7 @@ impl<'a> Listener<'a> {
         }
     }
 
-    fn new_entry(&self, inc: InConninfo, th: &TcpHeader, to: &TcpOpt) -> Entry {
+    fn new_entry(&self, inc: InConninfo, th: &TcpHeader, to: &TcpOpt, port: u16) -> Entry {
         let tun = &self.vt.tun;
         let noopt = self.flags.contains(Tf::NOOPT);
         let extensions = tun.rfc1323.get() && !noopt;
@@ -644,6 +653,7 @@ impl<'a> Listener<'a> {
         let marks = self.marks[usize::from(inc.is_ipv6())];
         Entry {
             inc,
+            port,
             iss: isn.new_isn(self.cx.now, &inc),
             irs: th.th_seq,
             tsoff: if timestamps {
@@ -722,6 +732,7 @@ fn syncache_socket(l: &Listener<'_>, entry: &Entry) -> Option<Arc<TcpInpcb>> {
 /// Brings the new connection to where the handshake stands.
 fn set_up(l: &Listener<'_>, c: &Conn<'_>, tp: &mut Tcpcb, entry: &Entry) {
     tcp_state_change(c, tp, TcpState::SynReceived);
+    tp.t_port = entry.port;
     tp.iss = entry.iss;
     tp.irs = entry.irs;
     tcp_rcvseqinit(tp);

@@ -57,6 +57,8 @@ pub enum TwCheck {
     Done,
     /// It opens a new connection; the old one is closed.
     Recycled,
+    /// It came by another UDP port than the peer's: to be answered with RST.
+    Refused,
 }
 
 /// A segment for a connection in TIME_WAIT.
@@ -79,6 +81,9 @@ pub fn tcp_twcheck(c: &Conn<'_>, tp: &mut Tcpcb, seg: &Segment) -> TwCheck {
         c.vt.stat.tcps_tw_recycles.inc();
         tcp_close(c, tp);
         return TwCheck::Recycled;
+    }
+    if tp.t_port != seg.port {
+        return TwCheck::Refused;
     }
     if !flags.contains(TcpFlags::ACK) || (timestamps && !has && !c.vt.tun.tolerate_missing_ts.get())
     {

@@ -44,6 +44,8 @@ pub const TCP_INFO: i32 = 32;
 pub const TCP_CONGESTION: i32 = 64;
 /// How long the peer may acknowledge nothing, in s.
 pub const TCP_MAXUNACKTIME: i32 = 68;
+/// UDP port through which the peer is reached; 0 without UDP.
+pub const TCP_REMOTE_UDP_ENCAPS_PORT: i32 = 71;
 /// How long the handshake may take, in s.
 pub const TCP_KEEPINIT: i32 = 128;
 /// Idle time before keepalive probes, in s.
@@ -471,6 +473,15 @@ fn tcp_setopt(c: &Conn<'_>, tp: &mut Tcpcb, sopt: &SockOpt<'_>) -> Result<(), Er
             }
             tp.t_flags.set(Tf::FASTOPEN, on);
         }
+        TCP_REMOTE_UDP_ENCAPS_PORT => {
+            let port = u16::try_from(sopt.int()?).map_err(|_| Errno::EINVAL)?;
+            let open = c.vt.tunnel.local_port() != 0;
+            // Neither without a tunnel, nor once the handshake has begun.
+            if (port != 0 && !open) || tp.t_state != TcpState::Closed {
+                return Err(Errno::EINVAL);
+            }
+            tp.t_port = port;
+        }
         TCP_INFO => return Err(Errno::EINVAL),
         _ => return Err(Errno::ENOPROTOOPT),
     }
@@ -528,6 +539,7 @@ fn tcp_getopt(c: &Conn<'_>, tp: &Tcpcb, sopt: &mut SockOpt<'_>) -> Result<(), Er
         TCP_KEEPCNT => sopt.answer_int(tp.keepcnt(tun) as i32),
         TCP_MAXUNACKTIME => sopt.answer_int(seconds(tp.maxunacktime(tun))),
         TCP_FASTOPEN => sopt.answer_int(flag(Tf::FASTOPEN, 1)),
+        TCP_REMOTE_UDP_ENCAPS_PORT => sopt.answer_int(i32::from(tp.t_port)),
         TCP_INFO => sopt.answer(&tcp_fill_info(c, tp)),
         TCP_FUNCTION_BLK => {
             let mut block = [0; 36];

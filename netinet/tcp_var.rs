@@ -219,6 +219,8 @@ pub struct Tcpcb {
     /// The last acknowledgement sent.
     pub last_ack_sent: TcpSeq,
 
+    /// UDP port through which the peer is reached, 0 without UDP (`TCP_REMOTE_UDP_ENCAPS_PORT`).
+    pub t_port: u16,
     /// Largest segment to send, options included.
     pub t_maxseg: u32,
     /// `t_maxseg` before a black hole was suspected.
@@ -336,6 +338,7 @@ impl Tcpcb {
             rcv_up: TcpSeq(0),
             irs: TcpSeq(0),
             last_ack_sent: TcpSeq(0),
+            t_port: 0,
             t_maxseg: tun.mssdflt.get(),
             t_pmtud_saved_maxseg: 0,
             ts_recent: 0,

@@ -21,6 +21,7 @@ use alloc::sync::Arc;
 use core::net::{IpAddr, Ipv4Addr};
 use sys::errno::Errno;
 use sys::kern::subr_epoch::NetEpoch;
+use sys::kern::uipc_syscalls::SocketHandle;
 use sys::kprintf;
 use sys::mbuf::{CsumFlags, How, IfIndex, MFlags, Mbuf};
 use sys::protosw::{PrFlags, Protosw, SendFlags, SockOpt};
@@ -41,9 +42,19 @@ tunables! {
     }
 }
 
-/// UDP's own part of a control block: nothing so far.
+/// Takes a datagram for a tunnel: `m` begins with the IP header of `hlen` bytes (`udp_tun_func_t`).
+pub type UdpTunFunc = fn(cx: &NetCx<'_>, m: Mbuf, hlen: usize);
+/// Hears of an ICMP error about a datagram of a tunnel; the quotation begins with the UDP header (`udp_tun_icmp_t`).
+pub type UdpTunIcmp = fn(cx: &NetCx<'_>, cmd: PrcCmd, quoted: &Quoted<'_>);
+
+/// UDP's own part of a control block.
 #[derive(Default)]
-pub struct Udpcb;
+pub struct Udpcb {
+    /// Who takes the datagrams of a tunnel, in place of the socket.
+    u_tun_func: Option<UdpTunFunc>,
+    /// Who hears of errors about them.
+    u_icmp_func: Option<UdpTunIcmp>,
+}
 
 /// A UDP control block.
 pub type UdpInpcb = Inpcb<Udpcb>;
@@ -96,7 +107,7 @@ pub fn udp_input(cx: &NetCx<'_>, m: Mbuf, hlen: usize) {
                 stat.udps_noport.inc();
                 return;
             }
-            udp_append(cx, &inp, dgram);
+            udp_append(cx, inp, dgram);
         }
         None => no_port(cx, dgram),
     }
@@ -264,7 +275,7 @@ fn udp_multi_input(cx: &NetCx<'_>, dgram: Datagram) {
         if let Some(m) = dgram.m.copypacket(How::NoWait) {
             udp_append(
                 cx,
-                &inp.read(),
+                inp.read(),
                 Datagram {
                     m,
                     ttl: dgram.ttl,
@@ -276,12 +287,18 @@ fn udp_multi_input(cx: &NetCx<'_>, dgram: Datagram) {
             stat.udps_fullsock.inc();
         }
     }
-    udp_append(cx, &last.read(), dgram);
+    udp_append(cx, last.read(), dgram);
 }
 
-/// Puts a datagram into the socket's buffer and wakes who waits for it.
+/// Puts a datagram into the socket's buffer and wakes who waits for it, or hands it to the tunnel.
 #[inline]
-fn udp_append(cx: &NetCx<'_>, inp: &InpRead<'_, Udpcb>, dgram: Datagram) {
+fn udp_append(cx: &NetCx<'_>, inp: InpRead<'_, Udpcb>, dgram: Datagram) {
+    if let Some(tunnel) = inp.ppcb.u_tun_func {
+        // The tunnel may look for control blocks itself.
+        drop(inp);
+        tunnel(cx, dgram.m, dgram.headers - Udphdr::LEN);
+        return;
+    }
     let Some(so) = inp.inp_socket.as_ref() else {
         cx.vnet.udpstat.udps_noport.inc();
         return;
@@ -330,14 +347,26 @@ fn udp_ctlinput(cx: &NetCx<'_>, cmd: PrcCmd, quoted: &Quoted<'_>) {
     let Some(uh) = Udphdr::parse(quoted.transport) else {
         return;
     };
-    let Some(error) = cmd.errno() else { return };
     let inc = InConninfo {
         inc_faddr: quoted.dst,
         inc_laddr: quoted.src,
         inc_fport: uh.uh_dport.get(),
         inc_lport: uh.uh_sport.get(),
     };
-    let Some((inp_ref, inp)) = cx.vnet.udbinfo.lookup_read(&inc, Lookup::Exact, cx.epoch) else {
+    // Of sockets that are not connected only a tunnel wants to know.
+    let found = cx
+        .vnet
+        .udbinfo
+        .lookup_read(&inc, Lookup::Wildcard, cx.epoch);
+    let Some((inp_ref, inp)) = found else {
+        return;
+    };
+    if let Some(tunnel) = inp.ppcb.u_icmp_func {
+        drop(inp);
+        tunnel(cx, cmd, quoted);
+        return;
+    }
+    let Some(error) = cmd.errno().filter(|_| inp.is_connected()) else {
         return;
     };
     if matches!(cmd, PrcCmd::Msgsize(_)) {
@@ -587,7 +616,31 @@ fn udp6_output(
 /// Makes the control block of a new UDP socket.
 pub fn udp_attach(inet: &Arc<InetVnet>, so: &Arc<Socket>) -> Result<Arc<dyn Protosw>, Errno> {
     so.soreserve(inet.udp.maxdgram.get(), inet.udp.recvspace.get())?;
-    Ok(inet.udbinfo.alloc(inet, Some(so), Udpcb))
+    Ok(inet.udbinfo.alloc(inet, Some(so), Udpcb::default()))
+}
+
+/// Makes a UDP socket the end of a tunnel: what comes for it goes to `input`, errors to `icmp`. `EBUSY` if it is one
+/// already, `EINVAL` if it is no UDP socket.
+pub fn udp_set_kernel_tunneling(
+    inet: &InetVnet,
+    so: &SocketHandle,
+    input: UdpTunFunc,
+    icmp: UdpTunIcmp,
+) -> Result<(), Errno> {
+    let is = |inp: &&Arc<UdpInpcb>| {
+        let inp = inp.read();
+        let own = inp.inp_socket.as_ref();
+        own.is_some_and(|own| Arc::ptr_eq(own, so.inner()))
+    };
+    let all = inet.udbinfo.snapshot();
+    let inp = all.iter().find(is).ok_or(Errno::EINVAL)?;
+    let mut guard = inp.write();
+    if guard.ppcb.u_tun_func.is_some() {
+        return Err(Errno::EBUSY);
+    }
+    guard.ppcb.u_tun_func = Some(input);
+    guard.ppcb.u_icmp_func = Some(icmp);
+    Ok(())
 }
 
 impl Protosw for UdpInpcb {

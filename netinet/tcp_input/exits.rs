@@ -69,15 +69,7 @@ pub(super) fn finish(c: &Conn<'_>, tp: &mut Tcpcb, seg: &mut Segment, exit: Exit
 fn reset(c: &Conn<'_>, seg: &Segment, kind: Option<Bandlim>) {
     if reset_allowed(c.net, kind) {
         let marks = Some(Marks::of(c.hdr));
-        tcp_dropwithreset(
-            c.net,
-            marks,
-            seg.packet(),
-            seg.src,
-            seg.dst,
-            &seg.th,
-            seg.tlen,
-        );
+        tcp_dropwithreset(c.net, marks, seg);
     }
 }
 

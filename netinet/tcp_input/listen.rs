@@ -34,7 +34,7 @@ pub(super) fn listen(mut locked: Locked<'_>, inc: InConninfo, mut seg: Segment) 
     let th = seg.th;
     let flags = th.th_flags & (TcpFlags::RST | TcpFlags::ACK | TcpFlags::SYN);
     if flags == TcpFlags::ACK {
-        match vt.syncache.expand(&listener, &inc, &th, &seg.to) {
+        match vt.syncache.expand(&listener, &inc, &seg) {
             Expanded::Connection(inp) => {
                 let mut locked = Locked::new(cx, &inp);
                 // It may have been accepted and closed already.
@@ -58,7 +58,7 @@ pub(super) fn listen(mut locked: Locked<'_>, inc: InConninfo, mut seg: Segment) 
         return;
     }
     if seg.has(TcpFlags::RST) {
-        vt.syncache.chkrst(cx, vt, &inc, &th);
+        vt.syncache.chkrst(cx, vt, &inc, &seg);
         return;
     }
     if !seg.has(TcpFlags::SYN) {
@@ -67,7 +67,7 @@ pub(super) fn listen(mut locked: Locked<'_>, inc: InConninfo, mut seg: Segment) 
     }
     if seg.has(TcpFlags::ACK) {
         // RFC 9293 §3.10.7.2 would answer with a RST; FreeBSD does not say that somebody listens.
-        vt.syncache.badack(vt, &inc);
+        vt.syncache.badack(vt, &inc, seg.port);
         vt.stat.tcps_badsyn.inc();
         return;
     }
@@ -75,7 +75,7 @@ pub(super) fn listen(mut locked: Locked<'_>, inc: InConninfo, mut seg: Segment) 
         vt.stat.tcps_badsyn.inc();
         return;
     }
-    vt.syncache.add(&listener, inc, &th, &seg.to);
+    vt.syncache.add(&listener, inc, &seg);
 }
 
 /// RFC 9293 §3.9.2.3: no connections with groups, nor with ourselves by forgery.
@@ -99,6 +99,6 @@ fn reset(cx: &crate::vnet::NetCx<'_>, marks: Marks, seg: &Segment, kind: Option<
     }
     if reset_allowed(cx, kind) {
         let marks = Some(marks);
-        tcp_dropwithreset(cx, marks, seg.packet(), seg.src, seg.dst, &seg.th, seg.tlen);
+        tcp_dropwithreset(cx, marks, seg);
     }
 }

@@ -25,6 +25,8 @@ pub struct Segment {
     pub src: IpAddr,
     /// To.
     pub dst: IpAddr,
+    /// Port of the UDP header that it came in, 0 without.
+    pub port: u16,
     /// Time to live on arrival.
     pub ttl: u8,
     /// Type of service.

@@ -5,16 +5,15 @@
 use sys::mbuf::{CsumFlags, How, MAX_LINKHDR, MHLEN, Mbuf};
 use sys::socketvar::SndGuard;
 
-use crate::ip::IPPROTO_TCP;
-use crate::ip_var::pseudo_sum;
 use crate::tcp::{TCP_HLEN, TCP_MAXOLEN, TCP_MAXWIN, TcpFlags, TcpHeader};
 use crate::tcp_ecn::{IPTOS_ECN_MASK, tcp_ecn_output_established, tcp_ecn_output_syn_sent};
 use crate::tcp_fsm::TcpState;
 use crate::tcp_output::plan::{Plan, World};
 use crate::tcp_seq::TcpSeq;
-use crate::tcp_subr::{Conn, Envelope, ip_hlen, tcp_csum_flags, tcp_mssopt, write_headers};
+use crate::tcp_subr::{Conn, Envelope, ip_hlen, tcp_mssopt, write_headers};
 use crate::tcp_timer::TcpTimer;
 use crate::tcp_var::{TcpTunables, Tcpcb, Tf, Tf2, TsoLimits};
+use crate::udp::Udphdr;
 
 /// Builds the packet; `None` if there are no mbufs. Settles what the plan left open: how much data TSO can take, PUSH,
 /// the window.
@@ -26,7 +25,8 @@ pub(super) fn build(
     snd: &mut SndGuard<'_>,
 ) -> Option<Mbuf> {
     let tcplen = TCP_HLEN + plan.optlen as usize;
-    let hlen = ip_hlen(c.hdr.faddr());
+    let udp = c.vt.tunnel.ports(tp.t_port);
+    let hlen = ip_hlen(c.hdr.faddr()) + if udp.is_some() { Udphdr::LEN } else { 0 };
     let hdrlen = hlen + tcplen;
     let mut m = Mbuf::gethdr(How::NoWait)?;
     m.reserve_front(MAX_LINKHDR);
@@ -56,7 +56,7 @@ pub(super) fn build(
     }
     if plan.flags.contains(TcpFlags::SYN) && plan.optlen > 0 {
         // The segment size stands first among the options of a SYN.
-        let mss = tcp_mssopt(c.net, c.hdr.faddr());
+        let mss = tcp_mssopt(c.net, c.hdr.faddr(), tp.t_port);
         plan.options[2..4].copy_from_slice(&mss.to_be_bytes());
     }
     let ecn = ecn(c, tp, plan);
@@ -74,6 +74,7 @@ pub(super) fn build(
         options: None,
         route: None,
         route6: None,
+        udp,
     };
     let tun = &c.vt.tun;
     let df = may_not_be_fragmented(tun, tp);
@@ -94,10 +95,10 @@ pub(super) fn build(
     let pkthdr = m.pkthdr_mut();
     pkthdr.flowid = c.hdr.inp_flowid;
     pkthdr.rsstype = c.hdr.inp_flowtype;
-    pkthdr.csum_flags = tcp_csum_flags(place.dst);
-    pkthdr.csum_data = 16;
-    pkthdr.l3hlen = hlen as u8;
-    pkthdr.l4hlen = tcplen as u8;
+    place.ask_checksum(pkthdr, tcplen);
+    if udp.is_some() {
+        c.net.vnet.udpstat.udps_opackets.inc();
+    }
     if plan.tso {
         pkthdr.csum_flags |= if place.dst.is_ipv6() {
             CsumFlags::IP6_TSO
@@ -227,8 +228,8 @@ fn header(c: &Conn<'_>, tp: &mut Tcpcb, world: &World, plan: &mut Plan) -> TcpHe
         th_flags: plan.flags,
         th_off: tcplen as u8,
         th_win,
-        // The interface, or `ip_output`, goes on from the sum of the pseudo header.
-        th_sum: pseudo_sum(c.hdr.laddr(), c.hdr.faddr(), IPPROTO_TCP, tcplen + plan.len),
+        // `write_headers` fills it in.
+        th_sum: 0,
         th_urp,
     }
 }

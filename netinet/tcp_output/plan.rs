@@ -187,6 +187,7 @@ pub fn plan(tp: &Tcpcb, world: &World) -> Verdict {
     let (optlen, nsacks) = options(tp, world, flags, &mut bytes);
     let mut tso = tp.t_flags.contains(Tf::TSO)
         && world.tso
+        && tp.t_port == 0
         && len > tp.t_maxseg
         && nsacks == 0
         && hole.is_none()
