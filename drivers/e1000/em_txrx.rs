@@ -276,11 +276,17 @@ impl IflibTxq for EmTxq {
 pub(super) struct EmRxq {
     hw: Arc<E1000Hw>,
     ring: DmaRing<RxDesc>,
+    /// The head of an overlong frame was dropped, and its tail is still to come.
+    discard: bool,
 }
 
 impl EmRxq {
     pub(super) fn new(hw: Arc<E1000Hw>, ring: DmaRing<RxDesc>) -> Self {
-        Self { hw, ring }
+        Self {
+            hw,
+            ring,
+            discard: false,
+        }
     }
 }
 
@@ -310,26 +316,27 @@ impl IflibRxq for EmRxq {
         let mut errors = 0;
         ri.nfrags = 0;
         ri.len = 0;
-        let (last, overflow) = loop {
+        let last = loop {
             let desc = self.ring.read(i);
             if desc.status & RXD_STAT_DD == 0 {
                 return RxGet::Empty;
             }
             errors |= desc.errors;
             let len = usize::from(u16::from_le(desc.length));
-            let overflow = ri.nfrags == ri.frags.len();
-            if !overflow {
-                ri.frags[ri.nfrags] = RxFrag { idx: i, len };
-                ri.nfrags += 1;
-                ri.len += len;
-            }
-            if desc.status & RXD_STAT_EOP != 0 || overflow {
-                break (desc, overflow);
+            let Some(frag) = ri.frags.get_mut(ri.nfrags) else {
+                // Longer than the longest frame there can be: dropped piece by piece, this descriptor with the next.
+                self.discard = true;
+                return RxGet::Bad;
+            };
+            *frag = RxFrag { idx: i, len };
+            ri.nfrags += 1;
+            ri.len += len;
+            if desc.status & RXD_STAT_EOP != 0 {
+                break desc;
             }
             i = if i + 1 == count { 0 } else { i + 1 };
         };
-        // `overflow`: a frame longer than the longest there can be. Its head is dropped, its tail is dropped next.
-        if errors & RXD_ERR_FRAME != 0 || overflow {
+        if core::mem::take(&mut self.discard) || errors & RXD_ERR_FRAME != 0 {
             return RxGet::Bad;
         }
         (ri.csum_flags, ri.csum_data) = receive_checksum(last.status, last.errors);
@@ -363,6 +370,7 @@ impl IflibRxq for EmRxq {
 
     fn reset(&mut self) {
         self.ring.clear();
+        self.discard = false;
         let hw = &self.hw;
         let addr = self.ring.addr().as_u64();
         hw.write(RDLEN, self.ring.len_bytes() as u32);
@@ -376,3 +384,6 @@ impl IflibRxq for EmRxq {
         (self.hw.read(RDH), self.hw.read(RDT))
     }
 }
+
+#[cfg(test)]
+mod tests;

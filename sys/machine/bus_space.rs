@@ -138,6 +138,14 @@ impl Mmio {
         }
     }
 
+    /// A window onto `size` bytes of zeroed memory that lives for good: registers that keep what a driver under test writes.
+    #[cfg(not(any(target_os = "none", loom)))]
+    pub fn in_memory(size: usize) -> Self {
+        let words = alloc::vec![0_u32; size.div_ceil(4)].leak();
+        // SAFETY: the memory is never freed, and nothing else knows it.
+        unsafe { Self::new(NonNull::from(words).cast(), size) }
+    }
+
     /// Size in bytes.
     pub fn size(&self) -> usize {
         self.size

@@ -205,6 +205,7 @@ impl RxState {
             match self.hw.rxd_pkt_get(self.cidx, &mut info) {
                 RxGet::Empty => break,
                 RxGet::Bad => taken.bad += 1,
+                RxGet::Frame if !self.fits(&info) => taken.bad += 1,
                 RxGet::Frame => {
                     dma_rmb();
                     match self.assemble(&info) {
@@ -251,6 +252,16 @@ impl RxState {
         self.bufs.len() - 1 - self.credits
     }
 
+    /// Whether the buffers that `info` names are there and as large as it says: hardware that claims more than it was given
+    /// is not believed.
+    fn fits(&self, info: &RxInfo) -> bool {
+        let frags = info.frags.get(..info.nfrags).unwrap_or_default();
+        frags.iter().all(|frag| {
+            let buffer = self.bufs.get(frag.idx).and_then(Option::as_ref);
+            buffer.is_some_and(|(m, _)| frag.len <= m.trailing_space())
+        })
+    }
+
     /// Makes a packet of the buffers that `info` names. Says whether it is a copy.
     #[doc(alias = "assemble_segments")]
     fn assemble(&mut self, info: &RxInfo) -> Option<(Mbuf, bool)> {
@@ -295,8 +306,7 @@ impl RxState {
     /// The buffer of a descriptor, now `len` bytes long.
     fn buffer(&mut self, idx: usize, len: usize) -> Option<Mbuf> {
         let (mut m, _) = self.bufs.get_mut(idx)?.take()?;
-        // Hardware that claims more than it was given is not believed.
-        m.set_len(len.min(m.trailing_space()));
+        m.set_len(len);
         Some(m)
     }
 

@@ -542,3 +542,20 @@ fn the_cable_pulled_is_told_and_so_is_its_return() {
         assert_eq!(rig.ifp.link_state(), LinkState::Up);
     });
 }
+
+#[test]
+fn a_frame_that_claims_more_than_its_buffer_holds_is_dropped_and_the_next_one_comes_through() {
+    on_a_machine(|rig| {
+        rig.fake.receive(&frame(200, 1), 2048);
+        rig.fake.with(|device| {
+            let lie = device.rx_done.back_mut().unwrap();
+            lie.1 = 2049;
+        });
+        rig.fake.receive(&frame(300, 2), 2048);
+        rig.iflib.rxeof(&rig.ifp, 0);
+        let heard = rig.heard.0.lock().unwrap();
+        assert_eq!(heard.len(), 1);
+        assert_eq!(heard[0].0.len(), 300 - ETHER_HDR_LEN);
+        assert_eq!(rig.ifp.data().ierrors, 1);
+    });
+}
