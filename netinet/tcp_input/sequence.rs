@@ -191,8 +191,9 @@ pub(super) fn trim_to_window(c: &Conn<'_>, tp: &mut Tcpcb, seg: &mut Segment) ->
         return Err(Exit::DropWithReset(Some(Bandlim::RstOpenport)));
     }
     trim_front(c, tp, seg);
-    // Data that nobody can receive any more.
-    if c.so.state_has(SoState::NOFDREF) && tp.t_state > TcpState::CloseWait && seg.tlen > 0 {
+    // Data that nobody can receive any more. Behind the peer's FIN there is none: that is not the peer's.
+    let closed = c.so.state_has(SoState::NOFDREF) && tp.t_state > TcpState::CloseWait;
+    if closed && seg.tlen > 0 && !tp.t_state.have_received_fin() {
         c.vt.stat.tcps_rcvafterclose.inc();
         tcp_close(c, tp);
         return Err(Exit::DropWithReset(None));

@@ -579,6 +579,39 @@ fn an_unreachable_port_refuses_a_connection_being_made() {
 }
 
 #[test]
+fn data_behind_the_peers_fin_does_not_break_a_connection_that_is_closing() {
+    in_world(|world| {
+        let so = tcp(&world.a);
+        let mut peer = Peer::accept(world, &so, mss_only());
+        send_all(&so, b"last words");
+        assert_eq!(peer.expect().data, b"last words");
+        drop(so);
+        assert!(peer.expect().th.th_flags.contains(TcpFlags::FIN));
+        peer.send(TcpFlags::FIN | ACK, &[]);
+        assert_eq!(peer.expect().th.th_ack, peer.seq);
+        assert_eq!(in_state(&world.a, TcpState::Closing), 1);
+        // Forged: neither in the window nor acknowledging anything.
+        peer.inject(
+            peer.seq + 0x4000_0000,
+            peer.ack,
+            ACK,
+            &TcpOpt::default(),
+            b"forged",
+        );
+        let answer = peer.expect();
+        assert!(!answer.th.th_flags.contains(TcpFlags::RST));
+        assert_eq!(answer.th.th_ack, peer.seq);
+        assert_eq!(in_state(&world.a, TcpState::Closing), 1);
+        assert_eq!(world.a.inet.tcp.stat.tcps_rcvafterclose.fetch(), 0);
+        // What the peer has not acknowledged is still sent again.
+        assert_eq!(peer.expect_within(2000).data, b"last words");
+        peer.ack += 11;
+        peer.send(ACK, &[]);
+        assert_eq!(in_state(&world.a, TcpState::TimeWait), 1);
+    });
+}
+
+#[test]
 fn a_closed_socket_keeps_nothing_that_came_out_of_order() {
     in_world(|world| {
         let so = tcp(&world.a);

@@ -96,6 +96,9 @@ pub enum Verdict {
 /// look at the wire and inject frames, but not sleep.
 pub type Hook = Box<dyn FnMut(Dir, u64, &mut Vec<u8>) -> Verdict + Send>;
 
+/// Sees each frame as it reaches the other end, at a time since boot. It may not use the stack or the wire.
+pub type Observer = Box<dyn FnMut(Dir, Duration, &[u8]) + Send>;
+
 /// What crossed the wire, and what did not.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct WireStat {
@@ -126,6 +129,7 @@ struct Shared {
     ports: OnceLock<[Arc<Port>; 2]>,
     lanes: [Mutex<LaneState>; 2],
     hook: Mutex<HookSlot>,
+    observer: Mutex<Option<Observer>>,
     capture: Mutex<Option<Capture>>,
 }
 
@@ -188,6 +192,7 @@ impl Wire {
             ports: OnceLock::new(),
             lanes,
             hook: Mutex::new(HookSlot::Free(None)),
+            observer: Mutex::new(None),
             capture: Mutex::new(capture),
         }))
     }
@@ -243,6 +248,11 @@ impl Wire {
             drop(slot);
             cpu_spinwait();
         }
+    }
+
+    /// Lets `observer` see each frame that arrives from now on; `None` stops it.
+    pub fn set_observer(&self, observer: Option<Observer>) {
+        *lock(&self.0.observer) = observer;
     }
 
     /// Changes the properties of one way across.
@@ -375,6 +385,9 @@ impl CalloutTarget for Port {
             let Some(frame) = due else { break };
             if !ifp.is_running() {
                 continue;
+            }
+            if let Some(observer) = &mut *lock(&wire.observer) {
+                observer(self.into, now, &frame);
             }
             let made = receive(&ifp, &frame);
             let mut lane = lock(&wire.lanes[self.into.index()]);

@@ -3,3 +3,4 @@
 pub mod cc;
 pub mod lab;
 pub mod plot;
+pub mod runs;

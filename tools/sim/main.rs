@@ -2,7 +2,9 @@
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use sim::{cc, plot};
+use sim::runs::scenario::Scenario;
+use sim::{cc, plot, runs};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 /// Experiments with the stack on a simulated wire, in virtual time.
@@ -16,6 +18,21 @@ struct Cli {
 enum Command {
     /// Congestion control beside the formulas that say what it should do, at full size
     Cc,
+    /// Make seeded runs: connections of all kinds over paths with all faults
+    Run {
+        /// The first seed
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+        /// How many seeds, one after the other
+        #[arg(long, default_value_t = 1)]
+        count: u64,
+        /// Write the frames that cross to this file
+        #[arg(long)]
+        pcap: Option<PathBuf>,
+        /// Say what each run is, and what came of it
+        #[arg(long, short)]
+        verbose: bool,
+    },
     /// Draw the congestion window of every algorithm by time
     Plot {
         /// Where to write the SVG
@@ -26,6 +43,12 @@ enum Command {
 fn main() -> Result<()> {
     match Cli::parse().command {
         Command::Cc => congestion_control(),
+        Command::Run {
+            seed,
+            count,
+            pcap,
+            verbose,
+        } => run(seed, count, pcap, verbose),
         Command::Plot { path } => {
             println!("{}", plot::congestion_windows(&path)?);
             Ok(())
@@ -67,5 +90,60 @@ fn congestion_control() -> Result<()> {
         "{} measurements are out of bounds",
         failed.len()
     );
+    Ok(())
+}
+
+/// Makes `count` runs from `seed` on, and says what they did together; fails if one is wrong.
+fn run(seed: u64, count: u64, pcap: Option<PathBuf>, verbose: bool) -> Result<()> {
+    let began = std::time::Instant::now();
+    let mut failed = 0;
+    let mut sum = runs::Outcome::default();
+    let mut errors: BTreeMap<&str, u64> = BTreeMap::new();
+    for seed in seed..seed + count {
+        if verbose {
+            println!("{:#?}", Scenario::new(seed));
+        }
+        let outcome = match runs::run(seed, pcap.clone()) {
+            Ok(outcome) => outcome,
+            Err(e) => {
+                println!("{e:#}");
+                failed += 1;
+                continue;
+            }
+        };
+        if verbose || count == 1 {
+            println!("seed {seed}: {outcome:?}");
+        }
+        sum.frames += outcome.frames;
+        sum.bytes += outcome.bytes;
+        sum.again += outcome.again;
+        sum.timeouts += outcome.timeouts;
+        sum.took_ms += outcome.took_ms;
+        for (total, some) in sum.ends.iter_mut().zip(outcome.ends) {
+            *total += some;
+        }
+        for (name, some) in outcome.errors {
+            *errors.entry(name).or_default() += some;
+        }
+    }
+    let errors: Vec<String> = errors
+        .iter()
+        .map(|(name, n)| format!("{n} {name}"))
+        .collect();
+    println!(
+        "{count} runs, seeds {seed} to {}: {failed} wrong; {} ends as meant, {} told of errors ({}); {} bytes, {} frames, \
+         {} segments again, {} timeouts; {:.1} h of virtual time in {:.1} s",
+        seed + count - 1,
+        sum.ends[0],
+        sum.ends[1],
+        errors.join(", "),
+        sum.bytes,
+        sum.frames,
+        sum.again,
+        sum.timeouts,
+        sum.took_ms as f64 / 3_600_000.0,
+        began.elapsed().as_secs_f64()
+    );
+    anyhow::ensure!(failed == 0, "{failed} of {count} runs are wrong");
     Ok(())
 }

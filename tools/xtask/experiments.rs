@@ -1,4 +1,4 @@
-//! Experiments on the simulated wire: congestion control against theory, and pictures of it.
+//! Experiments on the simulated wire: congestion control against theory, pictures of it, seeded runs.
 
 use crate::image;
 use crate::proc;
@@ -10,6 +10,8 @@ use std::time::Duration;
 
 /// Where the picture of the congestion windows is kept.
 const CC_PICTURE: &str = "tools/doc/cwnd.svg";
+/// Seeds of a soak; the tests on the host make 200 runs.
+const SEEDED_RUNS: u64 = 2_000;
 /// Limit for a run, compilation included.
 const LIMIT: Duration = Duration::from_secs(3600);
 
@@ -46,5 +48,10 @@ pub fn check(suite: &mut Suite) {
     suite.check("congestion control against theory", || {
         let said = proc::run(program().arg("cc"), LIMIT)?;
         Ok(format!("\n{}", said.trim_end()))
+    });
+    suite.check("seeded runs", || {
+        let count = SEEDED_RUNS.to_string();
+        let said = proc::run(program().args(["run", "--count", &count]), LIMIT)?;
+        Ok(said.trim_end().to_string())
     });
 }
