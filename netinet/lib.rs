@@ -12,6 +12,7 @@ extern crate std;
 // The instance, its addresses and control blocks.
 pub mod in_control;
 pub mod in_pcb;
+pub mod key;
 pub mod vnet;
 
 // IPv4 and what belongs to it.
@@ -42,6 +43,7 @@ pub mod tcp_hostcache;
 pub mod tcp_info;
 pub mod tcp_input;
 pub mod tcp_lro;
+pub mod tcp_md5;
 pub mod tcp_output;
 pub mod tcp_over_udp;
 pub mod tcp_reass;

@@ -63,6 +63,12 @@ const TCPOLEN_SACKHDR: usize = 2;
 const TCPOLEN_SACK: usize = 8;
 const TCPOPT_TIMESTAMP: u8 = 8;
 const TCPOLEN_TIMESTAMP: usize = 10;
+const TCPOPT_SIGNATURE: u8 = 19;
+const TCPOLEN_SIGNATURE: usize = 2 + SIGNATURE_LEN;
+/// Bytes of a signature (RFC 2385 §2).
+pub const SIGNATURE_LEN: usize = 16;
+/// Length of the signature option with its padding.
+pub const TCPOLEN_SIGNATURE_APPA: usize = TCPOLEN_SIGNATURE + 2;
 const TCPOPT_FAST_OPEN: u8 = 34;
 const TCPOLEN_FAST_OPEN_EMPTY: usize = 2;
 /// Longest cookie of Fast Open (RFC 7413 §2).
@@ -242,6 +248,8 @@ pub struct TcpOpt {
     pub to_sacks: [SackBlk; TCP_MAX_SACK],
     /// Cookie of Fast Open.
     pub to_tfo: TfoCookie,
+    /// Signature; what is written is all zeros until the segment is complete.
+    pub to_signature: [u8; SIGNATURE_LEN],
 }
 
 impl TcpOpt {
@@ -313,6 +321,12 @@ impl TcpOpt {
                 self.to_flags |= TcpOptFlags::FASTOPEN;
                 self.to_tfo = TfoCookie::new(cookie);
             }
+            (TCPOPT_SIGNATURE, signature) => {
+                if let Ok(signature) = signature.try_into() {
+                    self.to_flags |= TcpOptFlags::SIGNATURE;
+                    self.to_signature = signature;
+                }
+            }
             (TCPOPT_SACK_PERMITTED, &[]) if syn => self.to_flags |= TcpOptFlags::SACKPERM,
             (TCPOPT_TIMESTAMP, &[a, b, c, d, e, f, g, h]) => {
                 self.to_flags |= TcpOptFlags::TS;
@@ -362,6 +376,13 @@ impl TcpOpt {
         out[8..12].copy_from_slice(&tsecr.to_be_bytes());
     }
 
+    /// The signature, if there is one.
+    pub fn signature(&self) -> Option<[u8; SIGNATURE_LEN]> {
+        self.to_flags
+            .contains(TcpOptFlags::SIGNATURE)
+            .then_some(self.to_signature)
+    }
+
     /// The SACK blocks.
     pub fn sacks(&self) -> &[SackBlk] {
         &self.to_sacks[..usize::from(self.to_nsacks).min(TCP_MAX_SACK)]
@@ -387,6 +408,9 @@ impl TcpOpt {
         if self.to_flags.contains(TcpOptFlags::TS) {
             w.timestamps(self.to_tsval, self.to_tsecr);
         }
+        if self.to_flags.contains(TcpOptFlags::SIGNATURE) {
+            w.signature(&self.to_signature);
+        }
         if self.to_flags.contains(TcpOptFlags::SACK) && self.to_nsacks > 0 {
             w.sacks(self.sacks());
         }
@@ -394,6 +418,19 @@ impl TcpOpt {
             w.fast_open(self.to_tfo.bytes());
         }
         w.finish()
+    }
+}
+
+/// Where in a list of options, written by us, the bytes of the signature begin.
+pub fn signature_at(options: &[u8]) -> Option<usize> {
+    let mut at = 0;
+    loop {
+        match *options.get(at)? {
+            TCPOPT_EOL => return None,
+            TCPOPT_NOP => at += 1,
+            TCPOPT_SIGNATURE => return Some(at + 2),
+            _ => at += usize::from(*options.get(at + 1)?).max(2),
+        }
     }
 }
 
@@ -434,6 +471,14 @@ impl OptionWriter<'_> {
             g,
             h,
         ]);
+    }
+
+    fn signature(&mut self, signature: &[u8; SIGNATURE_LEN]) {
+        self.pad_until(TCPOLEN_SIGNATURE, |len| len % 4 == 2);
+        if self.len + TCPOLEN_SIGNATURE <= TCP_MAXOLEN {
+            self.put(&[TCPOPT_SIGNATURE, TCPOLEN_SIGNATURE as u8]);
+            self.put(signature);
+        }
     }
 
     fn sacks(&mut self, blocks: &[SackBlk]) {
@@ -586,6 +631,27 @@ mod tests {
         assert_eq!(written(&to), [2, 4, 2, 24, 34, 2, 0, 0]);
         let long = TfoCookie::new(&[1; 17]);
         assert!(long.is_cut() && long.len() == 17 && long.bytes().is_empty());
+    }
+
+    #[test]
+    fn a_signature_stands_behind_timestamps_and_before_sack_blocks() {
+        let mut to = TcpOpt {
+            to_flags: TcpOptFlags::SIGNATURE | TcpOptFlags::SACK,
+            to_signature: [7; 16],
+            to_nsacks: 2,
+            ..TcpOpt::default()
+        };
+        let bytes = written(&to);
+        assert_eq!(bytes[..4], [1, 1, 19, 18]);
+        assert_eq!(signature_at(&bytes), Some(4));
+        // One block fits beside it.
+        assert_eq!(bytes[20..24], [1, 1, 5, 10]);
+        assert_eq!(TcpOpt::parse(&bytes, false).signature(), Some([7; 16]));
+        to.to_flags = TcpOptFlags::SIGNATURE | TcpOptFlags::TS;
+        let bytes = written(&to);
+        assert_eq!(bytes[12..16], [1, 1, 19, 18]);
+        assert_eq!(signature_at(&bytes), Some(16));
+        assert_eq!(TcpOpt::parse(&[19, 17, 0], false).signature(), None);
     }
 
     #[test]

@@ -24,10 +24,12 @@ use crate::ip::{IPPROTO_TCP, IPVERSION, Ip};
 use crate::ip_icmp::{Bandlim, badport_bandlim};
 use crate::ip_var::pseudo_sum;
 use crate::netinet6::ip6::Ip6;
-use crate::tcp::{TCP_HLEN, TcpFlags, TcpHeader, TcpOpt};
+use crate::tcp::{TCP_HLEN, TcpFlags, TcpHeader, TcpOpt, TcpOptFlags};
 use crate::tcp_fsm::TcpState;
-use crate::tcp_subr::{Locked, Marks, TcpVnet, tcp_dropwithreset};
+use crate::tcp_md5::tcp_md5_input;
+use crate::tcp_subr::{Conn, Locked, Refusal, TcpVnet, tcp_dropwithreset};
 use crate::tcp_timewait::{TwCheck, tcp_twcheck};
+use crate::tcp_var::{Tcpcb, Tf};
 use crate::vnet::NetCx;
 
 /// Takes a segment. `m` begins with the IP header of `hlen` bytes and is as long as the datagram.
@@ -60,6 +62,7 @@ pub(crate) fn tcp_input_with_port(cx: &NetCx<'_>, vt: &TcpVnet, m: Mbuf, hlen: u
         let Some((c, tp)) = locked.split() else {
             return;
         };
+        let refusal = |c: &Conn<'_>, tp: &Tcpcb| Refusal::of(c.hdr, tp, cx.now, seg.src.is_ipv6());
         let over = matches!(
             tp.t_state,
             TcpState::Listen | TcpState::Closed | TcpState::TimeWait
@@ -67,7 +70,7 @@ pub(crate) fn tcp_input_with_port(cx: &NetCx<'_>, vt: &TcpVnet, m: Mbuf, hlen: u
         if tp.t_port != seg.port && !over {
             // Whoever sent it is not the peer, though it has its address.
             if reset_allowed(cx, Some(Bandlim::RstClosedport)) {
-                tcp_dropwithreset(cx, Some(Marks::of(c.hdr)), &seg);
+                tcp_dropwithreset(cx, Some(&refusal(&c, tp)), &seg);
             }
             return;
         }
@@ -75,8 +78,7 @@ pub(crate) fn tcp_input_with_port(cx: &NetCx<'_>, vt: &TcpVnet, m: Mbuf, hlen: u
             TcpState::Closed => {
                 // Bound, but neither listening nor connecting.
                 if reset_allowed(cx, Some(Bandlim::RstClosedport)) {
-                    let marks = Some(Marks::of(c.hdr));
-                    tcp_dropwithreset(cx, marks, &seg);
+                    tcp_dropwithreset(cx, Some(&refusal(&c, tp)), &seg);
                 }
                 return;
             }
@@ -85,7 +87,7 @@ pub(crate) fn tcp_input_with_port(cx: &NetCx<'_>, vt: &TcpVnet, m: Mbuf, hlen: u
                 TwCheck::Recycled => continue,
                 TwCheck::Refused => {
                     if reset_allowed(cx, Some(Bandlim::RstClosedport)) {
-                        tcp_dropwithreset(cx, Some(Marks::of(c.hdr)), &seg);
+                        tcp_dropwithreset(cx, Some(&refusal(&c, tp)), &seg);
                     }
                     return;
                 }
@@ -95,6 +97,9 @@ pub(crate) fn tcp_input_with_port(cx: &NetCx<'_>, vt: &TcpVnet, m: Mbuf, hlen: u
                 return;
             }
             _ => {
+                if !signature_good(vt, tp, &seg) {
+                    return;
+                }
                 segment::tcp_do_segment(&c, tp, &mut seg);
                 return;
             }
@@ -187,6 +192,23 @@ fn checksum_good(m: &Mbuf, src: IpAddr, dst: IpAddr, hlen: usize, total: usize) 
     // Complemented sum of the segment; with the pseudo header it must come to all ones.
     let (folded, carry) = (!m.in_cksum_skip(total, hlen)).overflowing_add(pseudo);
     folded.wrapping_add(u16::from(carry)) == 0xffff
+}
+
+/// Whether the segment is signed as its connection wants it; what is not is dropped.
+fn signature_good(vt: &TcpVnet, tp: &Tcpcb, seg: &Segment) -> bool {
+    let signed = seg.to.to_flags.contains(TcpOptFlags::SIGNATURE);
+    if !tp.t_flags.contains(Tf::SIGNATURE) {
+        if signed {
+            // As any other option that we did not agree on.
+            vt.stat.tcps_sig_err_sigopt.inc();
+        }
+        return true;
+    }
+    if !signed {
+        vt.stat.tcps_sig_err_nosigopt.inc();
+        return false;
+    }
+    tcp_md5_input(vt, seg).is_ok()
 }
 
 /// Nobody has this port: says so by RST, unless told not to or too often.

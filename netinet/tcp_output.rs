@@ -115,12 +115,19 @@ fn send_one(c: &Conn<'_>, tp: &mut Tcpcb, world: &mut World) -> Result<Round, Er
     if plan.len > 0 {
         tcp_sndbuf_autoscale(c, tp, &mut snd);
     }
-    let Some(m) = build::build(c, tp, world, &mut plan, &mut snd) else {
-        drop(snd);
-        // What could not be built is sent when the retransmission timer expires.
-        return account::no_buffers(c, tp).map(|()| Round::Done);
-    };
+    let built = build::build(c, tp, world, &mut plan, &mut snd);
     drop(snd);
+    let m = match built {
+        Ok(m) => m,
+        // What could not be built is sent when the retransmission timer expires.
+        Err(Errno::ENOBUFS) => return account::no_buffers(c, tp).map(|()| Round::Done),
+        Err(error) => {
+            // The same without a secret: somebody may add it meanwhile.
+            account::advance(c, tp, &plan, world.buffers.snd_avail);
+            account::take_back(tp, &plan);
+            return Err(error);
+        }
+    };
     let args = IpOutArgs {
         options: c.hdr.inp_options.as_deref(),
         ro: Some(&c.inp.inp_route),

@@ -31,6 +31,7 @@ use crate::in_pcb::{
 use crate::ip::{IPPROTO_TCP, IPPROTO_UDP, Ip};
 use crate::ip_output::ip_output;
 use crate::ip_var::{IpOutArgs, IpProto, PrcCmd, Quoted, pseudo_sum};
+use crate::key::Keydb;
 use crate::netinet6::in6_pcb::in6_ifp_for;
 use crate::netinet6::ip6::Ip6;
 use crate::netinet6::ip6_output::ip6_output;
@@ -41,6 +42,7 @@ use crate::tcp_fsm::{TCP_NSTATES, TcpState};
 use crate::tcp_hostcache::{Hostcache, Metrics};
 use crate::tcp_input::{Segment, tcp_input};
 use crate::tcp_lro::LroStat;
+use crate::tcp_md5::tcp_md5_output;
 use crate::tcp_output::tcp_output;
 use crate::tcp_over_udp::{Tunnel, UdpPorts};
 use crate::tcp_seq::TcpSeq;
@@ -67,6 +69,8 @@ pub struct TcpVnet {
     pub fastopen: Arc<Ccache>,
     /// What was learned about hosts.
     pub hostcache: Arc<Hostcache>,
+    /// Secrets that segments are signed with.
+    pub keydb: Keydb,
     /// Segments inside UDP.
     pub tunnel: Arc<Tunnel>,
     /// Connections that are being made.
@@ -129,6 +133,7 @@ impl TcpVnet {
             tcbinfo,
             fastopen: Ccache::new(vnet),
             hostcache: Hostcache::new(vnet),
+            keydb: Keydb::new(),
             tunnel: Tunnel::new(vnet, inet.clone()),
             syncache: Syncache::new(vnet, inet),
             isn: Isn::new(),
@@ -725,6 +730,9 @@ pub fn tcp_respond(c: &Conn<'_>, tp: &mut Tcpcb, ack: TcpSeq, seq: TcpSeq, flags
         to.to_tsval = tp.ts_now(clock);
         to.to_tsecr = tp.ts_recent;
     }
+    if tp.t_flags.contains(Tf::SIGNATURE) && !tp.t_flags.contains(Tf::NOOPT) {
+        to.to_flags |= TcpOptFlags::SIGNATURE;
+    }
     let header = TcpHeader {
         th_sport: c.hdr.lport(),
         th_dport: c.hdr.fport(),
@@ -823,6 +831,12 @@ pub fn send_bare(cx: &NetCx<'_>, place: &Envelope<'_>, mut header: TcpHeader, to
         true,
     );
     m.set_pkt_len(hlen + tcplen);
+    if to.to_flags.contains(TcpOptFlags::SIGNATURE) {
+        let ends = (place.src, place.dst);
+        if tcp_md5_output(&cx.vnet.tcp, ends, &mut m, hlen, tcplen).is_err() {
+            return false;
+        }
+    }
     place.ask_checksum(m.pkthdr_mut(), tcplen);
     let args = IpOutArgs {
         options: place.options,
@@ -939,14 +953,6 @@ pub struct Marks {
 }
 
 impl Marks {
-    /// Those of a control block.
-    pub fn of(hdr: &InpHdr) -> Marks {
-        Marks {
-            ttl: hdr.ttl(),
-            tos: hdr.tos(),
-        }
-    }
-
     /// Those of a control block for packets of one family.
     pub fn of_family(hdr: &InpHdr, v6: bool) -> Marks {
         if v6 {
@@ -963,9 +969,37 @@ impl Marks {
     }
 }
 
-/// Answers a segment that belongs to no connection, or to one that is reset by it, with a RST; `marks` are those of the
+/// How a socket answers a segment that it refuses.
+#[derive(Clone, Copy, Debug)]
+pub struct Refusal {
+    marks: Marks,
+    options: TcpOpt,
+}
+
+impl Refusal {
+    /// That of a socket to a segment of one family.
+    pub fn of(hdr: &InpHdr, tp: &Tcpcb, now: Ticks, v6: bool) -> Refusal {
+        let mut options = TcpOpt::default();
+        if !tp.t_flags.contains(Tf::NOOPT) {
+            if tp.t_flags.contains(Tf::RCVD_TSTMP) {
+                options.to_flags |= TcpOptFlags::TS;
+                options.to_tsval = tp.ts_now(now);
+                options.to_tsecr = tp.ts_recent;
+            }
+            if tp.t_flags.contains(Tf::SIGNATURE) {
+                options.to_flags |= TcpOptFlags::SIGNATURE;
+            }
+        }
+        Refusal {
+            marks: Marks::of_family(hdr, v6),
+            options,
+        }
+    }
+}
+
+/// Answers a segment that belongs to no connection, or to one that is reset by it, with a RST; `refusal` is that of the
 /// socket it came to.
-pub fn tcp_dropwithreset(cx: &NetCx<'_>, marks: Option<Marks>, seg: &Segment) {
+pub fn tcp_dropwithreset(cx: &NetCx<'_>, refusal: Option<&Refusal>, seg: &Segment) {
     let (src, dst, th) = (seg.src, seg.dst, &seg.th);
     // A RST is not answered, nor what was sent to many.
     if th.th_flags.contains(TcpFlags::RST)
@@ -1003,15 +1037,16 @@ pub fn tcp_dropwithreset(cx: &NetCx<'_>, marks: Option<Marks>, seg: &Segment) {
     let place = Envelope {
         src: dst,
         dst: src,
-        ttl: marks.map_or(default_ttl, |marks| marks.ttl),
-        tos: marks.map_or(0, |marks| marks.tos),
+        ttl: refusal.map_or(default_ttl, |refusal| refusal.marks.ttl),
+        tos: refusal.map_or(0, |refusal| refusal.marks.tos),
         flow: 0,
         options: None,
         route: None,
         route6: None,
         udp: cx.vnet.tcp.tunnel.ports(seg.port),
     };
-    send_bare(cx, &place, header, &TcpOpt::default());
+    let options = refusal.map_or(TcpOpt::default(), |refusal| refusal.options);
+    send_bare(cx, &place, header, &options);
 }
 
 /// Whether `addr` is the broadcast address of a network we are on.

@@ -30,6 +30,7 @@ use crate::tcp::{TCP_MAX_WINSHIFT, TCP_MAXWIN, TCP_MSS, TcpFlags, TcpHeader, Tcp
 use crate::tcp_ecn::tcp_ecn_syncache_add;
 use crate::tcp_fsm::TcpState;
 use crate::tcp_input::Segment;
+use crate::tcp_md5::tcp_md5_input;
 use crate::tcp_seq::TcpSeq;
 use crate::tcp_subr::{
     Conn, Envelope, Locked, Marks, TcpInpcb, TcpVnet, random_key, send_bare, tcp_mss, tcp_mssopt,
@@ -69,6 +70,8 @@ struct Entry {
     scale: Option<(u8, u8)>,
     timestamps: bool,
     sack: bool,
+    /// The peer signs, and so do we.
+    signed: bool,
     noopt: bool,
     /// ECN has been agreed on.
     ecn: bool,
@@ -214,6 +217,9 @@ impl Syncache {
         let (th, to) = (&seg.th, &seg.to);
         let cx = l.cx;
         let vt = l.vt;
+        if !l.signature_good(seg) {
+            return;
+        }
         let head = self.head(&inc);
         let mut entry = {
             let mut bucket = head.bucket.lock();
@@ -389,6 +395,14 @@ impl Syncache {
                 respond(l.cx, vt, &entry, TcpFlags::ACK);
                 return Expanded::Ignore;
             }
+            if entry.signed {
+                if tcp_md5_input(vt, seg).is_err() {
+                    return Expanded::Ignore;
+                }
+            } else if to.to_flags.contains(TcpOptFlags::SIGNATURE) {
+                vt.stat.tcps_sig_err_sigopt.inc();
+                return Expanded::Ignore;
+            }
             if entry.timestamps {
                 let has = to.to_flags.contains(TcpOptFlags::TS);
                 if !has && !vt.tun.tolerate_missing_ts.get() {
@@ -422,6 +436,9 @@ impl Syncache {
         let Some(offer) = self.secrets.lookup(inc, irs, iss, now) else {
             return Expanded::Bad;
         };
+        if !l.signature_good(seg) {
+            return Expanded::Ignore;
+        }
         vt.stat.tcps_sc_recvcookie.inc();
         // As if its SYN had come now.
         let mut syn = TcpOpt {
@@ -436,6 +453,7 @@ impl Syncache {
         if offer.sack {
             syn.to_flags |= TcpOptFlags::SACKPERM;
         }
+        syn.to_flags |= to.to_flags & TcpOptFlags::SIGNATURE;
         if to.to_flags.contains(TcpOptFlags::TS) {
             syn.to_flags |= TcpOptFlags::TS;
             syn.to_tsval = to.to_tsval;
@@ -572,6 +590,9 @@ fn respond(cx: &NetCx<'_>, vt: &TcpVnet, entry: &Entry, flags: TcpFlags) -> bool
                 to.to_flags |= TcpOptFlags::SACKPERM;
             }
         }
+        if entry.signed {
+            to.to_flags |= TcpOptFlags::SIGNATURE;
+        }
         if entry.timestamps {
             to.to_flags |= TcpOptFlags::TS;
             to.to_tsval = cx.now.0.wrapping_add(entry.tsoff);
@@ -643,6 +664,28 @@ impl<'a> Listener<'a> {
         }
     }
 
+    /// Whether a segment that may begin a connection is signed as the listener wants it: what is signed must be so rightly,
+    /// and whoever shares a secret with us must sign.
+    fn signature_good(&self, seg: &Segment) -> bool {
+        let signed = seg.to.to_flags.contains(TcpOptFlags::SIGNATURE);
+        if !self.flags.contains(Tf::SIGNATURE) {
+            if signed {
+                self.vt.stat.tcps_sig_err_sigopt.inc();
+            }
+            return !signed;
+        }
+        match signed {
+            true => tcp_md5_input(self.vt, seg).is_ok(),
+            false => {
+                let shared = self.vt.keydb.lookup(seg.src, seg.dst).is_some();
+                if shared {
+                    self.vt.stat.tcps_sig_err_nosigopt.inc();
+                }
+                !shared
+            }
+        }
+    }
+
     fn new_entry(&self, inc: InConninfo, th: &TcpHeader, to: &TcpOpt, port: u16) -> Entry {
         let tun = &self.vt.tun;
         let noopt = self.flags.contains(Tf::NOOPT);
@@ -669,6 +712,8 @@ impl<'a> Listener<'a> {
             scale: scaled.then(|| (to.to_wscale, receive_scale())),
             timestamps,
             sack: tun.sack_enable.get() && !noopt && to.to_flags.contains(TcpOptFlags::SACKPERM),
+            signed: self.flags.contains(Tf::SIGNATURE)
+                && to.to_flags.contains(TcpOptFlags::SIGNATURE),
             noopt,
             ecn: tcp_ecn_syncache_add(tun, th.th_flags),
             unreach: false,
@@ -760,6 +805,9 @@ fn set_up(l: &Listener<'_>, c: &Conn<'_>, tp: &mut Tcpcb, entry: &Entry) {
         }
         if entry.sack {
             tp.t_flags |= Tf::SACK_PERMIT;
+        }
+        if entry.signed {
+            tp.t_flags |= Tf::SIGNATURE;
         }
     }
     if entry.ecn {

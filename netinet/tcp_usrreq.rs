@@ -38,6 +38,8 @@ pub const TCP_MAXSEG: i32 = 2;
 pub const TCP_NOPUSH: i32 = 4;
 /// No options are sent.
 pub const TCP_NOOPT: i32 = 8;
+/// Segments are signed (RFC 2385).
+pub const TCP_MD5SIG: i32 = 16;
 /// The state of the connection (`struct tcp_info`).
 pub const TCP_INFO: i32 = 32;
 /// Name of the congestion control algorithm.
@@ -421,6 +423,7 @@ fn tcp_setopt(c: &Conn<'_>, tp: &mut Tcpcb, sopt: &SockOpt<'_>) -> Result<(), Er
     match sopt.name {
         TCP_NODELAY => tp.t_flags.set(Tf::NODELAY, sopt.int()? != 0),
         TCP_NOOPT => tp.t_flags.set(Tf::NOOPT, sopt.int()? != 0),
+        TCP_MD5SIG => tp.t_flags.set(Tf::SIGNATURE, sopt.int()? != 0),
         TCP_NOPUSH => {
             let on = sopt.int()? != 0;
             tp.t_flags.set(Tf::NOPUSH, on);
@@ -525,6 +528,7 @@ fn tcp_getopt(c: &Conn<'_>, tp: &Tcpcb, sopt: &mut SockOpt<'_>) -> Result<(), Er
     match sopt.name {
         TCP_NODELAY => sopt.answer_int(flag(Tf::NODELAY, Tf::NODELAY.bits() as i32)),
         TCP_NOOPT => sopt.answer_int(flag(Tf::NOOPT, Tf::NOOPT.bits() as i32)),
+        TCP_MD5SIG => sopt.answer_int(flag(Tf::SIGNATURE, 1)),
         TCP_NOPUSH => sopt.answer_int(flag(Tf::NOPUSH, Tf::NOPUSH.bits() as i32)),
         TCP_MAXSEG => sopt.answer_int(tp.t_maxseg as i32),
         TCP_CONGESTION => {

@@ -12,7 +12,7 @@ use sys::time::Ticks;
 use sys::{counters, tunables};
 
 use crate::cc::CcAlgo;
-use crate::tcp::{TCP_MSS, TCP6_MSS, TcpOpt, TfoCookie};
+use crate::tcp::{TCP_MAXOLEN, TCP_MSS, TCP6_MSS, TCPOLEN_SIGNATURE_APPA, TcpOpt, TfoCookie};
 use crate::tcp_fsm::TcpState;
 use crate::tcp_reass::ReassQueue;
 use crate::tcp_sack::SackState;
@@ -63,6 +63,8 @@ bitflags! {
         const FASTRECOVERY = 0x0010_0000;
         /// Was in loss recovery before the timeout.
         const WASFRECOVERY = 0x0020_0000;
+        /// Segments are signed (`TCP_MD5SIG`).
+        const SIGNATURE = 0x0040_0000;
         /// Force out one byte (persist).
         const FORCEDATA = 0x0080_0000;
         /// The interface segments for us.
@@ -386,26 +388,30 @@ impl Tcpcb {
             return 0;
         }
         if !self.t_state.have_established() {
-            return if self.t_flags.contains(Tf::REQ_TSTMP) {
+            let timestamps = if self.t_flags.contains(Tf::REQ_TSTMP) {
                 12
             } else {
                 0
             };
+            return timestamps + self.signature_len();
         }
         let timestamps = if self.t_flags.contains(Tf::RCVD_TSTMP) {
             12
         } else {
             0
         };
+        let fixed = timestamps + self.signature_len();
         let sacks = match &self.t_sack {
             Some(sack) if sack.rcv_numsacks() > 0 => {
-                // NOP NOP, kind, length, blocks; three beside timestamps, four alone.
-                let most = if timestamps > 0 { 3 } else { 4 };
-                4 + 8 * sack.rcv_numsacks().min(most) as u32
+                // NOP NOP, kind, length, blocks: as many as still fit.
+                match (TCP_MAXOLEN as u32 - fixed).saturating_sub(4) / 8 {
+                    0 => 0,
+                    most => 4 + 8 * most.min(sack.rcv_numsacks() as u32),
+                }
             }
             _ => 0,
         };
-        timestamps + sacks
+        fixed + sacks
     }
 
     /// Payload of a full segment with the options it carries now.
@@ -418,9 +424,23 @@ impl Tcpcb {
     #[doc(alias = "tcp_fixed_maxseg")]
     pub fn fixed_maxseg(&self) -> u32 {
         let timestamps = self.t_flags.contains(Tf::RCVD_TSTMP) && !self.t_flags.contains(Tf::NOOPT);
+        let signature = match self.t_flags.contains(Tf::NOOPT) {
+            true => 0,
+            false => self.signature_len(),
+        };
         self.t_maxseg
             .saturating_sub(if timestamps { 12 } else { 0 })
+            .saturating_sub(signature)
             .max(1)
+    }
+
+    /// Bytes that the signature takes of the options.
+    fn signature_len(&self) -> u32 {
+        if self.t_flags.contains(Tf::SIGNATURE) {
+            TCPOLEN_SIGNATURE_APPA as u32
+        } else {
+            0
+        }
     }
 
     /// Whether recovery from loss is going on.

@@ -1,7 +1,7 @@
 //! The programs the shell can run.
 
 use crate::apps::{Env, dhclient, digest, inetd, iperf3, kbench, ktest, netblast, ping, rr};
-use crate::shell::{arp, cpuset, ifconfig, netstat, route, sysctl, system, vmstat};
+use crate::shell::{arp, cpuset, ifconfig, netstat, route, setkey, sysctl, system, vmstat};
 
 /// A program.
 pub(super) struct Program {
@@ -41,6 +41,7 @@ pub(super) const PROGRAMS: &[Program] = programs! {
     "reboot", system::reboot, "restart the machine";
     "route", route::main, "change and show the routing table";
     "rr", rr::main, "measure TCP requests and responses per second";
+    "setkey", setkey::main, "show and change the secrets of TCP-MD5";
     "sleep", system::sleep, "wait for some seconds";
     "sysctl", sysctl::main, "get or set kernel state";
     "uname", system::uname, "display information about the system";

@@ -15,6 +15,7 @@ mod format;
 mod ifconfig;
 mod netstat;
 mod route;
+mod setkey;
 mod sysctl;
 mod system;
 mod vmstat;

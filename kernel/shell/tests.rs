@@ -484,3 +484,25 @@ fn an_interrupt_is_bound_by_its_number() {
         }
     });
 }
+
+#[test]
+fn setkey_shares_a_secret_and_takes_it_back() {
+    with_shell(|desk, world| {
+        assert_eq!(desk.ok("setkey -D"), "No SAD entries.\n");
+        desk.ok("setkey -c 'add 192.0.2.1 192.0.2.2 tcp 0x1000 -A tcp-md5 \"secret\" ;'");
+        assert!(
+            desk.ok("setkey -D")
+                .starts_with("192.0.2.1 192.0.2.2\n\ttcp mode=any spi=4096")
+        );
+        let keydb = &world.a.inet.tcp.keydb;
+        let (src, dst) = ([192, 0, 2, 1].into(), [192, 0, 2, 2].into());
+        assert_eq!(keydb.lookup(src, dst).as_deref(), Some(&b"secret"[..]));
+        assert!(
+            desk.fails("setkey -c 'add 192.0.2.1 ;'")
+                .contains("syntax error")
+        );
+        desk.fails("setkey");
+        desk.ok("setkey -F");
+        assert_eq!(keydb.lookup(src, dst), None);
+    });
+}

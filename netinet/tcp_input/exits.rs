@@ -7,7 +7,7 @@ use crate::tcp::{TcpFlags, TcpHeader};
 use crate::tcp_fsm::TcpState;
 use crate::tcp_input::{Segment, reset_allowed};
 use crate::tcp_output::tcp_output;
-use crate::tcp_subr::{Conn, Marks, tcp_dropwithreset, tcp_respond};
+use crate::tcp_subr::{Conn, Refusal, tcp_dropwithreset, tcp_respond};
 use crate::tcp_timer::TcpTimer;
 use crate::tcp_var::{Tcpcb, Tf};
 
@@ -37,7 +37,7 @@ pub(super) type Step<T = ()> = Result<T, Exit>;
 pub(super) fn finish(c: &Conn<'_>, tp: &mut Tcpcb, seg: &mut Segment, exit: Exit) {
     if tp.t_flags.contains(Tf::CLOSED) {
         if let Exit::DropWithReset(kind) = exit {
-            reset(c, seg, kind);
+            reset(c, tp, seg, kind);
         }
         return;
     }
@@ -56,20 +56,20 @@ pub(super) fn finish(c: &Conn<'_>, tp: &mut Tcpcb, seg: &mut Segment, exit: Exit
                 && seg.has(TcpFlags::ACK)
                 && (tp.snd_una.gt(seg.th.th_ack) || seg.th.th_ack.gt(tp.snd_max))
             {
-                reset(c, seg, Some(Bandlim::RstOpenport));
+                reset(c, tp, seg, Some(Bandlim::RstOpenport));
                 return;
             }
             tp.t_flags |= Tf::ACKNOW;
             let _ = tcp_output(c, tp);
         }
-        Exit::DropWithReset(kind) => reset(c, seg, kind),
+        Exit::DropWithReset(kind) => reset(c, tp, seg, kind),
     }
 }
 
-fn reset(c: &Conn<'_>, seg: &Segment, kind: Option<Bandlim>) {
+fn reset(c: &Conn<'_>, tp: &Tcpcb, seg: &Segment, kind: Option<Bandlim>) {
     if reset_allowed(c.net, kind) {
-        let marks = Some(Marks::of(c.hdr));
-        tcp_dropwithreset(c.net, marks, seg);
+        let refusal = Refusal::of(c.hdr, tp, c.net.now, seg.src.is_ipv6());
+        tcp_dropwithreset(c.net, Some(&refusal), seg);
     }
 }
 

@@ -12,7 +12,7 @@ use crate::tcp::TcpFlags;
 use crate::tcp_fsm::TcpState;
 use crate::tcp_input::segment::tcp_do_segment;
 use crate::tcp_input::{Segment, reset_allowed};
-use crate::tcp_subr::{Locked, Marks, is_subnet_broadcast, tcp_dropwithreset};
+use crate::tcp_subr::{Locked, Refusal, is_subnet_broadcast, tcp_dropwithreset};
 use crate::tcp_syncache::{Expanded, Listener};
 
 /// Starts a connection, or completes one that the SYN cache holds.
@@ -27,7 +27,7 @@ pub(super) fn listen(mut locked: Locked<'_>, inc: InConninfo, mut seg: Segment) 
         return;
     }
     let listener = Listener::new(&c, cx, tp);
-    let marks = Marks::of(c.hdr);
+    let refusal = Refusal::of(c.hdr, tp, cx.now, seg.src.is_ipv6());
     // A child must not wait for its parent.
     drop(locked);
 
@@ -49,10 +49,10 @@ pub(super) fn listen(mut locked: Locked<'_>, inc: InConninfo, mut seg: Segment) 
             }
             Expanded::NoSocket => {
                 if vt.tun.syncache_rst_on_sock_fail.get() {
-                    reset(cx, marks, &seg, None);
+                    reset(cx, &refusal, &seg, None);
                 }
             }
-            Expanded::Bad => reset(cx, marks, &seg, Some(Bandlim::RstOpenport)),
+            Expanded::Bad => reset(cx, &refusal, &seg, Some(Bandlim::RstOpenport)),
             Expanded::Ignore => {}
         }
         return;
@@ -93,12 +93,11 @@ fn acceptable_peer(cx: &crate::vnet::NetCx<'_>, seg: &Segment) -> bool {
         && !is_subnet_broadcast(cx, seg.dst)
 }
 
-fn reset(cx: &crate::vnet::NetCx<'_>, marks: Marks, seg: &Segment, kind: Option<Bandlim>) {
+fn reset(cx: &crate::vnet::NetCx<'_>, refusal: &Refusal, seg: &Segment, kind: Option<Bandlim>) {
     if cx.vnet.tcp.tun.blackhole.get() >= 3 {
         return;
     }
     if reset_allowed(cx, kind) {
-        let marks = Some(marks);
-        tcp_dropwithreset(cx, marks, seg);
+        tcp_dropwithreset(cx, Some(refusal), seg);
     }
 }

@@ -2,12 +2,14 @@
 //!
 //! FreeBSD: tcp_output (tcp_output.c), from "Grab a header mbuf" to "if (tso)"
 
+use sys::errno::Errno;
 use sys::mbuf::{CsumFlags, How, MAX_LINKHDR, MHLEN, Mbuf};
 use sys::socketvar::SndGuard;
 
 use crate::tcp::{TCP_HLEN, TCP_MAXOLEN, TCP_MAXWIN, TcpFlags, TcpHeader};
 use crate::tcp_ecn::{IPTOS_ECN_MASK, tcp_ecn_output_established, tcp_ecn_output_syn_sent};
 use crate::tcp_fsm::TcpState;
+use crate::tcp_md5::tcp_md5_output;
 use crate::tcp_output::plan::{Plan, World};
 use crate::tcp_seq::TcpSeq;
 use crate::tcp_subr::{Conn, Envelope, ip_hlen, tcp_mssopt, write_headers};
@@ -15,7 +17,7 @@ use crate::tcp_timer::TcpTimer;
 use crate::tcp_var::{TcpTunables, Tcpcb, Tf, Tf2, TsoLimits};
 use crate::udp::Udphdr;
 
-/// Builds the packet; `None` if there are no mbufs. Settles what the plan left open: how much data TSO can take, PUSH,
+/// Builds the packet; fails with `ENOBUFS` if there are no mbufs, with `ENOENT` if it cannot be signed. Settles what the plan left open: how much data TSO can take, PUSH,
 /// the window.
 pub(super) fn build(
     c: &Conn<'_>,
@@ -23,22 +25,23 @@ pub(super) fn build(
     world: &World,
     plan: &mut Plan,
     snd: &mut SndGuard<'_>,
-) -> Option<Mbuf> {
+) -> Result<Mbuf, Errno> {
     let tcplen = TCP_HLEN + plan.optlen as usize;
     let udp = c.vt.tunnel.ports(tp.t_port);
     let hlen = ip_hlen(c.hdr.faddr()) + if udp.is_some() { Udphdr::LEN } else { 0 };
     let hdrlen = hlen + tcplen;
-    let mut m = Mbuf::gethdr(How::NoWait)?;
+    let mut m = Mbuf::gethdr(How::NoWait).ok_or(Errno::ENOBUFS)?;
     m.reserve_front(MAX_LINKHDR);
     if plan.len > 0 {
         if plan.len as usize <= MHLEN - hdrlen - MAX_LINKHDR {
             // Small data beside the header: one mbuf, one DMA segment.
             let room = m.extend_mut(hdrlen + plan.len as usize);
             if !snd.copy_out(plan.off, &mut room[hdrlen..]) {
-                return None;
+                return Err(Errno::ENOBUFS);
             }
         } else {
-            let mut data = snd.copy_range(plan.off, plan.len, How::NoWait)?;
+            let data = snd.copy_range(plan.off, plan.len, How::NoWait);
+            let mut data = data.ok_or(Errno::ENOBUFS)?;
             if plan.tso {
                 fit_tso(tp, plan, &mut data);
             }
@@ -92,6 +95,9 @@ pub(super) fn build(
         df,
     );
     m.set_pkt_len(total);
+    if tp.t_flags.contains(Tf::SIGNATURE) && plan.optlen > 0 {
+        tcp_md5_output(c.vt, (place.src, place.dst), &mut m, hlen, tcplen)?;
+    }
     let pkthdr = m.pkthdr_mut();
     pkthdr.flowid = c.hdr.inp_flowid;
     pkthdr.rsstype = c.hdr.inp_flowtype;
@@ -107,7 +113,7 @@ pub(super) fn build(
         };
         pkthdr.tso_segsz = (tp.t_maxseg - plan.optlen) as u16;
     }
-    Some(m)
+    Ok(m)
 }
 
 /// Whether routers may not cut segments, but must say that they are too large (RFC 1191).

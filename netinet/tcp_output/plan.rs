@@ -188,6 +188,7 @@ pub fn plan(tp: &Tcpcb, world: &World) -> Verdict {
     let mut tso = tp.t_flags.contains(Tf::TSO)
         && world.tso
         && tp.t_port == 0
+        && !tp.t_flags.contains(Tf::SIGNATURE)
         && len > tp.t_maxseg
         && nsacks == 0
         && hole.is_none()
@@ -414,7 +415,8 @@ fn options(tp: &Tcpcb, world: &World, flags: TcpFlags, bytes: &mut [u8; TCP_MAXO
         return (0, 0);
     }
     let timestamps = tp.t_flags.contains(Tf::RCVD_TSTMP);
-    if !flags.contains(TcpFlags::SYN) && tp.t_sack.is_none() {
+    if !flags.contains(TcpFlags::SYN) && tp.t_sack.is_none() && !tp.t_flags.contains(Tf::SIGNATURE)
+    {
         // What nearly every segment carries.
         if !timestamps {
             return (0, 0);
@@ -452,6 +454,9 @@ fn all_options(
         to.to_flags |= TcpOptFlags::TS;
         to.to_tsval = tp.ts_now(world.now);
         to.to_tsecr = tp.ts_recent;
+    }
+    if tp.t_flags.contains(Tf::SIGNATURE) {
+        to.to_flags |= TcpOptFlags::SIGNATURE;
     }
     if !syn
         && tp.t_state.have_established()

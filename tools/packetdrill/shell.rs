@@ -1,6 +1,7 @@
 //! Back-quoted lines: a small shell whose programs look into the stack.
 //!
-//! It knows `;`, `&&`, `||`, `|` and quotes, and the programs `sysctl`, `sockstat`, `tcpdrop`, `grep`, `echo`, `true`, `false`.
+//! It knows `;`, `&&`, `||`, `|` and quotes, and the programs `sysctl`, `sockstat`, `tcpdrop`, `setkey`,
+//! `grep`, `echo`, `true`, `false`.
 
 use crate::executor::Executor;
 use netinet::tcp_fsm::TcpState;
@@ -140,7 +141,8 @@ fn pipe(executor: &Executor, pipeline: &[Word]) -> Ran {
             "true" => (String::new(), true),
             "false" => (String::new(), false),
             // The stack is one piece: what it has is loaded, and nothing else can be.
-            "kldstat" => (String::new(), false),
+            "kldstat" => (String::new(), args.contains(&"tcpmd5")),
+            "setkey" => setkey(executor, args, &ran.0)?,
             "kldload" => return Err(format!("kldload {}: there are no modules", args.join(" "))),
             _ => return Err(format!("unknown program {program}")),
         };
@@ -299,6 +301,23 @@ fn tcpdrop(executor: &Executor, args: &[&str]) -> Ran {
         }
     }
     Ok((String::new(), true))
+}
+
+/// `setkey -c` with operations as its input, `setkey -D`, `setkey -F`.
+fn setkey(executor: &Executor, args: &[&str], input: &str) -> Ran {
+    let keydb = &executor.testbed.inet.tcp.keydb;
+    match args {
+        ["-c"] => {
+            let out = keydb.setkey(input).map_err(|e| format!("setkey: {e}"))?;
+            Ok((out, true))
+        }
+        ["-D"] => Ok((keydb.dump(), true)),
+        ["-F"] => {
+            keydb.flush();
+            Ok((String::new(), true))
+        }
+        _ => Err("setkey: wants -c, -D or -F".into()),
+    }
 }
 
 /// `grep [-c] [-v] [-q] pattern`, where the pattern is plain text.
