@@ -644,8 +644,8 @@ mod tests {
         let bytes = written(&to);
         assert_eq!(bytes[..4], [1, 1, 19, 18]);
         assert_eq!(signature_at(&bytes), Some(4));
-        // One block fits beside it.
-        assert_eq!(bytes[20..24], [1, 1, 5, 10]);
+        // Two blocks fit beside it.
+        assert_eq!(bytes[20..24], [1, 1, 5, 18]);
         assert_eq!(TcpOpt::parse(&bytes, false).signature(), Some([7; 16]));
         to.to_flags = TcpOptFlags::SIGNATURE | TcpOptFlags::TS;
         let bytes = written(&to);
