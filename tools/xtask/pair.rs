@@ -8,7 +8,7 @@ use crate::peer::IperfTest;
 use crate::qemu::{Guest, Netdev, Nic};
 use anyhow::{Context, Result, anyhow, bail};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Name of the second instance.
 const SECOND: &str = "b";
@@ -117,15 +117,36 @@ fn move_hashed(
             hashes[1]
         );
     }
-    // An empty line brings the prompt, whatever the job printed after it.
-    console.run("", GRACE).map(drop)
+    wait_for_jobs(console)
+}
+
+/// Waits for what runs in the background, which else may still have its port when the next wants it.
+fn wait_for_jobs(console: &mut Console) -> Result<()> {
+    console.run("wait", GRACE).map(drop)
+}
+
+/// Waits until the second instance listens: a server under `-J` says nothing.
+fn wait_for_listener(console: &mut Console) -> Result<()> {
+    let deadline = Instant::now() + GRACE;
+    while Instant::now() < deadline {
+        let sockets = console.run(&format!("vnet {SECOND} netstat -an"), GRACE)?;
+        let port = format!(".{PORT} ");
+        if sockets
+            .lines()
+            .any(|l| l.contains(&port) && l.contains("LISTEN"))
+        {
+            return Ok(());
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    bail!("the server of instance {SECOND} does not listen on port {PORT}")
 }
 
 /// Runs iperf3 between the instances, the server in the second.
 pub fn measure(console: &mut Console, test: &IperfTest) -> Result<Reports> {
     console.start(&format!("vnet {SECOND} iperf3 -s -1 -J -p {PORT} &"))?;
     console.finish(GRACE)?;
-    std::thread::sleep(Duration::from_millis(200));
+    wait_for_listener(console)?;
     let command = format!(
         "iperf3 -J -i 0 -c {} -p {PORT} {}",
         ADDRESSES[1],
@@ -146,6 +167,7 @@ pub fn measure(console: &mut Console, test: &IperfTest) -> Result<Reports> {
         text = console.since(mark);
         reports = objects(&text);
     }
+    wait_for_jobs(console)?;
     let mut figures = Vec::new();
     for report in reports {
         figures.push(Figures::parse(&report)?);
@@ -185,6 +207,7 @@ pub fn round_trips(console: &mut Console, seconds: u64) -> Result<f64> {
     console.expect("listening", GRACE)?;
     let command = format!("rr -c {} -p {PORT} -t {seconds}", ADDRESSES[1]);
     let text = console.run(&command, Duration::from_secs(seconds) + GRACE)?;
+    wait_for_jobs(console)?;
     crate::peer::parse_rr(&text).map(|(_, rate)| rate)
 }
 
