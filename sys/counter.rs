@@ -180,7 +180,8 @@ fn pool<R>(work: impl FnOnce(&mut Pool) -> R) -> R {
 impl Pool {
     fn alloc(&mut self, lines: usize) -> NonNull<AtomicU64> {
         let mask = |at: usize| (u64::MAX >> (LINES - lines)) << at;
-        for chunk in &mut self.chunks {
+        // What was made last has most room: to look through it first keeps this short while many counters live.
+        for chunk in self.chunks.iter_mut().rev() {
             let place = (0..=LINES - lines).find(|&at| chunk.taken & mask(at) == 0);
             if let Some(at) = place {
                 chunk.taken |= mask(at);

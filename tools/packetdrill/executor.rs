@@ -180,7 +180,16 @@ fn run_here(script: &Script, mut settings: Settings, rules: &Rules) -> Outcome {
     };
     executor.outcome.failure = executor.run(script).err();
     executor.outcome.frames = executor.testbed.history();
-    executor.outcome
+    let Executor {
+        testbed,
+        descriptors,
+        pending,
+        outcome,
+        ..
+    } = executor;
+    drop((pending, descriptors));
+    testbed.destroy();
+    outcome
 }
 
 /// A script on its way.

@@ -137,8 +137,12 @@ impl Testbed {
         configure(&lo, Ipv4Addr::LOCALHOST, 8)?;
         let host = |addr: Ipv6Addr, ifp: &Arc<Ifnet>, prefix_len: u8| {
             // Nobody else is there, so that the address need not be checked.
-            in6_update_ifa(&inet, ifp, addr, prefix_len, In6Iff::NODAD)
-                .map_err(failed("its address"))
+            match in6_update_ifa(&inet, ifp, addr, prefix_len, In6Iff::NODAD) {
+                // The loopback has its own from the beginning.
+                Err(Errno::EEXIST) => Ok(()),
+                result => result,
+            }
+            .map_err(failed("its address"))
         };
         host(Ipv6Addr::LOCALHOST, &lo, 128)?;
         match (network.local, network.gateway) {
@@ -168,6 +172,12 @@ impl Testbed {
             ifp,
             tun,
         })
+    }
+
+    /// Takes the stack apart, so that its memory is free for the next.
+    pub fn destroy(self) {
+        self.inet.destroy();
+        self.vnet.destroy();
     }
 
     /// Hands an IP packet to the stack.
