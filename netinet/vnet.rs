@@ -20,6 +20,7 @@ use crate::netinet6::ip6_var::{Ip6Stat, Ip6Tunables};
 use crate::netinet6::nd6::Nd6Timers;
 use crate::netinet6::nd6_nbr::DadQueue;
 use crate::netinet6::nd6_rtr::{self, Nd6Rtr};
+use crate::netinet6::raw_ip6::{Raw6Pcb, Rip6, Rip6Stat};
 use crate::raw_ip::{RawIp, RawPcb, RawTunables};
 use crate::tcp_lro::TcpLro;
 use crate::tcp_subr::TcpVnet;
@@ -129,6 +130,11 @@ pub struct InetVnet {
     pub dad: DadQueue,
     /// Routers and prefixes of the links.
     pub nd6: Nd6Rtr,
+    /// Raw sockets' control blocks, in IPv6.
+    pub rip6cbinfo: Pcbinfo<Raw6Pcb>,
+    /// Statistics of raw sockets, in IPv6.
+    pub rip6stat: Rip6Stat,
+    pub(crate) rip6: Rip6,
     icmp6_proto: Icmp6,
     /// Identification of datagrams that may be fragmented.
     pub(crate) ip_id: crate::ip_output::IpIds,
@@ -235,6 +241,9 @@ pub fn inet_attach(vnet: &Arc<Vnet>) -> Result<Arc<InetVnet>, Errno> {
         frag6: Frag6::new(seed(), this.clone()),
         dad: DadQueue::new(),
         nd6: Nd6Rtr::new(this.clone()),
+        rip6cbinfo: Pcbinfo::new("rip6", IPPROTO_RAW, RIPHASHSIZE, RIPHASHSIZE, seed()),
+        rip6stat: Rip6Stat::new(),
+        rip6: Rip6::new(),
         icmp6_proto: Icmp6,
         icmp_limits: crate::ip_icmp::Bandlims::new(),
         udbinfo: Pcbinfo::new("udp", IPPROTO_UDP, UDBHASHSIZE, UDBHASHSIZE, seed()),
@@ -381,8 +390,6 @@ impl Domain for InetDomain {
 }
 
 /// `inet6domain`: the same protocols for sockets of `AF_INET6`.
-///
-/// Not carried over: raw sockets.
 struct Inet6Domain(Arc<InetVnet>);
 
 impl Domain for Inet6Domain {
@@ -395,6 +402,9 @@ impl Domain for Inet6Domain {
         match (ty, proto) {
             (SockType::Stream, 0 | SO_TCP) => crate::tcp_usrreq::tcp_usr_attach(&self.0, so),
             (SockType::Dgram, 0 | SO_UDP) => crate::udp_usrreq::udp_attach(&self.0, so),
+            (SockType::Raw, 0..=255) => {
+                crate::netinet6::raw_ip6::rip6_attach(&self.0, so, proto as u8)
+            }
             (SockType::Stream | SockType::Dgram, SO_TCP | SO_UDP) => Err(Errno::EPROTOTYPE),
             _ => Err(Errno::EPROTONOSUPPORT),
         }

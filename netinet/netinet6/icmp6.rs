@@ -11,6 +11,7 @@ use crate::netinet6::ip6::{
 };
 use crate::netinet6::ip6_output::ip6_output;
 use crate::netinet6::ip6_var::Ip6OutArgs;
+use crate::netinet6::raw_ip6::rip6_input;
 use crate::netinet6::{in6, nd6, nd6_nbr, nd6_rtr};
 use crate::vnet::NetCx;
 use core::net::Ipv6Addr;
@@ -151,7 +152,7 @@ impl Icmp6Stat {
         }
     }
 
-    fn count(histogram: &[Counter; 256], kind: u8) {
+    pub(crate) fn count(histogram: &[Counter; 256], kind: u8) {
         if let Some(counter) = histogram.get(usize::from(kind)) {
             counter.inc();
         }
@@ -189,6 +190,8 @@ pub fn icmp6_input(cx: &NetCx<'_>, m: Mbuf, off: usize) {
         return;
     };
     Icmp6Stat::count(&stat.icp6s_inhist, kind);
+    // Programs hear everything; what the kernel answers itself too.
+    rip6_input(cx, &m, off, IPPROTO_ICMPV6);
     match kind {
         ICMP6_DST_UNREACH | ICMP6_PACKET_TOO_BIG | ICMP6_TIME_EXCEEDED | ICMP6_PARAM_PROB => {
             match prc_of(kind, code, &m, off) {
@@ -223,7 +226,6 @@ pub fn icmp6_input(cx: &NetCx<'_>, m: Mbuf, off: usize) {
             (255, 0) => icmp6_redirect_input(cx, &m, off),
             _ => stat.icp6s_badredirect.inc(),
         },
-        // Echo replies have no raw socket to go to.
         _ => {}
     }
 }

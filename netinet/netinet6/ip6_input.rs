@@ -13,6 +13,7 @@ use crate::netinet6::ip6::{
     IP6OPT_PAD1, IP6OPT_PADN, IP6OPT_ROUTER_ALERT, IPPROTO_DSTOPTS, IPPROTO_FRAGMENT,
     IPPROTO_HOPOPTS, IPPROTO_NONE, IPPROTO_ROUTING, IPV6_VERSION, Ip6, in6_mc_scope,
 };
+use crate::netinet6::raw_ip6::rip6_input;
 use crate::vnet::{InetVnet, NetCx};
 use alloc::sync::Arc;
 use core::net::Ipv6Addr;
@@ -298,6 +299,7 @@ fn deliver(cx: &NetCx<'_>, m: Mbuf, off: usize, nxt: u8, nxt_at: usize) {
     match cx.vnet.protox6(nxt) {
         Some(protocol) => protocol.input(cx, m, off),
         None if nxt == IPPROTO_NONE => {}
+        None if rip6_input(cx, &m, off, nxt) => {}
         None => {
             cx.vnet.ip6stat.ip6s_noproto.inc();
             icmp6_error(

@@ -12,7 +12,7 @@ use sys::kern::subr_epoch::NetEpoch;
 use sys::kern::uipc_syscalls::SocketHandle;
 use sys::net::if_llatbl::LleState;
 use sys::net::ifnet::In6Iff;
-use sys::socket::{AF_INET6, IPPROTO_IPV6, IPV6_V6ONLY, MsgFlags, SockAddr, SockAddrIn6, SockType};
+use sys::socket::*;
 
 const A6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
 const B6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 2);
@@ -259,5 +259,82 @@ fn we_talk_to_ourselves_by_the_loopback() {
         tx.sendto(b"me too", MsgFlags::empty(), &own)
             .expect("a datagram");
         assert_eq!(receive(&rx).expect("the datagram").0, b"me too");
+    });
+}
+
+/// An echo request, its checksum left to the kernel.
+fn echo_request() -> Vec<u8> {
+    let mut message = vec![128, 0, 0, 0, 0x12, 0x34, 0, 1];
+    message.extend_from_slice(&pattern(32));
+    message
+}
+
+fn raw6(host: &Host, proto: i32) -> SocketHandle {
+    let so =
+        SocketHandle::socket(&host.vnet, AF_INET6, SockType::Raw, proto).expect("a raw socket");
+    so.set_rcvtimeo(Some(PATIENCE)).expect("a timeout");
+    so
+}
+
+#[test]
+fn a_raw_socket_pings_and_hears_only_what_its_filter_lets_pass() {
+    World::run(WireConfig::default(), |world| {
+        configure(world);
+        let so = raw6(&world.a, IPPROTO_ICMPV6);
+        let mut filter = [0u32; 8];
+        filter[129 >> 5] |= 1 << (129 & 31);
+        let bytes: Vec<u8> = filter.iter().flat_map(|word| word.to_ne_bytes()).collect();
+        so.setsockopt(IPPROTO_ICMPV6, ICMP6_FILTER, &bytes)
+            .expect("a filter");
+        so.sendto(&echo_request(), MsgFlags::empty(), &SockAddr::v6(B6, 0))
+            .expect("a message");
+        // The neighbour's advertisement came first, and was not let pass.
+        let (reply, from) = receive(&so).expect("a reply");
+        assert_eq!(from, SockAddr::v6(B6, 0));
+        assert_eq!((reply[0], &reply[4..]), (129, &echo_request()[4..]));
+        assert_eq!(world.b.inet.icmp6stat.icp6s_checksum.fetch(), 0);
+        assert_eq!(world.a.inet.icmp6stat.icp6s_outhist[128].fetch(), 1);
+        let bad = so.setsockopt(IPPROTO_IPV6, IPV6_CHECKSUM, &4i32.to_ne_bytes());
+        assert_eq!(
+            bad,
+            Err(Errno::EINVAL),
+            "the checksum of ICMPv6 is where it is"
+        );
+    });
+}
+
+#[test]
+fn a_raw_socket_of_another_protocol_gets_the_checksum_it_asks_for() {
+    World::run(WireConfig::default(), |world| {
+        configure(world);
+        let (tx, rx) = (raw6(&world.a, 200), raw6(&world.b, 200));
+        let at = |so: &SocketHandle, at: i32| {
+            so.setsockopt(IPPROTO_IPV6, IPV6_CHECKSUM, &at.to_ne_bytes())
+        };
+        assert_eq!(at(&tx, 3), Err(Errno::EINVAL));
+        at(&tx, 4).expect("an offset");
+        at(&rx, 4).expect("an offset");
+        let to = SockAddr::v6(B6, 0);
+        tx.sendto(&[1, 2, 3, 4, 0, 0, 7], MsgFlags::empty(), &to)
+            .expect("a message");
+        let (data, _) = receive(&rx).expect("the message");
+        assert_eq!((&data[..4], &data[6..]), (&[1, 2, 3, 4][..], &[7][..]));
+        at(&tx, -1).expect("none");
+        tx.sendto(&[1, 2, 3, 4, 0, 0, 7], MsgFlags::empty(), &to)
+            .expect("a message");
+        pass_s(1);
+        assert_eq!(world.b.inet.rip6stat.rip6s_badsum.fetch(), 1);
+        assert_eq!(
+            tx.sendto(&[1, 2], MsgFlags::empty(), &SockAddr::v4(ADDR_B, 0)),
+            Err(Errno::EAFNOSUPPORT)
+        );
+        // Of a protocol that nobody hears the sender is told.
+        let other = raw6(&world.a, 201);
+        other
+            .sendto(&[0; 8], MsgFlags::empty(), &to)
+            .expect("a message");
+        pass_s(1);
+        assert_eq!(world.b.inet.ip6stat.ip6s_noproto.fetch(), 1);
+        assert_eq!(world.a.inet.icmp6stat.icp6s_inhist[4].fetch(), 1);
     });
 }
