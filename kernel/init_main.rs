@@ -10,8 +10,11 @@
 //! | `ifconfig_em0="inet 10.0.0.2/24"`, `em0=10.0.0.2/24` | runs `ifconfig em0 inet 10.0.0.2/24 up` |
 //! | `ifconfig_em0=DHCP`, `em0=dhcp` | leases an address in the background |
 //! | `ifconfig_em0=SYNCDHCP` | leases an address before the prompt |
+//! | `ifconfig_em0_ipv6="inet6 2001:db8::2/64"`, `em0_ipv6=2001:db8::2/64` | gives it an IPv6 address |
+//! | `ifconfig_em0_ipv6="inet6 accept_rtadv"`, `em0_ipv6=accept_rtadv` | hears router advertisements |
 //! | `em0=none` | leaves the interface alone |
 //! | `defaultrouter=10.0.0.1`, `gateway=10.0.0.1` | adds the default route |
+//! | `ipv6_defaultrouter=fe80::1%em0` | adds the default route of IPv6 |
 //! | `vnet_em1=b` | gives em1 to the stack instance `b`, which is made if need be |
 //! | `init="sysctl net.inet; iperf3 -s"` | runs the line before the prompt |
 //!
@@ -202,13 +205,22 @@ fn rc_lines<'a>(interfaces: &[Interface], get: impl Fn(&str) -> Option<&'a str>)
     );
 
     let value = |name: &str| get(&format!("ifconfig_{name}")).or_else(|| get(name));
-    let any_said = interfaces.iter().any(|i| value(&i.name).is_some());
+    let any_said = interfaces
+        .iter()
+        .any(|i| value(&i.name).is_some() || value(&format!("{}_ipv6", i.name)).is_some());
     for (number, interface) in interfaces.iter().enumerate() {
         let name = &interface.name;
         let prefix = interface
             .vnet
             .as_ref()
             .map_or(String::new(), |vnet| format!("vnet {vnet} "));
+        if let Some(said) = value(&format!("{name}_ipv6")) {
+            // FreeBSD's start-up scripts wake the interface in the same way.
+            let said = said.strip_prefix("inet6 ").unwrap_or(said);
+            lines.push(format!(
+                "{prefix}ifconfig {name} inet6 {said} -ifdisabled up"
+            ));
+        }
         let said = match value(name) {
             None if number == 0 && !any_said => "DHCP",
             None | Some("none") => continue,
@@ -218,6 +230,9 @@ fn rc_lines<'a>(interfaces: &[Interface], get: impl Fn(&str) -> Option<&'a str>)
             "dhcp" => format!("{prefix}dhclient -b {name} &"),
             "syncdhcp" => format!("{prefix}dhclient {name}"),
             // An address by itself, with or without a prefix length.
+            _ if said.contains(':') && !said.contains(' ') => {
+                format!("{prefix}ifconfig {name} inet6 {said} up")
+            }
             _ if said.starts_with(|c: char| c.is_ascii_digit()) => {
                 format!("{prefix}ifconfig {name} inet {said} up")
             }
@@ -226,6 +241,9 @@ fn rc_lines<'a>(interfaces: &[Interface], get: impl Fn(&str) -> Option<&'a str>)
     }
     if let Some(router) = get("defaultrouter").or_else(|| get("gateway")) {
         lines.push(format!("route add default {router}"));
+    }
+    if let Some(router) = get("ipv6_defaultrouter") {
+        lines.push(format!("route add -inet6 default {router}"));
     }
     lines
 }
@@ -344,6 +362,29 @@ mod tests {
         assert_eq!(
             lines(&[("em0", None)], &[("em0", "SYNCDHCP")]),
             ["dhclient em0"]
+        );
+    }
+
+    #[test]
+    fn an_interface_speaks_ipv6_if_that_is_said() {
+        let words = [
+            ("em0", "fd00::2/64"),
+            ("ipv6_defaultrouter", "fe80::1%em0"),
+            ("ifconfig_em1_ipv6", "inet6 accept_rtadv"),
+        ];
+        assert_eq!(
+            lines(&[("em0", None), ("em1", None)], &words),
+            [
+                "ifconfig em0 inet6 fd00::2/64 up",
+                "ifconfig em1 inet6 accept_rtadv -ifdisabled up",
+                "route add -inet6 default fe80::1%em0",
+            ]
+        );
+        // Nothing is said of IPv4, so that none is asked for.
+        let words = [("em0_ipv6", "fd00::2/64")];
+        assert_eq!(
+            lines(&[("em0", None)], &words),
+            ["ifconfig em0 inet6 fd00::2/64 -ifdisabled up"]
         );
     }
 

@@ -283,10 +283,29 @@ fn membership<P: Send + Sync + 'static>(inp: &Inpcb<P>, sopt: &SockOpt<'_>) -> R
     }
 }
 
+/// Length of the header of a control message, with its padding.
+const CMSG_HEADER: usize = 16;
+
+/// The control messages in what came with a datagram: level, type and data (`CMSG_FIRSTHDR`, `CMSG_NXTHDR`).
+pub fn control_messages(mut bytes: &[u8]) -> Vec<(i32, i32, &[u8])> {
+    let mut messages = Vec::new();
+    while let Some(header) = bytes.first_chunk::<CMSG_HEADER>() {
+        let &[l0, l1, l2, l3, v0, v1, v2, v3, t0, t1, t2, t3, ..] = header;
+        let len = u32::from_ne_bytes([l0, l1, l2, l3]) as usize;
+        let level = i32::from_ne_bytes([v0, v1, v2, v3]);
+        let kind = i32::from_ne_bytes([t0, t1, t2, t3]);
+        let Some(data) = bytes.get(CMSG_HEADER..len) else {
+            break;
+        };
+        messages.push((level, kind, data));
+        bytes = bytes.get(len.next_multiple_of(8)..).unwrap_or(&[]);
+    }
+    messages
+}
+
 /// Appends one control message: header, data, padding to eight bytes (`sbcreatecontrol`).
 pub(crate) fn control_message(out: &mut Vec<u8>, level: i32, kind: i32, data: &[u8]) {
-    const HEADER: usize = 16;
-    out.extend_from_slice(&((HEADER + data.len()) as u32).to_ne_bytes());
+    out.extend_from_slice(&((CMSG_HEADER + data.len()) as u32).to_ne_bytes());
     out.extend_from_slice(&level.to_ne_bytes());
     out.extend_from_slice(&kind.to_ne_bytes());
     out.extend_from_slice(&[0; 4]);

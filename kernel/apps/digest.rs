@@ -5,10 +5,10 @@ use alloc::vec;
 
 use sha2::{Digest, Sha256};
 use sys::kern::uipc_syscalls::SocketHandle;
-use sys::socket::Shutdown;
+use sys::socket::{Shutdown, SockAddr};
 
 use crate::apps::Env;
-use crate::apps::io::{self, Failure, call};
+use crate::apps::io::{self, Failure, Family, call};
 use crate::outln;
 use crate::shell::getopt::Getopt;
 
@@ -32,7 +32,7 @@ fn run(env: &Env) -> Result<(), Failure> {
     let mut getopt = Getopt::new(words, "c:");
     for option in getopt.by_ref() {
         match option.map_err(Failure::Usage)? {
-            ('c', host) => client = Some(io::host(host)?),
+            ('c', host) => client = Some(io::host_of(&env.vnet, host, Family::Any)?),
             (other, _) => return Err(Failure::Usage(alloc::format!("illegal option -- {other}"))),
         }
     }
@@ -56,11 +56,7 @@ fn run(env: &Env) -> Result<(), Failure> {
 }
 
 /// Connects, or waits for one connection.
-fn open(
-    env: &Env,
-    client: Option<core::net::Ipv4Addr>,
-    port: u16,
-) -> Result<SocketHandle, Failure> {
+fn open(env: &Env, client: Option<SockAddr>, port: u16) -> Result<SocketHandle, Failure> {
     match client {
         Some(host) => io::connect(env, host, port),
         None => {

@@ -2,11 +2,17 @@
 
 use alloc::format;
 use alloc::string::String;
-use core::net::Ipv4Addr;
+use core::net::{Ipv4Addr, Ipv6Addr};
 
 use sys::errno::Errno;
-use sys::kern::uipc_syscalls::{SocketHandle, any_port};
-use sys::socket::{AF_INET, MsgFlags, SO_REUSEADDR, SOL_SOCKET, SockAddr, SockType};
+use sys::kern::subr_epoch::NetEpoch;
+use sys::kern::uipc_syscalls::SocketHandle;
+use sys::mbuf::IfIndex;
+use sys::net::vnet::Vnet;
+use sys::socket::{
+    AF_INET6, IPPROTO_IPV6, IPV6_V6ONLY, MsgFlags, SO_REUSEADDR, SOL_SOCKET, SockAddr, SockAddrIn,
+    SockAddrIn6, SockType,
+};
 use sys::time::Sbintime;
 
 use crate::apps::Env;
@@ -80,6 +86,95 @@ pub fn host(word: &str) -> Result<Ipv4Addr, Failure> {
     }
 }
 
+/// The address with a port.
+pub fn with_port(addr: SockAddr, port: u16) -> SockAddr {
+    match addr {
+        SockAddr::In(sin) => SockAddr::In(SockAddrIn { port, ..sin }),
+        SockAddr::In6(sin6) => SockAddr::In6(SockAddrIn6 { port, ..sin6 }),
+    }
+}
+
+/// A peer's address as it was on the wire: a socket of both families sees those of IPv4 as mapped ones.
+pub fn unmapped(addr: SockAddr) -> SockAddr {
+    match addr {
+        SockAddr::In6(sin6) => match sin6.addr.to_ipv4_mapped() {
+            Some(addr) => SockAddr::v4(addr, sin6.port),
+            None => SockAddr::In6(sin6),
+        },
+        SockAddr::In(_) => addr,
+    }
+}
+
+/// Reads an address of either family, with port 0: `10.0.0.1`, `2001:db8::1`, `fe80::1%em0`; `None` if it is none, or names
+/// an interface that is not there.
+pub fn address(vnet: &Vnet, word: &str) -> Option<SockAddr> {
+    if let Ok(addr) = word.parse() {
+        return Some(SockAddr::v4(addr, 0));
+    }
+    let (addr, zone) = match word.split_once('%') {
+        Some((addr, zone)) => (addr, Some(zone)),
+        None => (word, None),
+    };
+    let addr: Ipv6Addr = addr.parse().ok()?;
+    let scope_id = match zone {
+        None => 0,
+        Some(zone) => vnet.ifunit(zone)?.if_index.0,
+    };
+    Some(SockAddr::In6(SockAddrIn6 {
+        addr,
+        port: 0,
+        flowinfo: 0,
+        scope_id: u32::from(scope_id),
+    }))
+}
+
+/// Which addresses a program may use.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Family {
+    /// Those of both families.
+    #[default]
+    Any,
+    /// Those of IPv4 (`-4`).
+    Inet,
+    /// Those of IPv6 (`-6`).
+    Inet6,
+}
+
+/// Reads the address of a host; there is no resolver here but for `localhost`.
+pub fn host_of(vnet: &Vnet, word: &str, family: Family) -> Result<SockAddr, Failure> {
+    let found = match (word, family) {
+        ("localhost", Family::Inet6) => Some(SockAddr::v6(Ipv6Addr::LOCALHOST, 0)),
+        ("localhost", _) => Some(SockAddr::v4(Ipv4Addr::LOCALHOST, 0)),
+        (word, _) => address(vnet, word),
+    };
+    let fits = |addr: &SockAddr| match addr {
+        SockAddr::In(_) => family != Family::Inet6,
+        SockAddr::In6(_) => family != Family::Inet,
+    };
+    let what = match family {
+        Family::Any => "an address",
+        Family::Inet => "an IPv4 address",
+        Family::Inet6 => "an IPv6 address",
+    };
+    let unknown = || Failure::Other(format!("cannot resolve {word}: not {what}"));
+    found.filter(fits).ok_or_else(unknown)
+}
+
+/// An address without its port, its zone by name (`getnameinfo` with `NI_NUMERICHOST`).
+pub fn numeric(vnet: &Vnet, addr: &SockAddr) -> String {
+    match addr {
+        SockAddr::In(sin) => format!("{}", sin.addr),
+        SockAddr::In6(sin6) => {
+            let index = u16::try_from(sin6.scope_id).unwrap_or(0);
+            let epoch = NetEpoch::enter();
+            match vnet.ifnet_byindex(IfIndex(index), &epoch) {
+                Some(ifp) => format!("{}%{}", sin6.addr, ifp.if_xname),
+                None => format!("{}", sin6.addr),
+            }
+        }
+    }
+}
+
 /// Reads a number between two bounds.
 pub fn number(what: &str, word: &str, low: u64, high: u64) -> Result<u64, Failure> {
     match word.parse() {
@@ -129,21 +224,24 @@ pub fn listen(env: &Env, port: u16) -> Result<SocketHandle, Failure> {
     Ok(so)
 }
 
-/// A socket bound to a port of all our addresses, whose waits end every [`POLL`].
+/// A socket bound to a port of all our addresses of both families, whose waits end every [`POLL`].
 pub fn bound(env: &Env, ty: SockType, port: u16) -> Result<SocketHandle, Failure> {
-    let so = SocketHandle::socket(&env.vnet, AF_INET, ty, 0).map_err(call("socket"))?;
+    let so = SocketHandle::socket(&env.vnet, AF_INET6, ty, 0).map_err(call("socket"))?;
+    so.setsockopt_int(IPPROTO_IPV6, IPV6_V6ONLY, 0)
+        .map_err(call("setsockopt"))?;
     so.setsockopt_int(SOL_SOCKET, SO_REUSEADDR, 1)
         .map_err(call("setsockopt"))?;
-    so.bind(&any_port(port)).map_err(call("bind"))?;
+    so.bind(&SockAddr::v6(Ipv6Addr::UNSPECIFIED, port))
+        .map_err(call("bind"))?;
     so.set_rcvtimeo(Some(POLL)).map_err(call("setsockopt"))?;
     Ok(so)
 }
 
 /// A TCP connection, whose waits end every [`POLL`].
-pub fn connect(env: &Env, host: Ipv4Addr, port: u16) -> Result<SocketHandle, Failure> {
-    let so =
-        SocketHandle::socket(&env.vnet, AF_INET, SockType::Stream, 0).map_err(call("socket"))?;
-    so.connect(&SockAddr::v4(host, port))
+pub fn connect(env: &Env, host: SockAddr, port: u16) -> Result<SocketHandle, Failure> {
+    let so = SocketHandle::socket(&env.vnet, host.family(), SockType::Stream, 0)
+        .map_err(call("socket"))?;
+    so.connect(&with_port(host, port))
         .map_err(call("connect"))?;
     so.set_rcvtimeo(Some(POLL)).map_err(call("setsockopt"))?;
     so.set_sndtimeo(Some(POLL)).map_err(call("setsockopt"))?;
@@ -160,7 +258,7 @@ pub fn accept(env: &Env, listener: &SocketHandle) -> Result<(SocketHandle, SockA
             Ok((so, peer)) => {
                 so.set_rcvtimeo(Some(POLL)).map_err(call("setsockopt"))?;
                 so.set_sndtimeo(Some(POLL)).map_err(call("setsockopt"))?;
-                return Ok((so, peer));
+                return Ok((so, unmapped(peer)));
             }
             // Nobody yet, or somebody who is gone already.
             Err(Errno::EAGAIN | Errno::ECONNABORTED) => {}

@@ -8,11 +8,11 @@ use sys::errno::Errno;
 use sys::kern::kern_synch::pause_sbt;
 use sys::kern::uipc_syscalls::SocketHandle;
 use sys::machine;
-use sys::socket::{AF_INET, MsgFlags, SockAddr, SockType};
+use sys::socket::{MsgFlags, SockType};
 use sys::time::Sbintime;
 
 use crate::apps::Env;
-use crate::apps::io::{self, Failure, call};
+use crate::apps::io::{self, Failure, Family, call};
 use crate::outln;
 use crate::shell::getopt::Getopt;
 
@@ -38,11 +38,12 @@ fn run(env: &Env) -> Result<(), Failure> {
     let [ip, port, size, duration] = getopt.operands() else {
         return Err(Failure::Usage("".into()));
     };
-    let to = SockAddr::v4(io::host(ip)?, io::number("port", port, 1, 65535)? as u16);
+    let host = io::host_of(&env.vnet, ip, Family::Any)?;
+    let to = io::with_port(host, io::number("port", port, 1, 65535)? as u16);
     let payload = vec![0xa5; io::number("payload size", size, 0, 65507)? as usize];
     let duration = io::seconds("duration", duration)?;
     let so =
-        SocketHandle::socket(&env.vnet, AF_INET, SockType::Dgram, 0).map_err(call("socket"))?;
+        SocketHandle::socket(&env.vnet, to.family(), SockType::Dgram, 0).map_err(call("socket"))?;
     so.connect(&to).map_err(call("connect"))?;
 
     let start = machine::sbinuptime();

@@ -1,6 +1,6 @@
-//! Sends ICMP echo requests and measures the answers.
+//! Sends ICMP and ICMPv6 echo requests and measures the answers.
 //!
-//! FreeBSD: sbin/ping/ping.c
+//! FreeBSD: sbin/ping/ping.c, ping6.c
 
 use alloc::format;
 use alloc::string::String;
@@ -8,26 +8,37 @@ use alloc::vec;
 use alloc::vec::Vec;
 use core::net::Ipv4Addr;
 
+use netinet::ip_ctloutput::control_messages;
 use sys::errno::Errno;
 use sys::kern::uipc_syscalls::{PollEvents, SocketHandle};
 use sys::machine;
 use sys::machine::in_cksum::in_cksum;
+use sys::mbuf::Mbuf;
 use sys::socket::{
-    AF_INET, IP_DONTFRAG, IP_TTL, IPPROTO_ICMP, IPPROTO_IP, MsgFlags, SO_BROADCAST, SO_RCVBUF,
-    SOL_SOCKET, SockAddr, SockType,
+    AF_INET, AF_INET6, ICMP6_FILTER, IP_DONTFRAG, IP_TTL, IPPROTO_ICMP, IPPROTO_ICMPV6, IPPROTO_IP,
+    IPPROTO_IPV6, IPV6_DONTFRAG, IPV6_HOPLIMIT, IPV6_MULTICAST_HOPS, IPV6_MULTICAST_IF,
+    IPV6_RECVHOPLIMIT, IPV6_UNICAST_HOPS, MsgFlags, SO_BROADCAST, SO_RCVBUF, SOL_SOCKET, SockAddr,
+    SockType,
 };
 use sys::time::Sbintime;
 
 use crate::apps::Env;
-use crate::apps::io::{self, Failure, call};
+use crate::apps::io::{self, Failure, Family, call};
 use crate::outln;
 use crate::shell::getopt::Getopt;
 
 const USAGE: &str = "\
-usage: ping [-Dfnoqv] [-c count] [-i wait] [-m ttl] [-s packetsize] [-S src_addr]
+usage: ping [-4Dfnoqv] [-c count] [-i wait] [-m ttl] [-s packetsize] [-S src_addr]
+            [-t timeout] [-W waittime] host
+       ping -6 [-Dfnoqv] [-c count] [-I interface] [-i wait] [-m hoplimit] [-s packetsize] [-S src_addr]
             [-t timeout] [-W waittime] host
 ";
 
+const ICMP6_ECHO_REQUEST: u8 = 128;
+const ICMP6_ECHO_REPLY: u8 = 129;
+/// Up to here messages of ICMPv6 are errors.
+const ICMP6_LAST_ERROR: u8 = 4;
+const IP6_HLEN: usize = 40;
 const ICMP_ECHOREPLY: u8 = 0;
 const ICMP_UNREACH: u8 = 3;
 const ICMP_ECHO: u8 = 8;
@@ -38,11 +49,15 @@ const ICMP_MINLEN: usize = 8;
 const TIMEVAL_LEN: usize = 16;
 /// Most data in one packet: 65535 less the headers of IP and ICMP.
 const MAX_DATA: u64 = 65507;
+/// Data of a packet, if nothing is said.
+const DEFAULT_DATA: usize = 56;
+/// The same in IPv6: the time.
+const DEFAULT_DATA6: usize = 8;
 /// Sequence numbers remembered to tell duplicates.
 const MAX_DUP_CHK: usize = 65536;
 
 struct Options {
-    host: Ipv4Addr,
+    host: SockAddr,
     host_word: String,
     count: Option<u64>,
     interval: Sbintime,
@@ -53,7 +68,8 @@ struct Options {
     once: bool,
     verbose: bool,
     ttl: Option<u8>,
-    source: Option<Ipv4Addr>,
+    source: Option<SockAddr>,
+    interface: Option<String>,
     timeout: Option<Sbintime>,
     wait: Sbintime,
 }
@@ -79,11 +95,11 @@ pub fn main(env: &Env) -> i32 {
 
 fn parse(env: &Env) -> Result<Options, Failure> {
     let mut options = Options {
-        host: Ipv4Addr::UNSPECIFIED,
+        host: SockAddr::v4(Ipv4Addr::UNSPECIFIED, 0),
         host_word: String::new(),
         count: None,
         interval: Sbintime::SECOND,
-        size: 56,
+        size: DEFAULT_DATA,
         dont_fragment: false,
         flood: false,
         quiet: false,
@@ -91,12 +107,21 @@ fn parse(env: &Env) -> Result<Options, Failure> {
         verbose: false,
         ttl: None,
         source: None,
+        interface: None,
         timeout: None,
         wait: Sbintime::from_s(10),
     };
-    let mut getopt = Getopt::new(&env.args, "Dfnoqvc:i:m:s:S:t:W:");
+    let mut family = match env.name() {
+        "ping6" => Family::Inet6,
+        _ => Family::Any,
+    };
+    let (mut size, mut source) = (None, None);
+    let mut getopt = Getopt::new(&env.args, "46Dfnoqvc:I:i:m:s:S:t:W:");
     for option in getopt.by_ref() {
         match option.map_err(Failure::Usage)? {
+            ('4', _) => family = Family::Inet,
+            ('6', _) => family = Family::Inet6,
+            ('I', name) => options.interface = Some(name.into()),
             ('D', _) => options.dont_fragment = true,
             ('f', _) => {
                 options.flood = true;
@@ -116,8 +141,8 @@ fn parse(env: &Env) -> Result<Options, Failure> {
             }
             ('i', word) => options.interval = io::seconds("timing interval", word)?,
             ('m', word) => options.ttl = Some(io::number("TTL", word, 0, 255)? as u8),
-            ('s', word) => options.size = io::number("packet size", word, 0, MAX_DATA)? as usize,
-            ('S', word) => options.source = Some(io::host(word)?),
+            ('s', word) => size = Some(io::number("packet size", word, 0, MAX_DATA)? as usize),
+            ('S', word) => source = Some(word),
             ('t', word) => options.timeout = Some(io::seconds("timeout", word)?),
             ('W', word) => {
                 let ms = io::number("timing interval", word, 0, 1 << 31)?;
@@ -129,7 +154,24 @@ fn parse(env: &Env) -> Result<Options, Failure> {
     let [host] = getopt.operands() else {
         return Err(Failure::Usage(String::new()));
     };
-    options.host = io::host(host)?;
+    options.host = io::host_of(&env.vnet, host, family)?;
+    let family = match options.host {
+        SockAddr::In(_) => Family::Inet,
+        SockAddr::In6(_) => Family::Inet6,
+    };
+    if let (SockAddr::In6(sin6), Some(name)) = (&mut options.host, &options.interface) {
+        let unknown = || Failure::Other(format!("{name}: invalid interface name"));
+        let ifp = env.vnet.ifunit(name).ok_or_else(unknown)?;
+        sin6.scope_id = u32::from(ifp.if_index.0);
+    }
+    if let Some(word) = source {
+        options.source = Some(io::host_of(&env.vnet, word, family)?);
+    }
+    let default = match family {
+        Family::Inet6 => DEFAULT_DATA6,
+        Family::Any | Family::Inet => DEFAULT_DATA,
+    };
+    options.size = size.unwrap_or(default);
     options.host_word = host.clone();
     options.interval = options.interval.max(Sbintime::from_ms(1));
     Ok(options)
@@ -183,6 +225,9 @@ struct Ping<'a> {
     env: &'a Env,
     options: Options,
     so: SocketHandle,
+    v6: bool,
+    /// Bytes at the front of the data that are ours.
+    time_len: usize,
     ident: u16,
     seen: Vec<bool>,
     packet: Vec<u8>,
@@ -194,22 +239,16 @@ struct Ping<'a> {
 
 impl<'a> Ping<'a> {
     fn new(env: &'a Env, options: Options) -> Result<Ping<'a>, Failure> {
-        let so = SocketHandle::socket(&env.vnet, AF_INET, SockType::Raw, IPPROTO_ICMP)
-            .map_err(call("socket"))?;
+        let v6 = matches!(options.host, SockAddr::In6(_));
+        let so = if v6 {
+            socket6(env, &options)?
+        } else {
+            socket4(env, &options)?
+        };
         // Room for many answers; less will do.
         let _ = so.setsockopt_int(SOL_SOCKET, SO_RCVBUF, 192 * 1024);
-        so.setsockopt_int(SOL_SOCKET, SO_BROADCAST, 1)
-            .map_err(call("setsockopt"))?;
-        if options.dont_fragment {
-            so.setsockopt_int(IPPROTO_IP, IP_DONTFRAG, 1)
-                .map_err(call("setsockopt IP_DONTFRAG"))?;
-        }
-        if let Some(ttl) = options.ttl {
-            so.setsockopt_int(IPPROTO_IP, IP_TTL, i32::from(ttl))
-                .map_err(call("setsockopt IP_TTL"))?;
-        }
-        if let Some(source) = options.source {
-            so.bind(&SockAddr::v4(source, 0)).map_err(call("bind"))?;
+        if let Some(source) = &options.source {
+            so.bind(source).map_err(call("bind"))?;
         }
         let mut packet = vec![0; ICMP_MINLEN + options.size];
         for (i, byte) in packet.iter_mut().enumerate().skip(ICMP_MINLEN) {
@@ -218,6 +257,8 @@ impl<'a> Ping<'a> {
         Ok(Ping {
             env,
             so,
+            v6,
+            time_len: if v6 { DEFAULT_DATA6 } else { TIMEVAL_LEN },
             ident: machine::random_u64() as u16,
             seen: vec![false; MAX_DUP_CHK],
             packet,
@@ -230,13 +271,7 @@ impl<'a> Ping<'a> {
     }
 
     fn run(&mut self) -> Result<(), Failure> {
-        let host = self.options.host;
-        let word = &self.options.host_word;
-        outln!(
-            self.env,
-            "PING {word} ({host}): {} data bytes",
-            self.options.size
-        );
+        self.announce()?;
         let start = machine::sbinuptime();
         let deadline = self.options.timeout.map(|timeout| start + timeout);
         let mut buffer = vec![0; 65536];
@@ -292,11 +327,18 @@ impl<'a> Ping<'a> {
                 Err(errno) => return Err(call("poll")(errno)),
             }
             loop {
-                match self.so.recvfrom(&mut buffer, MsgFlags::DONTWAIT) {
-                    Ok((n, from)) => {
-                        let from = from.and_then(|from| from.as_in().map(|sin| sin.addr));
+                match self.so.recvmsg(&mut buffer, MsgFlags::DONTWAIT) {
+                    Ok(received) => {
+                        let from = received.from.unwrap_or(self.options.host);
+                        let from = io::numeric(&self.env.vnet, &from);
                         let before = self.received;
-                        self.input(&buffer[..n], from.unwrap_or(Ipv4Addr::UNSPECIFIED));
+                        let packet = buffer.get(..received.len).unwrap_or(&[]);
+                        if self.v6 {
+                            let hops = received.control.as_ref().and_then(hop_limit);
+                            self.input6(packet, &from, hops.unwrap_or(0));
+                        } else {
+                            self.input(packet, &from);
+                        }
                         if self.received > before {
                             if self.options.once {
                                 return Ok(());
@@ -318,20 +360,27 @@ impl<'a> Ping<'a> {
         let seq = self.transmitted as u16;
         self.seen[usize::from(seq)] = false;
         let packet = &mut self.packet;
-        packet[0] = ICMP_ECHO;
+        packet[0] = if self.v6 {
+            ICMP6_ECHO_REQUEST
+        } else {
+            ICMP_ECHO
+        };
         packet[1] = 0;
         packet[2..4].fill(0);
         packet[4..6].copy_from_slice(&self.ident.to_be_bytes());
         packet[6..8].copy_from_slice(&seq.to_be_bytes());
-        if self.options.size >= TIMEVAL_LEN {
+        if self.options.size >= self.time_len {
             packet[8..16].copy_from_slice(&now.0.to_be_bytes());
-            packet[16..24].fill(0);
+            packet[16..8 + self.time_len].fill(0);
         }
-        let sum = in_cksum(packet);
-        packet[2..4].copy_from_slice(&sum.to_be_bytes());
-        let to = SockAddr::v4(self.options.host, 0);
+        // That of ICMPv6 is the kernel's affair.
+        if !self.v6 {
+            let sum = in_cksum(packet);
+            packet[2..4].copy_from_slice(&sum.to_be_bytes());
+        }
+        let to = &self.options.host;
         self.transmitted += 1;
-        match self.so.sendto(&self.packet, MsgFlags::empty(), &to) {
+        match self.so.sendto(&self.packet, MsgFlags::empty(), to) {
             Ok(_) => {
                 if self.options.flood && !self.options.quiet {
                     self.env.out.write(".");
@@ -357,7 +406,7 @@ impl<'a> Ping<'a> {
     }
 
     /// Looks at a received packet (`pr_pack`).
-    fn input(&mut self, packet: &[u8], from: Ipv4Addr) {
+    fn input(&mut self, packet: &[u8], from: &str) {
         let now = machine::sbinuptime();
         let Some((ttl, icmp)) = split_ip(packet) else {
             if self.options.verbose {
@@ -395,8 +444,71 @@ impl<'a> Ping<'a> {
         }
     }
 
-    fn reply(&mut self, icmp: &[u8], from: Ipv4Addr, ttl: u8, seq: u16, now: Sbintime) {
-        let timed = self.options.size >= TIMEVAL_LEN;
+    /// Looks at a received message of ICMPv6.
+    fn input6(&mut self, icmp6: &[u8], from: &str, hops: u8) {
+        let now = machine::sbinuptime();
+        if icmp6.len() < ICMP_MINLEN {
+            return;
+        }
+        let word = |bytes: &[u8], at: usize| {
+            bytes
+                .get(at..at + 2)
+                .map_or(0, |bytes| u16::from_be_bytes([bytes[0], bytes[1]]))
+        };
+        match icmp6[0] {
+            ICMP6_ECHO_REPLY if word(icmp6, 4) == self.ident => {
+                self.reply(icmp6, from, hops, word(icmp6, 6), now);
+            }
+            kind @ 1..=ICMP6_LAST_ERROR => {
+                // The request that it is about must be ours.
+                let quoted = icmp6.get(ICMP_MINLEN + IP6_HLEN..).unwrap_or(&[]);
+                let ours =
+                    quoted.first() == Some(&ICMP6_ECHO_REQUEST) && word(quoted, 4) == self.ident;
+                if ours && !self.options.quiet {
+                    let param = u32::from(word(icmp6, 4)) << 16 | u32::from(word(icmp6, 6));
+                    outln!(
+                        self.env,
+                        "{} bytes from {from}: {}",
+                        icmp6.len(),
+                        describe6(kind, icmp6[1], param)
+                    );
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// The first line.
+    fn announce(&self) -> Result<(), Failure> {
+        let (env, size) = (self.env, self.options.size);
+        let host = io::numeric(&env.vnet, &self.options.host);
+        if !self.v6 {
+            let word = &self.options.host_word;
+            outln!(env, "PING {word} ({host}): {size} data bytes");
+            return Ok(());
+        }
+        // The source that the packets will have.
+        let probe = SocketHandle::socket(&env.vnet, AF_INET6, SockType::Dgram, 0)
+            .map_err(call("socket"))?;
+        let source = match &self.options.source {
+            Some(source) => *source,
+            None => {
+                let mut to = self.options.host;
+                if let SockAddr::In6(sin6) = &mut to {
+                    sin6.port = 58;
+                }
+                probe.connect(&to).map_err(call("UDP connect"))?;
+                probe.getsockname().map_err(call("getsockname"))?
+            }
+        };
+        let source = io::numeric(&env.vnet, &source);
+        let total = IP6_HLEN + ICMP_MINLEN + size;
+        outln!(env, "PING({total}=40+8+{size} bytes) {source} --> {host}");
+        Ok(())
+    }
+
+    fn reply(&mut self, icmp: &[u8], from: &str, ttl: u8, seq: u16, now: Sbintime) {
+        let timed = self.options.size >= self.time_len;
         let sent = icmp
             .get(ICMP_MINLEN..ICMP_MINLEN + 8)
             .and_then(|bytes| bytes.try_into().ok())
@@ -421,7 +533,12 @@ impl<'a> Ping<'a> {
             self.env.out.write("\u{8} \u{8}");
             return;
         }
-        let mut line = format!("{} bytes from {from}: icmp_seq={seq} ttl={ttl}", icmp.len());
+        let len = icmp.len();
+        let mut line = if self.v6 {
+            format!("{len} bytes from {from}, icmp_seq={seq} hlim={ttl}")
+        } else {
+            format!("{len} bytes from {from}: icmp_seq={seq} ttl={ttl}")
+        };
         if let Some(ns) = took {
             line += &format!(" time={} ms", milliseconds(ns));
         }
@@ -430,7 +547,7 @@ impl<'a> Ping<'a> {
         }
         // What came back must be what was sent.
         let from_byte = if timed {
-            ICMP_MINLEN + TIMEVAL_LEN
+            ICMP_MINLEN + self.time_len
         } else {
             ICMP_MINLEN
         };
@@ -470,6 +587,88 @@ impl<'a> Ping<'a> {
             outln!(self.env, "{}", self.times.line());
         }
         self.received > 0
+    }
+}
+
+fn socket4(env: &Env, options: &Options) -> Result<SocketHandle, Failure> {
+    let so = SocketHandle::socket(&env.vnet, AF_INET, SockType::Raw, IPPROTO_ICMP)
+        .map_err(call("socket"))?;
+    so.setsockopt_int(SOL_SOCKET, SO_BROADCAST, 1)
+        .map_err(call("setsockopt"))?;
+    if options.dont_fragment {
+        so.setsockopt_int(IPPROTO_IP, IP_DONTFRAG, 1)
+            .map_err(call("setsockopt IP_DONTFRAG"))?;
+    }
+    if let Some(ttl) = options.ttl {
+        so.setsockopt_int(IPPROTO_IP, IP_TTL, i32::from(ttl))
+            .map_err(call("setsockopt IP_TTL"))?;
+    }
+    Ok(so)
+}
+
+fn socket6(env: &Env, options: &Options) -> Result<SocketHandle, Failure> {
+    let so = SocketHandle::socket(&env.vnet, AF_INET6, SockType::Raw, IPPROTO_ICMPV6)
+        .map_err(call("socket"))?;
+    // Replies and errors, nothing else (RFC 3542 §3.2).
+    let mut filter = [0u32; 8];
+    for kind in (1..=ICMP6_LAST_ERROR).chain([ICMP6_ECHO_REPLY]) {
+        filter[usize::from(kind >> 5)] |= 1 << (kind & 31);
+    }
+    let filter: Vec<u8> = filter.iter().flat_map(|word| word.to_ne_bytes()).collect();
+    so.setsockopt(IPPROTO_ICMPV6, ICMP6_FILTER, &filter)
+        .map_err(call("setsockopt(ICMP6_FILTER)"))?;
+    so.setsockopt_int(IPPROTO_IPV6, IPV6_RECVHOPLIMIT, 1)
+        .map_err(call("setsockopt(IPV6_RECVHOPLIMIT)"))?;
+    if options.dont_fragment {
+        so.setsockopt_int(IPPROTO_IPV6, IPV6_DONTFRAG, 1)
+            .map_err(call("setsockopt(IPV6_DONTFRAG)"))?;
+    }
+    if let Some(hops) = options.ttl {
+        for name in [IPV6_UNICAST_HOPS, IPV6_MULTICAST_HOPS] {
+            so.setsockopt_int(IPPROTO_IPV6, name, i32::from(hops))
+                .map_err(call("setsockopt(IPV6_UNICAST_HOPS)"))?;
+        }
+    }
+    if let SockAddr::In6(sin6) = &options.host
+        && sin6.scope_id != 0
+    {
+        so.setsockopt_int(IPPROTO_IPV6, IPV6_MULTICAST_IF, sin6.scope_id as i32)
+            .map_err(call("setsockopt(IPV6_MULTICAST_IF)"))?;
+    }
+    Ok(so)
+}
+
+/// The hop limit of a received message, from its control messages.
+fn hop_limit(control: &Mbuf) -> Option<u8> {
+    let mut bytes = vec![0; control.length()];
+    if !control.copydata(0, &mut bytes) {
+        return None;
+    }
+    let messages = control_messages(&bytes);
+    let wanted = messages
+        .into_iter()
+        .find(|(level, kind, _)| (*level, *kind) == (IPPROTO_IPV6, IPV6_HOPLIMIT));
+    let (_, _, data) = wanted?;
+    u8::try_from(i32::from_ne_bytes(*data.first_chunk()?)).ok()
+}
+
+/// What an error of ICMPv6 says (`pr_icmph`); `param` is the MTU or the place of the problem.
+fn describe6(kind: u8, code: u8, param: u32) -> String {
+    match (kind, code) {
+        (1, 0) => "No Route to Destination".into(),
+        (1, 1) => "Destination Administratively Unreachable".into(),
+        (1, 2) => "Destination Unreachable Beyond Scope".into(),
+        (1, 3) => "Destination Host Unreachable".into(),
+        (1, 4) => "Destination Port Unreachable".into(),
+        (1, code) => format!("Destination Unreachable, Bad Code: {code}"),
+        (2, _) => format!("Packet too big mtu = {param}"),
+        (3, 0) => "Time to live exceeded".into(),
+        (3, 1) => "Frag reassembly time exceeded".into(),
+        (3, code) => format!("Time exceeded, Bad Code: {code}"),
+        (_, 0) => format!("Parameter problem: Erroneous Header {param:#04x}"),
+        (_, 1) => format!("Parameter problem: Unrecognized Next Header {param:#04x}"),
+        (_, 2) => format!("Parameter problem: Unrecognized Option {param:#04x}"),
+        (_, code) => format!("Parameter problem, Bad Code: {code}"),
     }
 }
 

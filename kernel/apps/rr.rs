@@ -5,11 +5,11 @@
 use alloc::vec;
 
 use sys::machine;
-use sys::socket::{IPPROTO_TCP, TCP_NODELAY};
+use sys::socket::{IPPROTO_TCP, SockAddr, TCP_NODELAY};
 use sys::time::Sbintime;
 
 use crate::apps::Env;
-use crate::apps::io::{self, Failure, call};
+use crate::apps::io::{self, Failure, Family, call};
 use crate::outln;
 use crate::shell::getopt::Getopt;
 
@@ -22,7 +22,7 @@ const DEFAULT_PORT: u16 = 5203;
 const MAX_REQUEST: u64 = 65536;
 
 struct Options {
-    client: Option<core::net::Ipv4Addr>,
+    client: Option<SockAddr>,
     port: u16,
     once: bool,
     time: Sbintime,
@@ -53,7 +53,7 @@ fn parse(env: &Env) -> Result<Options, Failure> {
     for option in getopt.by_ref() {
         match option.map_err(Failure::Usage)? {
             ('s', _) => server = true,
-            ('c', host) => options.client = Some(io::host(host)?),
+            ('c', host) => options.client = Some(io::host_of(&env.vnet, host, Family::Any)?),
             ('p', port) => options.port = io::number("port", port, 1, 65535)? as u16,
             ('1', _) => options.once = true,
             ('t', time) => options.time = io::seconds("time", time)?,
@@ -101,7 +101,7 @@ fn serve(env: &Env, options: &Options) -> Result<(), Failure> {
     }
 }
 
-fn ask(env: &Env, host: core::net::Ipv4Addr, options: &Options) -> Result<(), Failure> {
+fn ask(env: &Env, host: SockAddr, options: &Options) -> Result<(), Failure> {
     let so = io::connect(env, host, options.port)?;
     so.setsockopt_int(IPPROTO_TCP, TCP_NODELAY, 1)
         .map_err(call("setsockopt"))?;

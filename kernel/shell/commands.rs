@@ -1,7 +1,7 @@
 //! The programs the shell can run.
 
 use crate::apps::{Env, dhclient, digest, inetd, iperf3, kbench, ktest, netblast, ping, rr};
-use crate::shell::{arp, cpuset, ifconfig, netstat, route, setkey, sysctl, system, vmstat};
+use crate::shell::{arp, cpuset, ifconfig, ndp, netstat, route, setkey, sysctl, system, vmstat};
 
 /// A program.
 pub(super) struct Program {
@@ -33,14 +33,17 @@ pub(super) const PROGRAMS: &[Program] = programs! {
     "kenv", system::kenv, "display the words the kernel was booted with";
     "kbench", kbench::main, "measure what the kernel's own operations cost";
     "ktest", ktest::main, "torture the kernel's locks, threads and timers on all CPUs";
+    "ndp", ndp::main, "show and change what is known of IPv6 neighbors and routers";
     "netblast", netblast::main, "send UDP datagrams as fast as possible";
     "netstat", netstat::main, "show network status and statistics";
     "ping", ping::main, "send ICMP echo requests to a host";
+    "ping6", ping::main, "send ICMPv6 echo requests to a host";
     "poweroff", system::poweroff, "stop the machine";
     "ps", system::ps, "show threads";
     "reboot", system::reboot, "restart the machine";
     "route", route::main, "change and show the routing table";
     "rr", rr::main, "measure TCP requests and responses per second";
+    "rtsol", ndp::rtsol, "ask for IPv6 routers";
     "setkey", setkey::main, "show and change the secrets of TCP-MD5";
     "sleep", system::sleep, "wait for some seconds";
     "sysctl", sysctl::main, "get or set kernel state";

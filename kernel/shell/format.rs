@@ -2,7 +2,15 @@
 
 use alloc::format;
 use alloc::string::{String, ToString};
-use core::net::Ipv4Addr;
+use core::net::{Ipv4Addr, Ipv6Addr};
+
+use netinet::netinet6::in6_src::{in6_setscope, in6_sockaddr};
+use sys::kern::subr_epoch::NetEpoch;
+use sys::mbuf::IfIndex;
+use sys::net::vnet::Vnet;
+use sys::socket::SockAddr;
+
+use crate::apps::io;
 
 /// Bits as FreeBSD's `%b` prints them: `flags=8843<UP,BROADCAST,…>`, without the name before it.
 pub(super) fn bits(value: u64, names: &[(u64, &str)]) -> String {
@@ -45,6 +53,33 @@ pub(super) fn network(addr: Ipv4Addr, prefix_len: u8) -> String {
         32 => addr.to_string(),
         len => format!("{addr}/{len}"),
     }
+}
+
+/// An IPv6 address of the stack, its zone by name.
+pub(super) fn in6(vnet: &Vnet, addr: Ipv6Addr) -> String {
+    io::numeric(vnet, &in6_sockaddr(addr, 0))
+}
+
+/// An IPv6 network as netstat shows it: `2001:db8::/64`, `fe80::%em0/64`, `default`, a bare address for a host.
+pub(super) fn network6(vnet: &Vnet, addr: Ipv6Addr, prefix_len: u8) -> String {
+    match prefix_len {
+        0 if addr.is_unspecified() => "default".to_string(),
+        128 => in6(vnet, addr),
+        len => format!("{}/{len}", in6(vnet, addr)),
+    }
+}
+
+/// Reads an IPv6 address, which may name its zone, as it stands inside the stack.
+pub(super) fn parse_in6(vnet: &Vnet, word: &str) -> Option<Ipv6Addr> {
+    let SockAddr::In6(sin6) = io::address(vnet, word)? else {
+        return None;
+    };
+    let epoch = NetEpoch::enter();
+    let index = IfIndex(u16::try_from(sin6.scope_id).ok()?);
+    Some(match vnet.ifnet_byindex(index, &epoch) {
+        Some(ifp) => in6_setscope(sin6.addr, ifp),
+        None => sin6.addr,
+    })
 }
 
 /// Length of a mask, if it is one.

@@ -1,6 +1,8 @@
 //! ifconfig: shows and changes interfaces.
 //!
-//! FreeBSD: sbin/ifconfig/ifconfig.c, af_inet.c, af_link.c, ifmedia.c
+//! FreeBSD: sbin/ifconfig/ifconfig.c, af_inet.c, af_inet6.c, af_nd6.c, af_link.c, ifmedia.c
+
+mod inet6;
 
 use alloc::format;
 use alloc::string::String;
@@ -20,12 +22,14 @@ use crate::shell::format;
 use crate::shell::getopt::Getopt;
 
 const USAGE: &str = "\
-usage: ifconfig [-adlmu] [-f inet:cidr|dotted|hex] [interface] [address_family] [address[/length]]
+usage: ifconfig [-adLlmu] [-f inet:cidr|dotted|hex] [interface] [address_family] [address[/length]]
                 [netmask mask] [broadcast addr] [alias | -alias] [parameters]
 parameters: up down mtu n metric n ether addr [-]promisc [-]arp [-]monitor [-]debug [-]link0..2
             [-]rxcsum [-]txcsum [-]tso [-]tso4 [-]tso6 [-]lro [-]rxcsum6 [-]txcsum6
             [-]vlanmtu [-]vlanhwtag [-]vlanhwfilter [-]vlanhwtso [-]vlanhwcsum
             delete
+inet6:      prefixlen n  pltime n  vltime n  eui64  anycast  [-]deprecated  [-]prefer_source
+            [-]accept_rtadv [-]auto_linklocal [-]ifdisabled [-]no_radr [-]no_prefer_iface [-]no_dad [-]nud
 ";
 
 /// Names of flags (`IFFBITS`).
@@ -142,6 +146,9 @@ struct Options {
     list: bool,
     more: bool,
     masks: MaskStyle,
+    lifetimes: bool,
+    /// Only the addresses of this family.
+    family: Option<&'static str>,
 }
 
 /// Runs `ifconfig`.
@@ -157,6 +164,8 @@ fn run(env: &Env) -> Result<(), Failure> {
         list: false,
         more: false,
         masks: MaskStyle::Hex,
+        lifetimes: false,
+        family: None,
     };
     let mut getopt = Getopt::new(&env.args, "adlmuf:Lvkn");
     for option in getopt.by_ref() {
@@ -174,7 +183,8 @@ fn run(env: &Env) -> Result<(), Failure> {
                     other => return Err(Failure::Usage(format!("unknown format: {other}"))),
                 };
             }
-            ('L' | 'v' | 'k' | 'n', _) => {}
+            ('L', _) => options.lifetimes = true,
+            ('v' | 'k' | 'n', _) => {}
             (other, _) => return Err(Failure::Usage(format!("illegal option -- {other}"))),
         }
     }
@@ -182,20 +192,28 @@ fn run(env: &Env) -> Result<(), Failure> {
     let Some((name, words)) = words.split_first() else {
         return show_all(env, &options);
     };
-    if matches!(name.as_str(), "inet" | "ether" | "link") && words.is_empty() {
+    let family = |word: &str| match word {
+        "inet" => Some("inet"),
+        "inet6" => Some("inet6"),
+        "ether" | "link" => Some("link"),
+        _ => None,
+    };
+    if let (Some(family), true) = (family(name), words.is_empty()) {
+        options.family = Some(family);
         return show_all(env, &options);
     }
     let Some(ifp) = env.vnet.ifunit(name) else {
         return Err(Failure::Other(format!("interface {name} does not exist")));
     };
-    let words = match words {
-        [family, rest @ ..] if family == "inet" => rest,
-        [family, rest @ ..] if family == "link" && rest.is_empty() => rest,
-        [family, ..] if family == "inet6" => {
-            return Err(Failure::Other("inet6: not supported".into()));
-        }
-        words => words,
+    let (named, words) = match words {
+        [word, rest @ ..] if word != "ether" && family(word).is_some() => (family(word), rest),
+        words => (None, words),
     };
+    options.family = named;
+    if named == Some("inet6") && !words.is_empty() {
+        let words = inet6::run(env, &ifp, words)?;
+        return Request::parse(&ifp, &words)?.apply(env, &ifp);
+    }
     if words.is_empty() {
         env.out.write(&describe(&ifp, &options));
         return Ok(());
@@ -241,10 +259,14 @@ fn describe(ifp: &Arc<Ifnet>, options: &Options) -> String {
     if ifp.if_type == IFT_ETHER {
         text += &format!("\tether {}\n", format::ether(&ifp.lladdr()));
     }
+    let shows = |family| options.family.is_none_or(|only| only == family);
     {
         let epoch = NetEpoch::enter();
-        for ia in ifp.addrs(&epoch) {
+        for ia in ifp.addrs(&epoch).iter().filter(|_| shows("inet")) {
             text += &inet_line(ia, ifp, options.masks);
+        }
+        for ia in ifp.addrs6(&epoch).iter().filter(|_| shows("inet6")) {
+            text += &inet6::line(ia, options.lifetimes);
         }
     }
     if ifp.is_loopback() {
@@ -257,6 +279,7 @@ fn describe(ifp: &Arc<Ifnet>, options: &Options) -> String {
             text += "\tsupported media:\n\t\tmedia autoselect\n";
         }
     }
+    text += &inet6::nd6_line(ifp);
     text
 }
 

@@ -13,6 +13,7 @@ mod commands;
 mod cpuset;
 mod format;
 mod ifconfig;
+mod ndp;
 mod netstat;
 mod route;
 mod setkey;

@@ -76,7 +76,10 @@ fn the_loopback_looks_as_in_freebsd() {
 lo0: flags=1008049<UP,LOOPBACK,RUNNING,MULTICAST,LOWER_UP> metric 0 mtu 16384
 \toptions=680003<RXCSUM,TXCSUM,LINKSTATE,RXCSUM_IPV6,TXCSUM_IPV6>
 \tinet 127.0.0.1 netmask 0xff000000
+\tinet6 ::1 prefixlen 128
+\tinet6 fe80::1%lo0 prefixlen 64 scopeid 0x1
 \tgroups: lo
+\tnd6 options=21<PERFORMNUD,AUTO_LINKLOCAL>
 ";
         assert_eq!(desk.ok("ifconfig lo0"), expected);
         assert_eq!(
@@ -162,6 +165,270 @@ fn ping_reports_as_in_freebsd() {
         // Nobody there.
         let (status, text) = desk.run("ping -c 1 -W 500 10.0.0.9");
         assert_eq!(status, 2, "{text}");
+    });
+}
+
+/// Gives both ends of the wire an IPv6 address.
+fn speak_ipv6(desk: &mut Desk, world: &World) -> String {
+    let name = world.a.ifp.if_xname.clone();
+    desk.ok(&format!("ifconfig {name} inet6 2001:db8::1/64 alias"));
+    let other = &world.b.ifp.if_xname;
+    desk.ok(&format!(
+        "vnet b ifconfig {other} inet6 2001:db8::2 prefixlen 64"
+    ));
+    desk.ok("sleep 3");
+    name
+}
+
+#[test]
+fn ifconfig_shows_and_changes_ipv6_addresses_and_flags() {
+    with_shell(|desk, world| {
+        let name = world.a.ifp.if_xname.clone();
+        let show = |desk: &mut Desk| desk.ok(&format!("ifconfig {name}"));
+        assert!(show(desk).ends_with("\tnd6 options=29<PERFORMNUD,IFDISABLED,AUTO_LINKLOCAL>\n"));
+        desk.ok(&format!(
+            "ifconfig {name} inet6 2001:db8::1 prefixlen 56 pltime 100 vltime 200"
+        ));
+        assert!(show(desk).contains("\tinet6 2001:db8::1 prefixlen 56 tentative\n"));
+        desk.ok("sleep 3");
+        let text = show(desk);
+        let local = netinet::netinet6::in6::in6_linklocal_of(world.a.ifp.lladdr());
+        let scope = world.a.ifp.if_index.0;
+        let line = format!("\tinet6 {local}%{name} prefixlen 64 scopeid {scope:#x}\n");
+        assert!(text.contains(&line), "{text}");
+        assert!(
+            text.contains("\tinet6 2001:db8::1 prefixlen 56\n"),
+            "{text}"
+        );
+        assert!(
+            text.ends_with("\tnd6 options=21<PERFORMNUD,AUTO_LINKLOCAL>\n"),
+            "{text}"
+        );
+        let text = desk.ok(&format!("ifconfig -L {name} inet6"));
+        assert!(
+            text.contains("2001:db8::1 prefixlen 56 pltime 97 vltime 197\n"),
+            "{text}"
+        );
+        assert!(!text.contains("\tinet "), "{text}");
+        desk.ok(&format!(
+            "ifconfig {name} inet6 accept_rtadv -auto_linklocal mtu 1400"
+        ));
+        let text = show(desk);
+        assert!(
+            text.contains("mtu 1400") && text.contains("nd6 options=3<PERFORMNUD,ACCEPT_RTADV>")
+        );
+        desk.ok(&format!("ifconfig {name} inet6 2001:db8::1 deprecated"));
+        assert!(show(desk).contains("2001:db8::1 prefixlen 56 deprecated\n"));
+        desk.ok(&format!("ifconfig {name} inet6 2001:db8::1 -alias"));
+        assert!(!show(desk).contains("2001:db8"));
+        let again = desk.fails(&format!("ifconfig {name} inet6 2001:db8::1 delete"));
+        assert!(again.contains("SIOCDIFADDR"), "{again}");
+        let bad = desk.fails(&format!("ifconfig {name} inet6 2001:db8::g"));
+        assert!(bad.contains("bad value"), "{bad}");
+    });
+}
+
+#[test]
+fn ping_reports_answers_of_ipv6_as_in_freebsd() {
+    with_shell(|desk, world| {
+        let name = speak_ipv6(desk, world);
+        for command in [
+            "ping -6 -c 2 2001:db8::2",
+            "ping6 -c 2 2001:db8::2",
+            "ping -c 2 2001:db8::2",
+        ] {
+            let text = desk.ok(command);
+            let lines: Vec<&str> = text.lines().collect();
+            assert_eq!(
+                lines[0],
+                "PING(56=40+8+8 bytes) 2001:db8::1 --> 2001:db8::2"
+            );
+            for (line, seq) in lines[1..3].iter().zip(0..) {
+                let start = format!("16 bytes from 2001:db8::2, icmp_seq={seq} hlim=64 time=");
+                assert!(line.starts_with(&start) && line.ends_with(" ms"), "{line}");
+            }
+            assert_eq!(
+                lines[5],
+                "2 packets transmitted, 2 packets received, 0.0% packet loss"
+            );
+        }
+        let text = desk.ok("ping6 -c 1 -s 8000 2001:db8::2");
+        assert!(text.contains("8008 bytes from 2001:db8::2"), "{text}");
+        let text = desk.fails("ping6 -c 1 -D -s 8000 2001:db8::2");
+        assert!(text.contains("Message too long"), "{text}");
+        // Everybody on the link, from the link's own address.
+        let text = desk.ok(&format!("ping6 -c 1 -I {name} ff02::1"));
+        let local = netinet::netinet6::in6::in6_linklocal_of(world.a.ifp.lladdr());
+        assert!(
+            text.contains(&format!("{local}%{name} --> ff02::1%{name}")),
+            "{text}"
+        );
+        let (status, text) = desk.run("ping6 -c 1 -W 500 2001:db8::9");
+        assert_eq!(status, 2, "{text}");
+        assert!(
+            desk.fails("ping -4 2001:db8::2")
+                .contains("not an IPv4 address")
+        );
+        assert!(
+            desk.fails("ping -6 10.0.0.2")
+                .contains("not an IPv6 address")
+        );
+    });
+}
+
+#[test]
+fn ndp_shows_and_forgets_neighbours() {
+    with_shell(|desk, world| {
+        let name = speak_ipv6(desk, world);
+        desk.ok("ping6 -c 1 2001:db8::2");
+        let text = desk.ok("ndp -an");
+        assert!(text.starts_with(
+            "Neighbor                             Linklayer Address  Netif Expire    S Flags\n"
+        ));
+        let line = |text: &str, addr: &str| {
+            let found = text
+                .lines()
+                .find(|line| line.starts_with(&format!("{addr} ")));
+            found.map(|line| {
+                line.split_whitespace()
+                    .map(String::from)
+                    .collect::<Vec<_>>()
+            })
+        };
+        let neighbour = line(&text, "2001:db8::2").expect("the neighbour");
+        assert_eq!((&neighbour[2], &neighbour[4][..]), (&name, "R"));
+        assert_eq!(
+            line(&text, "2001:db8::1").expect("ourselves")[3],
+            "permanent"
+        );
+        assert!(desk.ok("ndp 2001:db8::2").contains(&neighbour[1]));
+        assert_eq!(
+            desk.ok("ndp -d 2001:db8::2"),
+            "2001:db8::2 (2001:db8::2) deleted\n"
+        );
+        assert!(desk.fails("ndp 2001:db8::2").contains("-- no entry"));
+        desk.ok("ndp -s 2001:db8::7 02:00:00:00:00:07");
+        let text = desk.ok("ndp -n 2001:db8::7");
+        assert_eq!(
+            line(&text, "2001:db8::7").unwrap()[1..4],
+            ["02:00:00:00:00:07", &name, "permanent"]
+        );
+        let text = desk.ok("ndp -c");
+        assert!(text.contains("2001:db8::7 (2001:db8::7) deleted"), "{text}");
+        let text = desk.ok(&format!("ndp -i {name} -nud no_radr"));
+        assert!(
+            text.contains("basereachable=30s0ms, retrans=1s0ms\nFlags: auto_linklocal no_radr \n"),
+            "{text}"
+        );
+        assert!(
+            desk.fails("ndp -d 2001:db8::99")
+                .contains("No such process")
+        );
+    });
+}
+
+#[test]
+fn routes_of_ipv6_are_added_shown_and_deleted() {
+    with_shell(|desk, world| {
+        let name = speak_ipv6(desk, world);
+        assert_eq!(
+            desk.ok(&format!("route add -inet6 default fe80::1%{name}")),
+            format!("add net default: gateway fe80::1%{name}\n")
+        );
+        desk.ok("route -6 add 2001:db8:2::/48 2001:db8::2 -mtu 1400");
+        desk.ok("route add -inet6 -net 2001:db8:3:: -prefixlen 64 2001:db8::2");
+        let table = desk.ok("netstat -rn -f inet6");
+        assert!(!table.contains("Internet:"), "{table}");
+        let wanted = format!(
+            "\nInternet6:\n\
+             Destination                       Gateway                       Flags         Netif Expire\n\
+             default                           fe80::1%{name}"
+        );
+        assert!(table.contains(&wanted), "{table}");
+        assert!(
+            table
+                .contains("\n2001:db8:2::/48                   2001:db8::2                   UGS "),
+            "{table}"
+        );
+        assert!(table.contains(&format!("\nfe80::%{name}/64")), "{table}");
+        let get = desk.ok("route get -inet6 2001:db8:2::77");
+        assert!(get.contains("destination: 2001:db8:2::\n       mask: ffff:ffff:ffff::\n    gateway: 2001:db8::2\n"), "{get}");
+        assert!(get.contains("    1400 "), "{get}");
+        desk.ok("route delete -inet6 2001:db8:2::/48");
+        desk.ok("route flush -inet6");
+        let table = desk.ok("netstat -rn");
+        assert!(
+            !table.contains("2001:db8:3") && table.contains("Internet:"),
+            "{table}"
+        );
+        let failed = desk.fails("route add -inet6 2001:db8:2::/48 2001:db8:99::1");
+        assert!(failed.contains("Network is unreachable"), "{failed}");
+    });
+}
+
+#[test]
+fn netstat_tells_the_families_apart() {
+    with_shell(|desk, world| {
+        let name = speak_ipv6(desk, world);
+        desk.ok("digest recv 5000 &");
+        desk.ok("iperf3 -s -6 -1 -D");
+        desk.ok("iperf3 -s -4 -p 5202 -1 -D; sleep 0.1");
+        let text = desk.ok("netstat -an");
+        for line in [
+            "tcp46      0      0 *.5000                 *.*                    LISTEN",
+            "tcp6       0      0 *.5201                 *.*                    LISTEN",
+            "tcp4       0      0 *.5202                 *.*                    LISTEN",
+        ] {
+            assert!(text.contains(line), "{text}");
+        }
+        let text = desk.ok("netstat -an -f inet");
+        assert!(!text.contains("tcp6") && text.contains("tcp46"), "{text}");
+        // A connection by IPv4 to the socket of both is one of IPv4.
+        desk.ok("vnet b digest send -c 10.0.0.1 5000 100K 7; wait");
+        let text = desk.ok("netstat -s -p ip6");
+        assert!(text.starts_with("ip6:\n") && text.contains(" packets sent from this host\n"));
+        let text = desk.ok("netstat -s -p icmp6");
+        assert!(
+            text.contains("\tOutput histogram:\n\t\tneighbor solicitation: "),
+            "{text}"
+        );
+        desk.ok("netstat -sz -p icmp6");
+        assert!(
+            !desk
+                .ok("netstat -s -p icmp6")
+                .contains("neighbor solicitation: ")
+        );
+        let text = desk.ok("netstat -in");
+        assert!(
+            text.contains(" 2001:db8::/64 ") && text.contains(&format!("fe80::%{name}/64")),
+            "{text}"
+        );
+    });
+}
+
+#[test]
+fn iperf3_measures_over_ipv6_in_both_directions() {
+    with_shell(|desk, world| {
+        speak_ipv6(desk, world);
+        desk.ok("vnet b iperf3 -s -D; sleep 0.1");
+        for options in [
+            "",
+            "-R",
+            "-u -b 10M",
+            "-u -b 10M -R",
+            "-u -b 10M -l 8K -P 2",
+        ] {
+            let text = desk.ok(&format!("iperf3 -6 -c 2001:db8::2 -t 1 {options}"));
+            assert!(text.contains("iperf Done."), "{options}: {text}");
+            assert!(text.contains("local 2001:db8::1 port "), "{text}");
+        }
+        // The same server hears IPv4, and is bound to an address that is asked for.
+        let text = desk.ok("iperf3 -c 10.0.0.2 -t 1 -B 10.0.0.1");
+        assert!(text.contains("local 10.0.0.1 port "), "{text}");
+        let text = desk.fails("iperf3 -c 2001:db8::2 -t 1 -B 2001:db8::99");
+        assert!(text.contains("unable to bind to the address"), "{text}");
+        let tcp = &world.b.inet.tcp.tcbinfo;
+        assert!(tcp.snapshot().iter().any(|inp| inp.read().is_ipv6()));
     });
 }
 

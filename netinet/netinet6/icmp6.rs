@@ -152,11 +152,64 @@ impl Icmp6Stat {
         }
     }
 
+    /// Starts from zero.
+    pub fn zero(&self) {
+        let single = [
+            &self.icp6s_error,
+            &self.icp6s_canterror,
+            &self.icp6s_toofreq,
+            &self.icp6s_badcode,
+            &self.icp6s_tooshort,
+            &self.icp6s_checksum,
+            &self.icp6s_badlen,
+            &self.icp6s_dropped,
+            &self.icp6s_reflect,
+            &self.icp6s_badns,
+            &self.icp6s_badna,
+            &self.icp6s_badrs,
+            &self.icp6s_badra,
+            &self.icp6s_badredirect,
+            &self.icp6s_pmtuchg,
+            &self.nd6_dropped,
+        ];
+        let histograms = self.icp6s_outhist.iter().chain(&self.icp6s_inhist);
+        for counter in single.into_iter().chain(histograms) {
+            counter.zero();
+        }
+    }
+
     pub(crate) fn count(histogram: &[Counter; 256], kind: u8) {
         if let Some(counter) = histogram.get(usize::from(kind)) {
             counter.inc();
         }
     }
+}
+
+/// What a type of message is called (`icmp6names`).
+pub fn icmp6_name(kind: usize) -> Option<&'static str> {
+    Some(match kind {
+        1 => "unreach",
+        2 => "packet too big",
+        3 => "time exceed",
+        4 => "parameter problem",
+        128 => "echo",
+        129 => "echo reply",
+        130 => "multicast listener query",
+        131 => "MLDv1 listener report",
+        132 => "MLDv1 listener done",
+        133 => "router solicitation",
+        134 => "router advertisement",
+        135 => "neighbor solicitation",
+        136 => "neighbor advertisement",
+        137 => "redirect",
+        138 => "router renumbering",
+        139 => "node information request",
+        140 => "node information reply",
+        141 => "inverse neighbor solicitation",
+        142 => "inverse neighbor advertisement",
+        143 => "MLDv2 listener report",
+        _ => return None,
+    })
 }
 
 /// ICMPv6 as a protocol above IPv6.

@@ -10,6 +10,7 @@ use crate::netinet6::ip6::ether_map_ipv6_multicast;
 use crate::netinet6::nd6_nbr::nd6_ns_output;
 use crate::netinet6::nd6_rtr::PrefixInfo;
 use crate::vnet::{InetVnet, NetCx};
+use alloc::string::String;
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use core::mem;
@@ -195,6 +196,78 @@ pub enum Certainty {
     Confirmed,
     /// It said something: its address is known, not whether it hears us.
     Heard,
+}
+
+/// A neighbour as `ndp` shows it.
+pub struct Nd6Row {
+    /// Its address, zone embedded.
+    pub addr: Ipv6Addr,
+    /// Its link-layer address, if that is known.
+    pub lladdr: Option<EtherAddr>,
+    /// The interface's name.
+    pub ifname: String,
+    /// Seconds until the entry ends or is asked about; `None`: never.
+    pub expire: Option<i64>,
+    /// Its state.
+    pub state: LleState,
+    /// It says that it is a router.
+    pub router: bool,
+    /// It is our own address.
+    pub own: bool,
+}
+
+/// All neighbours, and our own addresses, by address (`NET_RT_FLAGS`, `RTF_LLINFO`).
+pub fn nd6_table(inet: &InetVnet) -> Vec<Nd6Row> {
+    let mut rows = Vec::new();
+    let now = machine::ticks();
+    for ifp in inet.ifnets() {
+        let Some(llt) = ifp.lltable6() else { continue };
+        for ia in ifp.addrs6(&NetEpoch::enter()) {
+            rows.push(Nd6Row {
+                addr: ia.ia_addr,
+                lladdr: Some(ifp.lladdr()),
+                ifname: ifp.if_xname.clone(),
+                expire: None,
+                state: LleState::Reachable,
+                router: false,
+                own: true,
+            });
+        }
+        for lle in llt.entries() {
+            let timer = lle.timer_deadline();
+            rows.push(lle.with(|ln| Nd6Row {
+                addr: lle.r_l3addr,
+                lladdr: ln.flags.contains(LleFlags::VALID).then_some(ln.ll_addr),
+                ifname: ifp.if_xname.clone(),
+                expire: match ln.state {
+                    _ if ln.flags.contains(LleFlags::STATIC) => None,
+                    LleState::Stale => Some(i64::from((ln.la_expire - now).max(0)) / 1000),
+                    _ => timer.map(|at| (at - machine::sbinuptime()).as_s().max(0)),
+                },
+                state: ln.state,
+                router: ln.ln_router,
+                own: false,
+            }));
+        }
+    }
+    rows.sort_by_key(|row| row.addr);
+    rows
+}
+
+/// Forgets a neighbour (`ndp -d`): `ESRCH` if there is none.
+pub fn nd6_delete(inet: &InetVnet, addr: Ipv6Addr) -> Result<(), Errno> {
+    let mut found = false;
+    for ifp in inet.ifnets() {
+        let Some(llt) = ifp.lltable6() else { continue };
+        let entries = llt.entries();
+        for lle in entries.iter().filter(|lle| lle.r_l3addr == addr) {
+            found |= llt.delete(lle);
+        }
+    }
+    if inet.nd6.is_defrouter(addr) {
+        inet.nd6.reselect();
+    }
+    if found { Ok(()) } else { Err(Errno::ESRCH) }
 }
 
 /// In what we have heard of a neighbour.

@@ -23,7 +23,7 @@ use sys::kern::subr_taskqueue::{Task, Taskqueue, TimeoutTask};
 use sys::machine::sbinuptime;
 use sys::mbuf::IfIndex;
 use sys::net::if_llatbl::{LleFlags, LleState};
-use sys::net::ifnet::{Ifnet, ND6_INFINITE_LIFETIME};
+use sys::net::ifnet::{Ifnet, In6Ifaddr, In6Iff, ND6_INFINITE_LIFETIME};
 use sys::time::Sbintime;
 
 /// Routers that are remembered on one interface (`ip6_maxifdefrouters`).
@@ -97,6 +97,11 @@ impl NdPrefix {
         masked(addr, self.plen) == self.prefix
     }
 
+    /// Whether an address was made from it.
+    pub fn made(&self, ia: &In6Ifaddr) -> bool {
+        ia.flags().contains(In6Iff::AUTOCONF) && self.covers(ia.ia_addr)
+    }
+
     /// Seconds since boot at which it ends; `None`: never.
     pub fn expire(&self) -> Option<u32> {
         (self.vltime != ND6_INFINITE_LIFETIME).then(|| self.lastupdate.saturating_add(self.vltime))
@@ -166,6 +171,11 @@ impl Nd6Rtr {
         if let Some(worker) = &*self.worker.lock() {
             worker.queue.enqueue(&worker.task);
         }
+    }
+
+    /// An address has got lifetimes, which are to be watched.
+    pub fn lifetimes_changed(&self) {
+        self.kick();
     }
 
     fn kick_after(&self, span: Sbintime) {
@@ -277,7 +287,7 @@ pub fn uptime() -> u32 {
 }
 
 /// The first `plen` bits of an address.
-pub(crate) fn masked(addr: Ipv6Addr, plen: u8) -> Ipv6Addr {
+pub fn masked(addr: Ipv6Addr, plen: u8) -> Ipv6Addr {
     let mask = u128::MAX.checked_shl(128 - u32::from(plen.min(128)));
     Ipv6Addr::from_bits(addr.to_bits() & mask.unwrap_or(0))
 }

@@ -148,6 +148,11 @@ impl<A: InAddr> LlEntry<A> {
         self.timer.reset(after, self);
     }
 
+    /// When the entry's timer runs out, if it runs.
+    pub fn timer_deadline(&self) -> Option<Sbintime> {
+        self.timer.deadline()
+    }
+
     /// Stops the entry's timer.
     pub fn timer_stop(&self) {
         self.timer.stop();

@@ -2,9 +2,11 @@
 
 use alloc::format;
 use alloc::string::{String, ToString};
-use core::net::Ipv4Addr;
+use core::net::{Ipv4Addr, Ipv6Addr};
 
 use sys::time::Sbintime;
+
+use crate::apps::io::Family;
 
 /// What `-h` prints.
 pub(super) const USAGE: &str = "\
@@ -14,12 +16,13 @@ Server or client:
   -i n           seconds between periodic reports, 0 for none (1)
   -J             output in JSON format
   -V             more detailed output
+  -B host        bind to the interface with the address <host>
 Server:
   -s             run in server mode
   -D             run the server in the background
   -1             handle one client connection, then exit
 Client:
-  -c host        run in client mode, connecting to <host> (an IPv4 address)
+  -c host        run in client mode, connecting to <host> (an address)
   -u             use UDP rather than TCP
   -b n[KMG]      target bitrate in bits/sec, 0 for unlimited (1 Mbit/s for UDP, unlimited for TCP)
   -t n           time in seconds to transmit for (10)
@@ -32,6 +35,7 @@ Client:
   -M n           set TCP maximum segment size
   -N             set TCP no delay, disabling Nagle's algorithm
   -4             only use IPv4
+  -6             only use IPv6
   -h             show this message
 ";
 
@@ -96,7 +100,8 @@ pub(super) struct Display {
 
 #[derive(Clone, PartialEq, Debug)]
 pub(super) struct ClientOptions {
-    pub(super) host: Ipv4Addr,
+    pub(super) host: String,
+    pub(super) bind: Option<String>,
     pub(super) port: u16,
     pub(super) test: TestOptions,
     pub(super) display: Display,
@@ -105,6 +110,8 @@ pub(super) struct ClientOptions {
 #[derive(Clone, PartialEq, Debug)]
 pub(super) struct ServerOptions {
     pub(super) port: u16,
+    pub(super) bind: Option<String>,
+    pub(super) family: Family,
     pub(super) one_off: bool,
     /// Runs in the background.
     pub(super) daemon: bool,
@@ -132,6 +139,8 @@ fn bad(reason: impl Into<String>) -> Stop {
 pub(super) fn parse(words: &[String]) -> Result<Command, Stop> {
     let mut server = false;
     let mut host = None;
+    let mut bind = None;
+    let mut family = Family::Any;
     let mut one_off = false;
     let mut daemon = false;
     let mut port = DEFAULT_PORT;
@@ -167,7 +176,10 @@ pub(super) fn parse(words: &[String]) -> Result<Command, Stop> {
         }
         match letter {
             's' => server = true,
-            'c' => host = Some(address(value)?),
+            'c' => host = Some(value.to_string()),
+            'B' => bind = Some(value.to_string()),
+            '4' => family = Family::Inet,
+            '6' => family = Family::Inet6,
             '1' => one_off = true,
             'D' => daemon = true,
             'p' => port = number(letter, value, 1, 65_535)? as u16,
@@ -188,17 +200,18 @@ pub(super) fn parse(words: &[String]) -> Result<Command, Stop> {
             'w' => test.window = scaled(letter, value, 1024)? as usize,
             'M' => test.mss = number(letter, value, 64, 9216)? as usize,
             'N' => test.no_delay = true,
-            '4' => {}
             'h' => return Err(Stop::Help),
             // What other iperf3 have.
-            '6' | 'A' | 'B' | 'C' | 'F' | 'I' | 'L' | 'O' | 'S' | 'T' | 'X' | 'Z' | 'd' | 'f'
-            | 'v' => {
+            'A' | 'C' | 'F' | 'I' | 'L' | 'O' | 'S' | 'T' | 'X' | 'Z' | 'd' | 'f' | 'v' => {
                 return Err(bad(format!("option '-{letter}' is not supported")));
             }
             _ => return Err(bad(format!("unrecognized option '-{letter}'"))),
         }
     }
 
+    for word in host.iter().chain(&bind) {
+        check_address(word, family)?;
+    }
     if udp {
         test.transport = Transport::Udp;
     }
@@ -229,6 +242,8 @@ pub(super) fn parse(words: &[String]) -> Result<Command, Stop> {
             Some(letter) => Err(bad(format!("-{letter} is client only"))),
             None => Ok(Command::Server(ServerOptions {
                 port,
+                bind,
+                family,
                 one_off,
                 daemon,
                 display,
@@ -238,6 +253,7 @@ pub(super) fn parse(words: &[String]) -> Result<Command, Stop> {
         (false, Some(_)) if daemon => Err(bad("-D is server only")),
         (false, Some(host)) => Ok(Command::Client(ClientOptions {
             host,
+            bind,
             port,
             test,
             display,
@@ -266,7 +282,7 @@ struct Opt {
 }
 
 /// The letters that take a value.
-const WITH_VALUE: &str = "cpibtnklPwM";
+const WITH_VALUE: &str = "cpibtnklPwMB";
 
 /// Long names and their letters.
 const LONG: &[(&str, char)] = &[
@@ -357,10 +373,21 @@ fn take_letter<'a>(cluster: &mut &'a str) -> Option<(char, Option<&'a str>)> {
     Some((letter, None))
 }
 
-fn address(value: &str) -> Result<Ipv4Addr, Stop> {
-    value
-        .parse()
-        .map_err(|_| bad(format!("'{value}' is not an IPv4 address")))
+/// Whether `value` is an address of the family; it may name its interface (`fe80::1%em0`).
+fn check_address(value: &str, family: Family) -> Result<(), Stop> {
+    let four = value.parse::<Ipv4Addr>().is_ok();
+    let without_zone = value.split_once('%').map_or(value, |(addr, _)| addr);
+    let six = without_zone.parse::<Ipv6Addr>().is_ok();
+    let (fits, what) = match family {
+        Family::Any => (four || six, "an address"),
+        Family::Inet => (four, "an IPv4 address"),
+        Family::Inet6 => (six, "an IPv6 address"),
+    };
+    if fits {
+        Ok(())
+    } else {
+        Err(bad(format!("'{value}' is not {what}")))
+    }
 }
 
 fn number(letter: char, value: &str, low: u64, high: u64) -> Result<u64, Stop> {
@@ -483,7 +510,10 @@ mod tests {
         assert!(refused("-s -R").contains("-R is client only"));
         assert!(refused("-c 1.2.3.4 -t").contains("requires an argument"));
         assert!(refused("-c 1.2.3.4 -t x").contains("'x'"));
-        assert!(refused("-c nowhere").contains("not an IPv4 address"));
+        assert!(refused("-c nowhere").contains("'nowhere' is not an address"));
+        assert!(refused("-c 1.2.3.4 -6").contains("not an IPv6 address"));
+        assert!(refused("-4 -c ::1").contains("not an IPv4 address"));
+        assert_eq!(client("-6 -c fe80::1%em0").host, "fe80::1%em0");
         assert!(refused("-c 1.2.3.4 -u -l 70000").contains("block size"));
         assert!(refused("-c 1.2.3.4 --frobnicate").contains("--frobnicate"));
         assert!(refused("-c 1.2.3.4 -t 1 -n 1").contains("only one"));

@@ -6,9 +6,9 @@ use alloc::vec::Vec;
 
 use sys::errno::Errno;
 use sys::kern::uipc_syscalls::SocketHandle;
-use sys::socket::{AF_INET, MsgFlags, SockAddr, SockType};
+use sys::socket::{MsgFlags, SockAddr, SockType};
 
-use crate::apps::Env;
+use crate::apps::{Env, io};
 
 use super::args::{ClientOptions, Transport};
 use super::protocol::{Control, Failure, Parameters, State, doing, make_cookie};
@@ -25,13 +25,17 @@ const UDP_CONNECT_TRIES: u32 = 50;
 
 /// Runs one test against a server.
 pub(super) fn run(env: &Env, options: &ClientOptions) -> Result<(), Failure> {
-    let server = SockAddr::v4(options.host, options.port);
-    let host = options.host;
+    let server = io::with_port(address(env, &options.host)?, options.port);
+    let bind = match &options.bind {
+        Some(word) => Some(address(env, word)?),
+        None => None,
+    };
+    let host = &options.host;
     let note = |line: &str| Reporter::note(env, options.display, line);
     note(&format!("Connecting to host {host}, port {}", options.port));
 
     let cookie = make_cookie();
-    let so = connect(env, &server, SockType::Stream)?;
+    let so = connect(env, &server, bind.as_ref(), SockType::Stream)?;
     let control = Control::new(env, so)?;
     control.write(&cookie)?;
 
@@ -41,8 +45,8 @@ pub(super) fn run(env: &Env, options: &ClientOptions) -> Result<(), Failure> {
     let mut streams = Vec::new();
     for index in 0..options.test.streams {
         let so = match options.test.transport {
-            Transport::Tcp => open_tcp(env, &server, options, &cookie)?,
-            Transport::Udp => open_udp(env, &server, options)?,
+            Transport::Tcp => open_tcp(env, &server, bind.as_ref(), options, &cookie)?,
+            Transport::Udp => open_udp(env, &server, bind.as_ref(), options)?,
         };
         streams.push(Stream::new(index, so));
     }
@@ -110,8 +114,33 @@ fn watch(env: &Env, control: &Control<'_>, test: &mut Test<'_>) -> Result<(), Fa
     }
 }
 
-fn connect(env: &Env, server: &SockAddr, ty: SockType) -> Result<SocketHandle, Failure> {
-    let so = SocketHandle::socket(&env.vnet, AF_INET, ty, 0).map_err(doing("create a socket"))?;
+/// An address of the command line; `ENXIO` if the interface that it names is not there.
+pub(super) fn address(env: &Env, word: &str) -> Result<SockAddr, Failure> {
+    let unknown = Failure::Socket("find the interface of an address", Errno::ENXIO);
+    io::address(&env.vnet, word).ok_or(unknown)
+}
+
+fn open(
+    env: &Env,
+    server: &SockAddr,
+    bind: Option<&SockAddr>,
+    ty: SockType,
+) -> Result<SocketHandle, Failure> {
+    let so = SocketHandle::socket(&env.vnet, server.family(), ty, 0)
+        .map_err(doing("create a socket"))?;
+    if let Some(bind) = bind {
+        so.bind(bind).map_err(doing("bind to the address"))?;
+    }
+    Ok(so)
+}
+
+fn connect(
+    env: &Env,
+    server: &SockAddr,
+    bind: Option<&SockAddr>,
+    ty: SockType,
+) -> Result<SocketHandle, Failure> {
+    let so = open(env, server, bind, ty)?;
     so.connect(server).map_err(doing("connect to server"))?;
     Ok(so)
 }
@@ -119,11 +148,11 @@ fn connect(env: &Env, server: &SockAddr, ty: SockType) -> Result<SocketHandle, F
 fn open_tcp(
     env: &Env,
     server: &SockAddr,
+    bind: Option<&SockAddr>,
     options: &ClientOptions,
     cookie: &[u8],
 ) -> Result<SocketHandle, Failure> {
-    let so = SocketHandle::socket(&env.vnet, AF_INET, SockType::Stream, 0)
-        .map_err(doing("create a stream"))?;
+    let so = open(env, server, bind, SockType::Stream)?;
     prepare(&so, &options.test)?;
     if options.test.mss > 0 {
         so.setsockopt_int(
@@ -142,9 +171,10 @@ fn open_tcp(
 fn open_udp(
     env: &Env,
     server: &SockAddr,
+    bind: Option<&SockAddr>,
     options: &ClientOptions,
 ) -> Result<SocketHandle, Failure> {
-    let so = connect(env, server, SockType::Dgram)?;
+    let so = connect(env, server, bind, SockType::Dgram)?;
     prepare(&so, &options.test)?;
     for _ in 0..UDP_CONNECT_TRIES {
         if env.interrupted() {

@@ -10,6 +10,7 @@ use sys::socket::SockAddr;
 use sys::time::Sbintime;
 
 use crate::apps::Env;
+use crate::apps::io::unmapped;
 use crate::{out, outln};
 
 use super::args::{Display, Transport};
@@ -363,7 +364,7 @@ impl Summary {
 
 /// Host and port of an address, for print.
 pub(super) fn host_port(address: &SockAddr) -> (String, u16) {
-    match address {
+    match &unmapped(*address) {
         SockAddr::In(sin) => (format!("{}", sin.addr), sin.port),
         SockAddr::In6(sin6) => (format!("{}", sin6.addr), sin6.port),
     }

@@ -3,18 +3,21 @@
 use alloc::format;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::net::Ipv4Addr;
+use core::net::{Ipv4Addr, Ipv6Addr};
 
 use sys::errno::Errno;
 use sys::kern::uipc_syscalls::SocketHandle;
 use sys::machine;
-use sys::socket::{AF_INET, MsgFlags, SO_REUSEADDR, SOL_SOCKET, SockAddr, SockType};
+use sys::socket::{
+    IPPROTO_IPV6, IPV6_V6ONLY, MsgFlags, SO_REUSEADDR, SOL_SOCKET, SockAddr, SockType,
+};
 
 use crate::apps::Env;
+use crate::apps::io::{self, Family};
 use crate::outln;
 
 use super::args::{ServerOptions, TestOptions, Transport};
-use super::client::UDP_CONNECT_REPLY;
+use super::client::{UDP_CONNECT_REPLY, address};
 use super::protocol::{COOKIE_SIZE, Control, Failure, PATIENCE, POLL, Parameters, Request, State};
 use super::protocol::{doing, read_exact};
 use super::report::{Reporter, host_port};
@@ -27,7 +30,7 @@ const PARAMETERS_REFUSED: i32 = 12;
 
 /// Serves until interrupted, or for one test with `-1`.
 pub(super) fn run(env: &Env, options: &ServerOptions) -> Result<(), Failure> {
-    let listener = listen(env, options.port)?;
+    let listener = listen(env, options)?;
     loop {
         Reporter::note(
             env,
@@ -57,22 +60,31 @@ pub(super) fn run(env: &Env, options: &ServerOptions) -> Result<(), Failure> {
     }
 }
 
-fn any(port: u16) -> SockAddr {
-    SockAddr::v4(Ipv4Addr::UNSPECIFIED, port)
-}
-
-fn listen(env: &Env, port: u16) -> Result<SocketHandle, Failure> {
-    let so = bound(env, SockType::Stream, port)?;
+fn listen(env: &Env, options: &ServerOptions) -> Result<SocketHandle, Failure> {
+    let so = bound(env, SockType::Stream, options)?;
     so.listen(BACKLOG).map_err(doing("start listener"))?;
     Ok(so)
 }
 
-/// A socket bound to the server's port, whose waits end every [`POLL`].
-fn bound(env: &Env, ty: SockType, port: u16) -> Result<SocketHandle, Failure> {
-    let so = SocketHandle::socket(&env.vnet, AF_INET, ty, 0).map_err(doing("create a socket"))?;
+/// A socket bound to the server's port, whose waits end every [`POLL`]: of both families, unless one is asked for, as iperf3
+/// has it.
+fn bound(env: &Env, ty: SockType, options: &ServerOptions) -> Result<SocketHandle, Failure> {
+    let address = match (&options.bind, options.family) {
+        (Some(word), _) => address(env, word)?,
+        (None, Family::Inet) => SockAddr::v4(Ipv4Addr::UNSPECIFIED, 0),
+        (None, Family::Any | Family::Inet6) => SockAddr::v6(Ipv6Addr::UNSPECIFIED, 0),
+    };
+    let so = SocketHandle::socket(&env.vnet, address.family(), ty, 0)
+        .map_err(doing("create a socket"))?;
+    if let SockAddr::In6(_) = address {
+        let only = i32::from(options.family == Family::Inet6);
+        so.setsockopt_int(IPPROTO_IPV6, IPV6_V6ONLY, only)
+            .map_err(doing("set the families"))?;
+    }
     so.setsockopt_int(SOL_SOCKET, SO_REUSEADDR, 1)
         .map_err(doing("set address reuse"))?;
-    so.bind(&any(port)).map_err(doing("bind to the port"))?;
+    so.bind(&io::with_port(address, options.port))
+        .map_err(doing("bind to the port"))?;
     so.set_rcvtimeo(Some(POLL))
         .map_err(doing("set a timeout"))?;
     Ok(so)
@@ -118,14 +130,7 @@ fn serve(
             return Err(Failure::Protocol(reason));
         }
     };
-    let streams = open_streams(
-        env,
-        options.port,
-        listener,
-        &control,
-        &cookie,
-        &request.options,
-    )?;
+    let streams = open_streams(env, options, listener, &control, &cookie, &request.options)?;
     control.say(State::TestStart)?;
     control.say(State::TestRunning)?;
     let mut test = start(env, options, request, streams);
@@ -211,7 +216,7 @@ fn turn_away(listener: &SocketHandle) {
 
 fn open_streams(
     env: &Env,
-    port: u16,
+    server: &ServerOptions,
     listener: &SocketHandle,
     control: &Control<'_>,
     cookie: &[u8; COOKIE_SIZE],
@@ -219,7 +224,7 @@ fn open_streams(
 ) -> Result<Vec<Stream>, Failure> {
     // The socket for the first datagram stands before the client is asked to send it.
     let mut udp = match options.transport {
-        Transport::Udp => Some(bound(env, SockType::Dgram, port)?),
+        Transport::Udp => Some(bound(env, SockType::Dgram, server)?),
         Transport::Tcp => None,
     };
     control.say(State::CreateStreams)?;
@@ -231,7 +236,7 @@ fn open_streams(
                 let so = accept_udp(env, waiting)?;
                 prepare(&so, options)?;
                 if streams.len() + 1 < options.streams {
-                    udp = Some(bound(env, SockType::Dgram, port)?);
+                    udp = Some(bound(env, SockType::Dgram, server)?);
                 }
                 answer(&so)?;
                 so

@@ -7,6 +7,7 @@ use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
+use netinet::netinet6::nd6_rtr::masked;
 use sys::kern::subr_epoch::NetEpoch;
 use sys::machine;
 use sys::net::ifnet::{IFT_ETHER, IfFlags, Ifnet};
@@ -14,7 +15,7 @@ use sys::time::Sbintime;
 
 use super::Options;
 use crate::apps::Env;
-use crate::apps::io::Failure;
+use crate::apps::io::{Failure, Family};
 use crate::shell::format;
 
 /// Counters of an interface or of all.
@@ -85,13 +86,13 @@ pub(super) fn table(env: &Env, options: &Options) -> String {
             .as_ref()
             .is_none_or(|name| ifp.if_xname == *name)
         {
-            rows_of(&ifp, &mut rows);
+            rows_of(env, &ifp, options.family, &mut rows);
         }
     }
     render(&rows, options.bytes, options.drops)
 }
 
-fn rows_of(ifp: &Arc<Ifnet>, rows: &mut Vec<Row>) {
+fn rows_of(env: &Env, ifp: &Arc<Ifnet>, family: Family, rows: &mut Vec<Row>) {
     let up = ifp.flags().contains(IfFlags::UP);
     let name = if up {
         ifp.if_xname.clone()
@@ -115,7 +116,8 @@ fn rows_of(ifp: &Arc<Ifnet>, rows: &mut Vec<Row>) {
         link: Some(totals),
     });
     let epoch = NetEpoch::enter();
-    for ia in ifp.addrs(&epoch) {
+    let (four, six) = (family != Family::Inet6, family != Family::Inet);
+    for ia in ifp.addrs(&epoch).iter().filter(|_| four) {
         let len = format::mask_len(ia.ia_netmask).unwrap_or(32);
         let net = ia.ia_addr.to_bits() & ia.ia_netmask.to_bits();
         rows.push(Row {
@@ -123,6 +125,25 @@ fn rows_of(ifp: &Arc<Ifnet>, rows: &mut Vec<Row>) {
             mtu: None,
             network: format::network(net.into(), len),
             address: ia.ia_addr.to_string(),
+            ipackets: ia.ipackets.fetch(),
+            ibytes: ia.ibytes.fetch(),
+            opackets: ia.opackets.fetch(),
+            obytes: ia.obytes.fetch(),
+            link: None,
+        });
+    }
+    for ia in ifp.addrs6(&epoch).iter().filter(|_| six) {
+        let net = masked(ia.ia_addr, ia.ia_prefixlen);
+        // Of a host's network, too, FreeBSD shows the length.
+        let network = match ia.ia_prefixlen {
+            128 => format!("{}/128", format::in6(&env.vnet, net)),
+            len => format::network6(&env.vnet, net, len),
+        };
+        rows.push(Row {
+            name: name.clone(),
+            mtu: None,
+            network,
+            address: format::in6(&env.vnet, ia.ia_addr),
             ipackets: ia.ipackets.fetch(),
             ibytes: ia.ibytes.fetch(),
             opackets: ia.opackets.fetch(),

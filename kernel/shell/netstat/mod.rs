@@ -16,19 +16,19 @@ use alloc::string::String;
 use sys::time::Sbintime;
 
 use crate::apps::Env;
-use crate::apps::io::{self, Failure};
+use crate::apps::io::{self, Failure, Family};
 use crate::shell::getopt::Getopt;
 
 pub(super) use routes::routing_table;
 
 const USAGE: &str = "\
-usage: netstat [-46AaCcLnRSTWx] [-f inet] [-p protocol]
-       netstat -i | -I interface [-46abdhnW] [-f inet]
+usage: netstat [-46AaCcLnRSTWx] [-f inet | inet6] [-p protocol]
+       netstat -i | -I interface [-46abdhnW] [-f inet | inet6]
        netstat -w wait [-I interface] [-46d] [-q howmany]
-       netstat -s [-46sz] [-f inet] [-p protocol]
+       netstat -s [-46sz] [-f inet | inet6] [-p protocol]
        netstat -i | -I interface -s
        netstat -m
-       netstat -r [-46nW] [-f inet]
+       netstat -r [-46nW] [-f inet | inet6]
        netstat -Q
 ";
 
@@ -54,6 +54,7 @@ struct Options {
     stack: bool,
     zero: bool,
     protocol: Option<String>,
+    family: Family,
     interval: Option<Sbintime>,
     count: Option<u64>,
 }
@@ -74,7 +75,9 @@ fn run(env: &Env) -> Result<(), Failure> {
             ('C', _) => options.congestion = true,
             ('c', _) => options.stack = true,
             ('d', _) => options.drops = true,
-            ('f', "inet") | ('4' | 'h' | 'n' | 'S', _) => {}
+            ('f', "inet") | ('4', _) => options.family = Family::Inet,
+            ('f', "inet6") | ('6', _) => options.family = Family::Inet6,
+            ('h' | 'n' | 'S', _) => {}
             ('f', family) => {
                 return Err(Failure::Other(format!("{family}: unknown address family")));
             }
@@ -138,7 +141,8 @@ fn run(env: &Env) -> Result<(), Failure> {
         return Err(Failure::Other("-is: not supported; see sysctl dev".into()));
     }
     if options.routes {
-        env.out.write(&routing_table(env, options.wide));
+        env.out
+            .write(&routing_table(env, options.wide, options.family));
         return Ok(());
     }
     if options.statistics > 0 {

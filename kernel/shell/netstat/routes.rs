@@ -1,14 +1,17 @@
-//! netstat -r: the routing table.
+//! netstat -r: the routing tables.
 //!
 //! FreeBSD: usr.bin/netstat/route.c
 
 use alloc::format;
 use alloc::string::{String, ToString};
+use alloc::vec::Vec;
 
-use sys::net::route::RtFlags;
+use sys::net::nhop::Nexthop;
+use sys::net::route::{InAddr, RouteEntry, RtFlags};
 
 use crate::apps::Env;
-use crate::shell::format::network;
+use crate::apps::io::Family;
+use crate::shell::format::{in6, network, network6};
 
 /// Letters of flags, in the order they are shown.
 const LETTERS: &[(RtFlags, char)] = &[
@@ -36,13 +39,43 @@ struct Row {
     netif: String,
 }
 
-/// The table of `netstat -rn`; `wide` adds next hop and MTU.
-pub(in crate::shell) fn routing_table(env: &Env, wide: bool) -> String {
-    let mut nhops: alloc::vec::Vec<usize> = alloc::vec::Vec::new();
-    let mut rows = alloc::vec::Vec::new();
-    let mut routes = env.vnet.rib.dump();
+/// The tables of `netstat -rn`; `wide` adds next hop and MTU.
+pub(in crate::shell) fn routing_table(env: &Env, wide: bool, family: Family) -> String {
+    let vnet = &env.vnet;
+    let mut text = String::from("Routing tables\n");
+    if family != Family::Inet6 {
+        let rows = rows(
+            vnet.rib.dump(),
+            network,
+            |gw| gw.to_string(),
+            |nhop| nhop.mtu(),
+        );
+        text += &render("Internet", &rows, wide, (18, 18));
+    }
+    if family != Family::Inet {
+        let rows = rows(
+            vnet.rib6.dump(),
+            |dst, len| network6(vnet, dst, len),
+            |gw| in6(vnet, gw),
+            |nhop| nhop.mtu(),
+        );
+        if !rows.is_empty() {
+            text += &render("Internet6", &rows, wide, (33, 29));
+        }
+    }
+    text
+}
+
+/// The lines of one family's table, in order of destination.
+fn rows<A: InAddr>(
+    mut routes: Vec<RouteEntry<A>>,
+    network: impl Fn(A, u8) -> String,
+    gateway: impl Fn(A) -> String,
+    mtu: impl Fn(&Nexthop<A>) -> u32,
+) -> Vec<Row> {
+    let mut nhops: Vec<usize> = Vec::new();
     routes.sort_by_key(|route| (route.dst, route.prefix_len));
-    for route in routes {
+    let row = |route: RouteEntry<A>| {
         let nhop = &route.nhop;
         let address = alloc::sync::Arc::as_ptr(nhop) as usize;
         let number = match nhops.iter().position(|known| *known == address) {
@@ -52,19 +85,19 @@ pub(in crate::shell) fn routing_table(env: &Env, wide: bool) -> String {
                 nhops.len() - 1
             }
         };
-        rows.push(Row {
+        Row {
             destination: network(route.dst, route.prefix_len),
             gateway: match nhop.gw {
-                Some(gw) => gw.to_string(),
+                Some(gw) => gateway(gw),
                 None => format!("link#{}", nhop.nh_ifp.if_index.0),
             },
             flags: letters(nhop.nh_flags | RtFlags::UP),
             nhop: number + 1,
-            mtu: nhop.nh_mtu,
+            mtu: mtu(nhop),
             netif: nhop.nh_ifp.if_xname.clone(),
-        });
-    }
-    render(&rows, wide)
+        }
+    };
+    routes.into_iter().map(row).collect()
 }
 
 fn letters(flags: RtFlags) -> String {
@@ -75,12 +108,12 @@ fn letters(flags: RtFlags) -> String {
         .collect()
 }
 
-fn render(rows: &[Row], wide: bool) -> String {
-    let mut text = String::from("Routing tables\n\nInternet:\n");
+fn render(name: &str, rows: &[Row], wide: bool, (dst, gw): (usize, usize)) -> String {
+    let mut text = format!("\n{name}:\n{:<dst$} {:<gw$} ", "Destination", "Gateway");
     if wide {
-        text += "Destination        Gateway            Flags   Nhop#    Mtu      Netif Expire\n";
+        text += "Flags   Nhop#    Mtu      Netif Expire\n";
     } else {
-        text += "Destination        Gateway            Flags         Netif Expire\n";
+        text += "Flags         Netif Expire\n";
     }
     for row in rows {
         let Row {
@@ -93,10 +126,10 @@ fn render(rows: &[Row], wide: bool) -> String {
         } = row;
         let line = if wide {
             format!(
-                "{destination:<18.18} {gateway:<18.18} {flags:<6} {nhop:>6} {mtu:>6} {netif:>10}"
+                "{destination:<dst$.dst$} {gateway:<gw$.gw$} {flags:<6} {nhop:>6} {mtu:>6} {netif:>10}"
             )
         } else {
-            format!("{destination:<18.18} {gateway:<18.18} {flags:<6} {netif:>12}")
+            format!("{destination:<dst$.dst$} {gateway:<gw$.gw$} {flags:<6} {netif:>12}")
         };
         text += &line;
         text.push('\n');
@@ -135,9 +168,7 @@ mod tests {
             ),
             row("127.0.0.1", "link#2", up | RtFlags::HOST, "lo0"),
         ];
-        let expected = "\
-Routing tables
-
+        let expected = "
 Internet:
 Destination        Gateway            Flags         Netif Expire
 default            10.0.2.2           UGS             em0
@@ -145,6 +176,6 @@ default            10.0.2.2           UGS             em0
 10.0.2.15          link#2             UHS             lo0
 127.0.0.1          link#2             UH              lo0
 ";
-        assert_eq!(render(&rows, false), expected);
+        assert_eq!(render("Internet", &rows, false, (18, 18)), expected);
     }
 }

@@ -8,21 +8,26 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::net::IpAddr;
 
-use netinet::in_pcb::{InpHdr, Inpcb, Pcbinfo};
+use netinet::in_pcb::{InpHdr, InpVflag, Inpcb, Pcbinfo};
 use netinet::tcp_fsm::TcpState;
 use netinet::vnet::inet_of;
+use sys::net::vnet::Vnet;
 use sys::socketvar::Socket;
 
 use super::{Options, tcp};
 use crate::apps::Env;
+use crate::apps::io::Family;
+use crate::shell::format;
 
 /// A socket as the table shows it.
 #[derive(Clone)]
 pub(super) struct Row {
-    proto: &'static str,
+    proto: String,
+    family: Family,
     address: u64,
-    local: (IpAddr, u16),
-    foreign: (IpAddr, u16),
+    /// Address and port; no address is shown as `*`.
+    local: (Option<String>, u16),
+    foreign: (Option<String>, u16),
     recv: Buffer,
     send: Buffer,
     flowid: u32,
@@ -64,13 +69,16 @@ pub(super) fn table(env: &Env, options: &Options) -> String {
     if let Some(inet) = inet_of(&env.vnet) {
         let wanted = |proto: &str| options.protocol.as_deref().is_none_or(|name| name == proto);
         if wanted("tcp") {
-            tcp::sockets(&inet, &mut rows);
+            tcp::sockets(&env.vnet, &inet, &mut rows);
         }
         if wanted("udp") && !options.listen {
-            collect(&inet.udbinfo, "udp4", &mut rows, |_| None);
+            collect(&env.vnet, &inet.udbinfo, "udp", &mut rows, |_| None);
         }
         if (wanted("icmp") || wanted("ip")) && !options.listen {
-            collect(&inet.ripcbinfo, "ip4", &mut rows, |_| None);
+            collect(&env.vnet, &inet.ripcbinfo, "ip", &mut rows, |_| None);
+        }
+        if (wanted("icmp6") || wanted("ip6")) && !options.listen {
+            collect(&env.vnet, &inet.rip6cbinfo, "ip", &mut rows, |_| None);
         }
     }
     render(rows, options)
@@ -78,6 +86,7 @@ pub(super) fn table(env: &Env, options: &Options) -> String {
 
 /// Adds the sockets of a protocol.
 pub(super) fn collect<P: Send + Sync + 'static>(
+    vnet: &Vnet,
     pcbinfo: &Pcbinfo<P>,
     proto: &'static str,
     rows: &mut Vec<Row>,
@@ -90,6 +99,7 @@ pub(super) fn collect<P: Send + Sync + 'static>(
         let (row, so) = {
             let locked = inp.read();
             let row = row_of(
+                vnet,
                 &locked.hdr,
                 proto,
                 Arc::as_ptr(&inp) as *const u8 as u64,
@@ -101,12 +111,28 @@ pub(super) fn collect<P: Send + Sync + 'static>(
     }
 }
 
-fn row_of(hdr: &InpHdr, proto: &'static str, address: u64, tcp: Option<Tcp>) -> Row {
+fn row_of(vnet: &Vnet, hdr: &InpHdr, proto: &'static str, address: u64, tcp: Option<Tcp>) -> Row {
+    let text = |addr: IpAddr| match addr {
+        IpAddr::V6(addr) if !addr.is_unspecified() => Some(format::in6(vnet, addr)),
+        IpAddr::V4(addr) if !addr.is_unspecified() => Some(addr.to_string()),
+        IpAddr::V4(_) | IpAddr::V6(_) => None,
+    };
+    let six = hdr.inp_vflag.contains(InpVflag::IPV6);
+    let four = hdr.inp_vflag.contains(InpVflag::IPV4);
     Row {
-        proto,
+        proto: match (six, four) {
+            (true, true) => format!("{proto}46"),
+            (true, false) => format!("{proto}6"),
+            (false, _) => format!("{proto}4"),
+        },
+        family: match (four, six) {
+            (true, true) => Family::Any,
+            (true, false) | (false, false) => Family::Inet,
+            (false, true) => Family::Inet6,
+        },
         address,
-        local: (hdr.laddr(), hdr.lport()),
-        foreign: (hdr.faddr(), hdr.fport()),
+        local: (text(hdr.laddr()), hdr.lport()),
+        foreign: (text(hdr.faddr()), hdr.fport()),
         recv: Buffer::default(),
         send: Buffer::default(),
         flowid: hdr.inp_flowid,
@@ -135,13 +161,12 @@ fn with_socket(mut row: Row, so: Option<Arc<Socket>>) -> Row {
 }
 
 /// `a.b.c.d.port`, with `*` for what is open.
-fn endpoint((addr, port): (IpAddr, u16)) -> String {
-    let addr = if addr.is_unspecified() {
-        "*".to_string()
-    } else {
-        addr.to_string()
-    };
-    match port {
+fn endpoint((addr, port): &(Option<String>, u16), options: &Options) -> String {
+    // FreeBSD cuts long addresses so that the port can be seen.
+    let room = if options.wide { 39 } else { 16 };
+    let addr = addr.as_deref().map_or("*", |addr| addr);
+    let addr: String = addr.chars().take(room).collect();
+    match *port {
         0 => format!("{addr}.*"),
         port => format!("{addr}.{port}"),
     }
@@ -156,7 +181,11 @@ fn render(mut rows: Vec<Row>, options: &Options) -> String {
     if options.listen {
         rows.retain(|row| row.queue.is_some());
     } else if !options.all {
-        rows.retain(|row| !is_listening(row) && !row.foreign.0.is_unspecified());
+        rows.retain(|row| !is_listening(row) && row.foreign.0.is_some());
+    }
+    let family = options.family;
+    if family != Family::Any {
+        rows.retain(|row| row.family == family || row.family == Family::Any);
     }
     if options.tcp_info || options.congestion || options.stack {
         rows.retain(|row| row.tcp.is_some());
@@ -239,18 +268,19 @@ fn heading(options: &Options) -> String {
 }
 
 fn line(row: &Row, options: &Options) -> String {
+    let endpoint = |end| endpoint(end, options);
     let width = address_width(options);
     let mut text = String::new();
     if options.addresses {
         text += &format!("{:16x} ", row.address);
     }
-    let proto = row.proto;
+    let proto = row.proto.as_str();
     if let (true, Some((qlen, incqlen, maxqlen))) = (options.listen, row.queue) {
         let queue = format!("{qlen}/{incqlen}/{maxqlen}");
         return text
             + &format!(
                 "{proto:<5} {queue:<32} {:<width$.width$}\n",
-                endpoint(row.local)
+                endpoint(&row.local)
             );
     }
     if let (true, Some(tcp)) = (options.tcp_info, &row.tcp) {
@@ -260,16 +290,16 @@ fn line(row: &Row, options: &Options) -> String {
                 tcp.retransmitted,
                 tcp.out_of_order,
                 tcp.zero_windows,
-                endpoint(row.local),
-                endpoint(row.foreign)
+                endpoint(&row.local),
+                endpoint(&row.foreign)
             );
     }
     text += &format!(
         "{proto:<5} {:>6} {:>6} {:<width$.width$} {:<width$.width$}",
         row.recv.cc,
         row.send.cc,
-        endpoint(row.local),
-        endpoint(row.foreign)
+        endpoint(&row.local),
+        endpoint(&row.foreign)
     );
     if options.buffers {
         let (r, s) = (&row.recv, &row.send);
@@ -315,9 +345,10 @@ mod tests {
         foreign: (&str, u16),
         state: Option<TcpState>,
     ) -> Row {
-        let addr = |(addr, port): (&str, u16)| (addr.parse().unwrap(), port);
+        let addr = |(addr, port): (&str, u16)| ((addr != "*").then(|| addr.into()), port);
         Row {
-            proto,
+            proto: proto.into(),
+            family: Family::Inet,
             address: 0xfffff800012345,
             local: addr(local),
             foreign: addr(foreign),
@@ -348,7 +379,7 @@ mod tests {
     }
 
     fn rows() -> Vec<Row> {
-        let any = "0.0.0.0";
+        let any = "*";
         alloc::vec![
             row(
                 "tcp4",

@@ -9,13 +9,16 @@ use alloc::vec::Vec;
 use netinet::if_ether::ArpStat;
 use netinet::ip_icmp::{IcmpStat, icmp_name};
 use netinet::ip_var::IpStat;
+use netinet::netinet6::icmp6::{Icmp6Stat, icmp6_name};
+use netinet::netinet6::ip6_var::Ip6Stat;
+use netinet::netinet6::raw_ip6::Rip6Stat;
 use netinet::udp::UdpStat;
 use netinet::vnet::{InetVnet, inet_of};
 use sys::counter::Counter;
 
 use super::{Options, tcp};
 use crate::apps::Env;
-use crate::apps::io::Failure;
+use crate::apps::io::{Failure, Family};
 
 /// Adds the statistics of a protocol.
 type Print = fn(&InetVnet, &mut Report);
@@ -27,6 +30,9 @@ const PROTOCOLS: &[(&str, Print)] = &[
     ("ip", |inet, report| ip(&inet.ipstat, report)),
     ("icmp", icmp),
     ("arp", |inet, report| arp(&inet.arpstat, report)),
+    ("ip6", |inet, report| ip6(&inet.ip6stat, report)),
+    ("icmp6", |inet, report| icmp6(&inet.icmp6stat, report)),
+    ("rip6", |inet, report| rip6(&inet.rip6stat, report)),
 ];
 
 /// Whether there are statistics of protocol `name`.
@@ -39,7 +45,16 @@ pub(super) fn report(env: &Env, options: &Options) -> Result<(), Failure> {
     let Some(inet) = inet_of(&env.vnet) else {
         return Err(Failure::Other("no Internet protocols in this stack".into()));
     };
+    let of_ipv6 = |name: &str| matches!(name, "ip6" | "icmp6" | "rip6");
+    let other_family = |name: &str| match options.family {
+        Family::Any => false,
+        Family::Inet => of_ipv6(name),
+        Family::Inet6 => matches!(name, "ip" | "icmp" | "arp"),
+    };
     for (name, print) in PROTOCOLS {
+        if other_family(name) {
+            continue;
+        }
         if options
             .protocol
             .as_deref()
@@ -211,7 +226,7 @@ fn icmp(inet: &InetVnet, report: &mut Report) {
         "\t# call{s} to icmp_error", icps_error;
         "\t# error{s} not generated in response to an icmp message", icps_oldicmp;
     });
-    histogram(report, "Output", &stat.icps_outhist);
+    histogram(report, "Output", &stat.icps_outhist, icmp_name);
     lines!(report, stat, {
         "\t# message{s} with bad code fields", icps_badcode;
         "\t# message{s} less than the minimum length", icps_tooshort;
@@ -220,7 +235,7 @@ fn icmp(inet: &InetVnet, report: &mut Report) {
         "\t# multicast echo requests ignored", icps_bmcastecho;
         "\t# multicast timestamp requests ignored", icps_bmcasttstamp;
     });
-    histogram(report, "Input", &stat.icps_inhist);
+    histogram(report, "Input", &stat.icps_inhist, icmp_name);
     lines!(report, stat, {
         "\t# message response{s} generated", icps_reflect;
         "\t# invalid return address{es}", icps_badaddr;
@@ -241,7 +256,12 @@ fn icmp(inet: &InetVnet, report: &mut Report) {
 }
 
 /// The types of message that were seen.
-fn histogram(report: &mut Report, direction: &str, counters: &[Counter]) {
+fn histogram(
+    report: &mut Report,
+    direction: &str,
+    counters: &[Counter],
+    name_of: fn(usize) -> Option<&'static str>,
+) {
     let mut first = true;
     for (kind, counter) in counters.iter().enumerate() {
         let count = counter.fetch();
@@ -252,12 +272,113 @@ fn histogram(report: &mut Report, direction: &str, counters: &[Counter]) {
             report.text.push_str(&format!("\t{direction} histogram:\n"));
             first = false;
         }
-        match icmp_name(kind) {
+        match name_of(kind) {
             Some(name) => report.text.push_str(&format!("\t\t{name}: {count}\n")),
             None => report
                 .text
                 .push_str(&format!("\t\tunknown ICMP #{kind}: {count}\n")),
         }
+    }
+}
+
+fn ip6(stat: &Ip6Stat, report: &mut Report) {
+    lines!(report, stat, {
+        "\t# total packet{s} received", ip6s_total;
+        "\t# with size smaller than minimum", ip6s_toosmall;
+        "\t# with data size < data length", ip6s_tooshort;
+        "\t# with bad options", ip6s_badoptions;
+        "\t# with incorrect version number", ip6s_badvers;
+        "\t# fragment{s} received", ip6s_fragments;
+        "\t# fragment{s} dropped (dup or out of space)", ip6s_fragdropped;
+        "\t# fragment{s} dropped after timeout", ip6s_fragtimeout;
+        "\t# fragment{s} that exceeded limit", ip6s_fragoverflow;
+        "\t# atomic fragment{s}", ip6s_atomicfrags;
+        "\t# packet{s} reassembled ok", ip6s_reassembled;
+        "\t# packet{s} for this host", ip6s_delivered;
+        "\t# packet{s} forwarded", ip6s_forward;
+        "\t# packet{s} not forwardable", ip6s_cantforward;
+        "\t# redirect{s} sent", ip6s_redirectsent;
+        "\t# packet{s} sent from this host", ip6s_localout;
+        "\t# packet{s} sent with fabricated ip header", ip6s_rawout;
+        "\t# output packet{s} dropped due to no bufs, etc.", ip6s_odropped;
+        "\t# output packet{s} discarded due to no route", ip6s_noroute;
+        "\t# output datagram{s} fragmented", ip6s_fragmented;
+        "\t# fragment{s} created", ip6s_ofragments;
+        "\t# datagram{s} that can't be fragmented", ip6s_cantfrag;
+        "\t# packet{s} that violated scope rules", ip6s_badscope;
+        "\t# multicast packet{s} which we don't join", ip6s_notmember;
+        "\t# packet{s} discarded because of too many headers", ip6s_toomanyhdr;
+        "\t# tunneling packet{s} that can't find gif", ip6s_nogif;
+    });
+    report.ours(
+        stat.iter(),
+        &[
+            "ip6s_swcsum_in",
+            "ip6s_swcsum_out",
+            "ip6s_filtered",
+            "ip6s_noproto",
+            "ip6s_nointerface",
+            "ip6s_ifdisabled",
+            "ip6s_notready",
+        ],
+    );
+    if report.zero {
+        stat.zero();
+    }
+}
+
+fn icmp6(stat: &Icmp6Stat, report: &mut Report) {
+    lines!(report, stat, {
+        "\t# call{s} to icmp6_error", icp6s_error;
+        "\t# error{s} not generated in response to an icmp6 message", icp6s_canterror;
+        "\t# error{s} not generated because of rate limitation", icp6s_toofreq;
+    });
+    histogram(report, "Output", &stat.icp6s_outhist, icmp6_name);
+    lines!(report, stat, {
+        "\t# message{s} with bad code fields", icp6s_badcode;
+        "\t# message{s} < minimum length", icp6s_tooshort;
+        "\t# bad checksum{s}", icp6s_checksum;
+        "\t# message{s} with bad length", icp6s_badlen;
+    });
+    histogram(report, "Input", &stat.icp6s_inhist, icmp6_name);
+    lines!(report, stat, {
+        "\t# message response{s} generated", icp6s_reflect;
+        "\t# bad neighbor solicitation message{s}", icp6s_badns;
+        "\t# bad neighbor advertisement message{s}", icp6s_badna;
+        "\t# bad router solicitation message{s}", icp6s_badrs;
+        "\t# bad router advertisement message{s}", icp6s_badra;
+        "\t# bad redirect message{s}", icp6s_badredirect;
+        "\t# path MTU change{s}", icp6s_pmtuchg;
+    });
+    let ours = [
+        ("\t# message{s} dropped (no memory)", &stat.icp6s_dropped),
+        (
+            "\t# packet{s} dropped because their neighbor does not answer",
+            &stat.nd6_dropped,
+        ),
+    ];
+    for (words, counter) in ours {
+        if counter.fetch() > 0 {
+            report.counters(words, &[counter]);
+        }
+    }
+    if report.zero {
+        stat.zero();
+    }
+}
+
+fn rip6(stat: &Rip6Stat, report: &mut Report) {
+    lines!(report, stat, {
+        "\t# message{s} received", rip6s_ipackets;
+        "\t# checksum calculation{s} on inbound", rip6s_isum;
+        "\t# message{s} with bad checksum", rip6s_badsum;
+        "\t# message{s} dropped due to no socket", rip6s_nosock;
+        "\t# multicast message{s} dropped due to no socket", rip6s_nosockmcast;
+        "\t# message{s} dropped due to full socket buffers", rip6s_fullsock;
+        "\t# datagram{s} output", rip6s_opackets;
+    });
+    if report.zero {
+        stat.zero();
     }
 }
 

@@ -11,6 +11,7 @@ use netinet::tcp_timer::TcpTimer;
 use netinet::tcp_var::{TcpStat, Tcpcb};
 use netinet::vnet::InetVnet;
 use sys::machine;
+use sys::net::vnet::Vnet;
 use sys::time::Ticks;
 
 use super::sockets::{Row, Tcp, collect};
@@ -26,9 +27,9 @@ const TIMERS: [TcpTimer; 5] = [
 ];
 
 /// Adds TCP's sockets.
-pub(super) fn sockets(inet: &InetVnet, rows: &mut Vec<Row>) {
+pub(super) fn sockets(vnet: &Vnet, inet: &InetVnet, rows: &mut Vec<Row>) {
     let now = machine::ticks();
-    collect(&inet.tcp.tcbinfo, "tcp4", rows, |tp: &Tcpcb| {
+    collect(vnet, &inet.tcp.tcbinfo, "tcp", rows, |tp: &Tcpcb| {
         Some(figures(tp, now))
     });
 }

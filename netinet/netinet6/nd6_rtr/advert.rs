@@ -269,7 +269,7 @@ fn prelist_update(
     }
     let mut made = false;
     for ia in ifp.addrs6(epoch) {
-        if ia.flags().contains(In6Iff::AUTOCONF) && prefix.covers(ia.ia_addr) {
+        if prefix.made(ia) {
             made = true;
             renew(ia, new, now);
         }

@@ -144,10 +144,7 @@ fn check_prefixes(inet: &Arc<InetVnet>) {
             continue;
         };
         let addresses: Vec<_> = ifp.addrs6(&NetEpoch::enter()).to_vec();
-        let made_from = |ia: &&Arc<In6Ifaddr>| {
-            ia.flags().contains(In6Iff::AUTOCONF) && prefix.covers(ia.ia_addr)
-        };
-        for ia in addresses.iter().filter(made_from) {
+        for ia in addresses.iter().filter(|ia| prefix.made(ia)) {
             if prefix.detached {
                 ia.update_flags(In6Iff::DETACHED, In6Iff::empty());
             } else if ia.flags().contains(In6Iff::DETACHED) {
