@@ -1,10 +1,13 @@
-//! Fast Open: data in the SYN, to servers that have given out a cookie for it. The client's side.
+//! Fast Open: data in the SYN, to servers that have given out a cookie for it.
 //!
 //! FreeBSD: sys/netinet/tcp_fastopen.c
-//! RFC 7413. Not carried over yet: the server's side (`net.inet.tcp.fastopen.server_enable` and its keys) and pre-shared
-//! keys.
+//! RFC 7413. This file is the client's side; the server's keys are in `server`.
 //! Differs from FreeBSD: a SYN|ACK without option to a SYN with a cookie disables the path only if it does not acknowledge
 //! the data.
+
+mod server;
+
+pub use server::{Checked, Pending, Server as FastOpenServer, TCP_FASTOPEN_PSK_LEN, TfoRole};
 
 use alloc::boxed::Box;
 use alloc::collections::VecDeque;
@@ -170,6 +173,14 @@ pub fn tcp_fastopen_connect(c: &Conn<'_>, tp: &mut Tcpcb) {
     match known {
         None => tp.t_flags.remove(Tf::FASTOPEN),
         Some((cookie, mss)) => {
+            // A secret set by the program answers the server's cookie.
+            let psk = <&[u8; TCP_FASTOPEN_PSK_LEN]>::try_from(tp.t_tfo_client_cookie.bytes());
+            let cookie = match psk {
+                Ok(psk) if !cookie.is_empty() => {
+                    TfoCookie::new(&server::make_psk_cookie(psk, cookie.bytes()))
+                }
+                _ => cookie,
+            };
             tp.t_tfo_client_cookie = cookie;
             if !cookie.is_empty() {
                 // The window is not known before the SYN|ACK: one segment, of the size of the last.

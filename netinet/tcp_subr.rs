@@ -37,7 +37,7 @@ use crate::netinet6::ip6::Ip6;
 use crate::netinet6::ip6_output::ip6_output;
 use crate::netinet6::ip6_var::Ip6OutArgs;
 use crate::tcp::{TCP_HLEN, TCP_MAXOLEN, TcpFlags, TcpHeader, TcpOpt, TcpOptFlags};
-use crate::tcp_fastopen::Ccache;
+use crate::tcp_fastopen::{Ccache, FastOpenServer, TfoRole};
 use crate::tcp_fsm::{TCP_NSTATES, TcpState};
 use crate::tcp_hostcache::{Hostcache, Metrics};
 use crate::tcp_input::{Segment, tcp_input};
@@ -65,6 +65,8 @@ pub struct TcpVnet {
     pub lro_stat: Arc<LroStat>,
     /// Control blocks.
     pub tcbinfo: Pcbinfo<Tcpcb>,
+    /// Keys of Fast Open's servers.
+    pub fastopen_server: Arc<FastOpenServer>,
     /// Servers that Fast Open has tried.
     pub fastopen: Arc<Ccache>,
     /// What was learned about hosts.
@@ -131,6 +133,7 @@ impl TcpVnet {
             stat: TcpStat::new(),
             lro_stat: Arc::new(LroStat::new()),
             tcbinfo,
+            fastopen_server: FastOpenServer::new(vnet),
             fastopen: Ccache::new(vnet),
             hostcache: Hostcache::new(vnet),
             keydb: Keydb::new(),
@@ -434,6 +437,7 @@ pub fn tcp_close(c: &Conn<'_>, tp: &mut Tcpcb) {
     tp.t_timers.shut();
     tp.t_segq = None;
     tp.t_sack = None;
+    tp.t_tfo = TfoRole::None;
     if tp.t_state != TcpState::Closed {
         tcp_state_change(c, tp, TcpState::Closed);
     }

@@ -26,8 +26,11 @@ use sys::time::{Sbintime, Ticks};
 
 use crate::in_pcb::{In6pFlags, InConninfo, hash_addr};
 use crate::netinet6::ip6_output::ip6_randomflowlabel;
-use crate::tcp::{TCP_MAX_WINSHIFT, TCP_MAXWIN, TCP_MSS, TcpFlags, TcpHeader, TcpOpt, TcpOptFlags};
+use crate::tcp::{
+    TCP_MAX_WINSHIFT, TCP_MAXWIN, TCP_MSS, TcpFlags, TcpHeader, TcpOpt, TcpOptFlags, TfoCookie,
+};
 use crate::tcp_ecn::tcp_ecn_syncache_add;
+use crate::tcp_fastopen::{Checked, Pending, TfoRole};
 use crate::tcp_fsm::TcpState;
 use crate::tcp_input::Segment;
 use crate::tcp_md5::tcp_md5_input;
@@ -70,6 +73,8 @@ struct Entry {
     scale: Option<(u8, u8)>,
     timestamps: bool,
     sack: bool,
+    /// Cookie of Fast Open for the first SYN|ACK; empty: none.
+    tfo: TfoCookie,
     /// The peer signs, and so do we.
     signed: bool,
     noopt: bool,
@@ -211,22 +216,25 @@ impl Syncache {
         bucket.entries.remove(at)
     }
 
-    /// Answers a SYN for listening socket `so`, and remembers it.
+    /// Answers a SYN for the listening socket, and remembers it. With a cookie of Fast Open it makes the connection at once:
+    /// the segment is then for that.
     #[doc(alias = "syncache_add")]
-    pub fn add(&self, l: &Listener<'_>, inc: InConninfo, seg: &Segment) {
+    #[doc(alias = "syncache_tfo_expand")]
+    pub fn add(&self, l: &Listener<'_>, inc: InConninfo, seg: &Segment) -> Option<Arc<TcpInpcb>> {
         let (th, to) = (&seg.th, &seg.to);
         let cx = l.cx;
         let vt = l.vt;
         if !l.signature_good(seg) {
-            return;
+            return None;
         }
+        let fast_open = l.fast_open(&inc, to);
         let head = self.head(&inc);
         let mut entry = {
             let mut bucket = head.bucket.lock();
             if let Some(known) = bucket.entries.iter_mut().find(|entry| entry.inc == inc) {
                 if known.port != seg.port {
                     // Another's, from the same address.
-                    return;
+                    return None;
                 }
                 vt.stat.tcps_sc_dupsyn.inc();
                 // The peer sends its SYN again: the answer was lost. Its clock has moved on.
@@ -240,7 +248,7 @@ impl Syncache {
                 if respond(cx, vt, &again, TcpFlags::SYN | TcpFlags::ACK) {
                     self.note_sent(vt, head, cx.now, &inc);
                 }
-                return;
+                return None;
             }
             l.new_entry(inc, th, to, seg.port)
         };
@@ -248,15 +256,24 @@ impl Syncache {
             entry.iss = self.cookie(l, &entry);
             vt.stat.tcps_sc_sendcookie.inc();
         }
+        if let Some((pending, checked)) = fast_open {
+            let answer = checked.answer.unwrap_or_default();
+            if checked.valid {
+                return open_fast(l, &entry, pending, answer);
+            }
+            entry.tfo = answer;
+        }
         if !respond(cx, vt, &entry, TcpFlags::SYN | TcpFlags::ACK) {
             vt.stat.tcps_sc_dropped.inc();
-            return;
+            return None;
         }
+        entry.tfo = TfoCookie::default();
         vt.stat.tcps_sndacks.inc();
         entry.rxmits = 0;
         if !vt.tun.syncookies.get() || !vt.tun.syncookies_only.get() {
             self.insert(vt, head, cx.now, entry);
         }
+        None
     }
 
     /// The initial sequence number that tells what is in `entry`.
@@ -589,6 +606,10 @@ fn respond(cx: &NetCx<'_>, vt: &TcpVnet, entry: &Entry, flags: TcpFlags) -> bool
             if entry.sack {
                 to.to_flags |= TcpOptFlags::SACKPERM;
             }
+            if !entry.tfo.is_empty() {
+                to.to_flags |= TcpOptFlags::FASTOPEN;
+                to.to_tfo = entry.tfo;
+            }
         }
         if entry.signed {
             to.to_flags |= TcpOptFlags::SIGNATURE;
@@ -646,6 +667,8 @@ pub struct Listener<'a> {
     /// Of connections by IPv4 and by IPv6.
     marks: [Marks; 2],
     autoflowlabel: bool,
+    /// Connections of Fast Open not complete yet, if the socket has it.
+    pending: Option<Arc<AtomicU32>>,
 }
 
 impl<'a> Listener<'a> {
@@ -661,7 +684,26 @@ impl<'a> Listener<'a> {
             window: space.min(TCP_MAXWIN) as u16,
             marks: [false, true].map(|v6| Marks::of_family(c.hdr, v6)),
             autoflowlabel: c.hdr.in6p_flags.contains(In6pFlags::AUTOFLOWLABEL),
+            pending: match &tp.t_tfo {
+                TfoRole::Listener(pending) if tp.t_flags.contains(Tf::FASTOPEN) => {
+                    Some(pending.clone())
+                }
+                TfoRole::Listener(_) | TfoRole::None | TfoRole::Child(_) => None,
+            },
         }
+    }
+
+    /// What Fast Open says to a SYN that asks for it: nothing if half of the queue are connections of Fast Open that nobody
+    /// has confirmed.
+    fn fast_open(&self, inc: &InConninfo, to: &TcpOpt) -> Option<(Pending, Checked)> {
+        let counter = self.pending.as_ref()?;
+        let server = &self.vt.fastopen_server;
+        if !to.to_flags.contains(TcpOptFlags::FASTOPEN) || !server.enabled() {
+            return None;
+        }
+        let (pending, before) = Pending::begin(counter);
+        let (_, _, qlimit) = self.so.listen_queue();
+        (before <= qlimit / 2).then(|| (pending, server.check(inc, &to.to_tfo, self.cx.now)))
     }
 
     /// Whether a segment that may begin a connection is signed as the listener wants it: what is signed must be so rightly,
@@ -712,6 +754,7 @@ impl<'a> Listener<'a> {
             scale: scaled.then(|| (to.to_wscale, receive_scale())),
             timestamps,
             sack: tun.sack_enable.get() && !noopt && to.to_flags.contains(TcpOptFlags::SACKPERM),
+            tfo: TfoCookie::default(),
             signed: self.flags.contains(Tf::SIGNATURE)
                 && to.to_flags.contains(TcpOptFlags::SIGNATURE),
             noopt,
@@ -772,6 +815,36 @@ fn syncache_socket(l: &Listener<'_>, entry: &Entry) -> Option<Arc<TcpInpcb>> {
     // Nobody will accept it: as if the program had closed it.
     sys::kern::uipc_socket::soabort(&so);
     None
+}
+
+/// Makes the connection of a SYN with a good cookie: it can be accepted, and takes and sends data, before its peer has
+/// confirmed it.
+#[doc(alias = "syncache_tfo_expand")]
+fn open_fast(
+    l: &Listener<'_>,
+    entry: &Entry,
+    pending: Pending,
+    answer: TfoCookie,
+) -> Option<Arc<TcpInpcb>> {
+    let Some(inp) = syncache_socket(l, entry) else {
+        l.vt.stat.tcps_sc_aborted.inc();
+        return None;
+    };
+    l.vt.stat.tcps_sc_completed.inc();
+    let mut locked = Locked::new(l.cx, &inp);
+    if let Some((c, tp)) = locked.split() {
+        tp.t_flags |= Tf::FASTOPEN;
+        tp.t_tfo = TfoRole::Child(Box::new((pending, answer)));
+        // The SYN|ACK is the connection's own to send.
+        tp.snd_max = tp.iss;
+        tp.snd_nxt = tp.iss;
+        if entry.ecn {
+            tp.t_flags2 |= Tf2::ECN_SND_ECE;
+        }
+        c.so.soisconnected();
+    }
+    drop(locked);
+    Some(inp)
 }
 
 /// Brings the new connection to where the handshake stands.

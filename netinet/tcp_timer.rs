@@ -358,6 +358,9 @@ fn tcp_timer_rexmt(c: &Conn<'_>, tp: &mut Tcpcb) {
             // It may be the option that did not get through.
             tcp_fastopen_disable_path(c);
         }
+    } else if tp.fast_open_child() {
+        // The same for a SYN|ACK: one segment from now on.
+        tp.snd_cwnd = tp.maxseg();
     } else if tp.t_rxtshift == 1 {
         save_before_timeout(tp, now);
     } else {

@@ -16,8 +16,8 @@ use sys::socketvar::{SoState, Socket};
 use crate::cc::cc_attach;
 use crate::in_pcb::InpFlags;
 use crate::ip_ctloutput::ip_ctloutput;
-use crate::tcp::TCP_MAXWIN;
-use crate::tcp_fastopen::tcp_fastopen_connect;
+use crate::tcp::{TCP_MAXWIN, TfoCookie};
+use crate::tcp_fastopen::{TCP_FASTOPEN_PSK_LEN, TfoRole, tcp_fastopen_connect};
 use crate::tcp_fsm::TcpState;
 use crate::tcp_info::tcp_fill_info;
 use crate::tcp_output::{tcp_output, worth_an_update};
@@ -161,6 +161,9 @@ impl Protosw for TcpInpcb {
             so.solisten_proto(backlog);
             if let Some((c, tp)) = locked.split() {
                 tcp_state_change(&c, tp, TcpState::Listen);
+                if tp.t_flags.contains(Tf::FASTOPEN) {
+                    tp.t_tfo = TfoRole::Listener(Arc::default());
+                }
             }
             Ok(())
         })
@@ -367,7 +370,9 @@ fn tcp_connect(c: &Conn<'_>, tp: &mut Tcpcb) {
 
 /// Ends the connection as the program wants it: at once if it never was, by RST if it lingers for no time, else in order.
 fn tcp_disconnect(c: &Conn<'_>, tp: &mut Tcpcb) {
-    if !tp.t_state.have_established() {
+    // One of Fast Open may have sent data already, and ends in order.
+    let fast_open = tp.t_state > TcpState::Listen && tp.t_flags.contains(Tf::FASTOPEN);
+    if !tp.t_state.have_established() && !fast_open {
         tcp_close(c, tp);
     } else if c.so.linger() == Some(0) {
         tcp_drop(c, tp, None);
@@ -468,11 +473,30 @@ fn tcp_setopt(c: &Conn<'_>, tp: &mut Tcpcb, sopt: &SockOpt<'_>) -> Result<(), Er
             }
         }
         TCP_FASTOPEN => {
-            let on = sopt.int()? != 0;
-            // There is no server's side yet.
-            let server = tp.t_state == TcpState::Listen;
-            if on && (server || !c.vt.fastopen.client_enabled()) {
+            let (client, server) = (
+                c.vt.fastopen.client_enabled(),
+                c.vt.fastopen_server.enabled(),
+            );
+            if !client && !server {
                 return Err(Errno::EPERM);
+            }
+            let on = sopt.int()? != 0;
+            match tp.t_state {
+                TcpState::Listen if on && !server => return Err(Errno::EPERM),
+                TcpState::Listen if on => {
+                    if !matches!(tp.t_tfo, TfoRole::Listener(_)) {
+                        tp.t_tfo = TfoRole::Listener(Arc::default());
+                    }
+                }
+                TcpState::Closed if on => {
+                    // `struct tcp_fastopen`: a secret shared with the server may follow.
+                    let psk = sopt.bytes().get(size_of::<i32>()..);
+                    if let Some(psk) = psk.filter(|psk| psk.len() == TCP_FASTOPEN_PSK_LEN) {
+                        tp.t_tfo_client_cookie = TfoCookie::new(psk);
+                    }
+                }
+                TcpState::Listen | TcpState::Closed => {}
+                _ => return Err(Errno::EINVAL),
             }
             tp.t_flags.set(Tf::FASTOPEN, on);
         }

@@ -13,6 +13,7 @@ use sys::{counters, tunables};
 
 use crate::cc::CcAlgo;
 use crate::tcp::{TCP_MAXOLEN, TCP_MSS, TCP6_MSS, TCPOLEN_SIGNATURE_APPA, TcpOpt, TfoCookie};
+use crate::tcp_fastopen::TfoRole;
 use crate::tcp_fsm::TcpState;
 use crate::tcp_reass::ReassQueue;
 use crate::tcp_sack::SackState;
@@ -294,8 +295,10 @@ pub struct Tcpcb {
     pub t_segq: Option<Box<ReassQueue>>,
     /// SACK: what we report and what the peer reported.
     pub t_sack: Option<Box<SackState>>,
-    /// The cookie that the SYN carries.
+    /// The cookie that the SYN carries; before, a secret that the program shares with the server.
     pub t_tfo_client_cookie: TfoCookie,
+    /// What Fast Open makes of it as a server.
+    pub t_tfo: TfoRole,
     /// Times set for this socket.
     pub t_own: Option<Box<OwnTimes>>,
     /// Congestion control.
@@ -377,6 +380,7 @@ impl Tcpcb {
             t_segq: None,
             t_sack: None,
             t_tfo_client_cookie: TfoCookie::default(),
+            t_tfo: TfoRole::None,
             t_own: None,
             t_cc: cc,
         }
@@ -441,6 +445,12 @@ impl Tcpcb {
         } else {
             0
         }
+    }
+
+    /// Whether it is a server's connection of Fast Open whose peer has not completed the handshake.
+    #[inline]
+    pub fn fast_open_child(&self) -> bool {
+        matches!(self.t_tfo, TfoRole::Child(_))
     }
 
     /// Whether recovery from loss is going on.

@@ -7,13 +7,14 @@ use sys::sockbuf::SbState;
 use crate::cc::CcAck;
 use crate::ip_icmp::Bandlim;
 use crate::tcp::{TcpFlags, TcpOptFlags};
+use crate::tcp_fastopen::TfoRole;
 use crate::tcp_fsm::TcpState;
 use crate::tcp_input::Segment;
 use crate::tcp_input::exits::{Exit, Step, challenge_ack};
 use crate::tcp_input::recovery;
 use crate::tcp_input::sequence::established;
 use crate::tcp_sack::SackStatus;
-use crate::tcp_subr::{Conn, tcp_close};
+use crate::tcp_subr::{Conn, tcp_close, tcp_use_metrics};
 use crate::tcp_timer::{TCPTV_REXMTMAX, TcpTimer, rangeset};
 use crate::tcp_timewait::tcp_twstart;
 use crate::tcp_var::{TCP_DELTA_SHIFT, TCP_RTT_SHIFT, TCP_RTTVAR_SHIFT, TcpTunables, Tcpcb, Tf};
@@ -30,11 +31,17 @@ pub(super) enum Resume {
 }
 
 /// A segment without ACK counts only while the handshake goes on.
-pub(super) fn check_ack_bit(tp: &Tcpcb, seg: &Segment) -> Step<Resume> {
+pub(super) fn check_ack_bit(c: &Conn<'_>, tp: &mut Tcpcb, seg: &Segment) -> Step<Resume> {
     if seg.has(TcpFlags::ACK) {
         return Ok(Resume::Ack);
     }
     if tp.t_state == TcpState::SynReceived || tp.t_flags.contains(Tf::NEEDSYN) {
+        if tp.fast_open_child() && seg.th.th_seq == tp.rcv_nxt {
+            // The answer may carry data already. The window of a SYN is not scaled.
+            tp.snd_wnd = u32::from(seg.th.th_win);
+            tcp_use_metrics(c, tp);
+            tp.cc_conn_init(&c.vt.tun, c.net.now);
+        }
         Ok(Resume::Step6)
     } else if tp.t_flags.contains(Tf::ACKNOW) {
         Err(Exit::DropAfterAck)
@@ -61,7 +68,11 @@ pub(super) fn ack_processing(
         }
         tp.snd_wnd = seg.tiwin;
         established(c, tp);
-        c.so.soisconnected();
+        if tp.fast_open_child() {
+            tp.t_tfo = TfoRole::None;
+        } else {
+            c.so.soisconnected();
+        }
         incforsyn = th_ack.gt(tp.snd_una);
         // What came before the ACK is data now.
         super::data::pass_queued(c, tp);

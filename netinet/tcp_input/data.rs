@@ -64,7 +64,8 @@ pub(super) fn dodata(c: &Conn<'_>, tp: &mut Tcpcb, seg: &mut Segment) -> Step {
     let mut fin = seg.has(TcpFlags::FIN);
     if (seg.tlen > 0 || fin) && !tp.t_state.have_received_fin() {
         let in_order = seg.th.th_seq == tp.rcv_nxt && tp.t_segq.is_none();
-        if in_order && tp.t_state.have_established() {
+        let fast_open = tp.t_state == TcpState::SynReceived && tp.fast_open_child();
+        if in_order && (tp.t_state.have_established() || fast_open) {
             append(c, tp, seg);
         } else {
             fin = reassemble(c, tp, seg);

@@ -75,7 +75,18 @@ pub(super) fn listen(mut locked: Locked<'_>, inc: InConninfo, mut seg: Segment) 
         vt.stat.tcps_badsyn.inc();
         return;
     }
-    vt.syncache.add(&listener, inc, &seg);
+    let Some(inp) = vt.syncache.add(&listener, inc, &seg) else {
+        return;
+    };
+    // Fast Open: the data of the SYN counts. A FIN beside it will come again.
+    seg.th.th_flags.remove(TcpFlags::FIN);
+    let mut locked = Locked::new(cx, &inp);
+    if locked.dropped() {
+        return;
+    }
+    if let Some((c, tp)) = locked.split() {
+        tcp_do_segment(&c, tp, &mut seg);
+    }
 }
 
 /// RFC 9293 §3.9.2.3: no connections with groups, nor with ourselves by forgery.

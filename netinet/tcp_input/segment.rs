@@ -106,7 +106,7 @@ fn steps(c: &Conn<'_>, tp: &mut Tcpcb, seg: &mut Segment) -> Step<Exit> {
             options::paws(c, tp, seg)?;
             sequence::trim_to_window(c, tp, seg)?;
             options::record_timestamp(c, tp, seg);
-            ack::check_ack_bit(tp, seg)?
+            ack::check_ack_bit(c, tp, seg)?
         }
     };
     match resume {

@@ -25,8 +25,21 @@ pub(super) fn receive_window(c: &Conn<'_>, tp: &mut Tcpcb) {
     tp.rcv_wnd = space.max(tp.rcv_adv.since(tp.rcv_nxt));
 }
 
-/// In SYN_RECEIVED an ACK must be for our SYN.
+/// In SYN_RECEIVED an ACK must be for our SYN; of Fast Open the first SYN counts too.
 pub(super) fn syn_received(tp: &Tcpcb, seg: &Segment) -> Step {
+    if tp.t_state == TcpState::SynReceived && tp.fast_open_child() {
+        if seg.th.th_flags.contains(TcpFlags::SYN | TcpFlags::ACK) {
+            return Err(Exit::DropWithReset(Some(Bandlim::RstOpenport)));
+        }
+        let answered = tp.t_timers.active(TcpTimer::Delack) || tp.t_timers.active(TcpTimer::Rexmt);
+        let useless = match seg.has(TcpFlags::SYN) {
+            true => answered,
+            false => !seg.has(TcpFlags::ACK | TcpFlags::FIN | TcpFlags::RST),
+        };
+        if useless {
+            return Err(Exit::Drop);
+        }
+    }
     if tp.t_state == TcpState::SynReceived
         && seg.has(TcpFlags::ACK)
         && !seg.has(TcpFlags::RST)
@@ -129,8 +142,11 @@ pub(super) fn established(c: &Conn<'_>, tp: &mut Tcpcb) {
         tp.t_flags.remove(Tf::NEEDFIN);
     } else {
         tcp_state_change(c, tp, TcpState::Established);
-        tcp_use_metrics(c, tp);
-        tp.cc_conn_init(&c.vt.tun, c.net.now);
+        // One of Fast Open did so at the SYN; again it would undo what a lost SYN|ACK did to the window.
+        if !tp.fast_open_child() {
+            tcp_use_metrics(c, tp);
+            tp.cc_conn_init(&c.vt.tun, c.net.now);
+        }
         tp.t_timers
             .activate(TcpTimer::Keep, c.net.now, tp.keepidle(&c.vt.tun));
     }

@@ -139,7 +139,12 @@ fn ecn(c: &Conn<'_>, tp: &mut Tcpcb, plan: &mut Plan) -> Option<u8> {
     }
     let retransmit = plan.hole.is_some();
     let stat = &c.vt.stat;
-    let ecn = tcp_ecn_output_established(stat, tp, &mut plan.flags, plan.len, retransmit);
+    // RFC 3168 §6.1.1: a SYN|ACK is not marked, though it carries data.
+    let len = match plan.flags.contains(TcpFlags::SYN) {
+        true => 0,
+        false => plan.len,
+    };
+    let ecn = tcp_ecn_output_established(stat, tp, &mut plan.flags, len, retransmit);
     Some(ecn)
 }
 

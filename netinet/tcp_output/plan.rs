@@ -7,7 +7,9 @@ use sys::time::Ticks;
 
 use crate::tcp::{
     TCP_HLEN, TCP_MAXOLEN, TCP_MAXWIN, TCPOLEN_TSTAMP_APPA, TcpFlags, TcpOpt, TcpOptFlags,
+    TfoCookie,
 };
+use crate::tcp_fastopen::TfoRole;
 use crate::tcp_fsm::TcpState;
 use crate::tcp_seq::TcpSeq;
 use crate::tcp_timer::TcpTimer;
@@ -156,8 +158,8 @@ pub fn plan(tp: &Tcpcb, world: &World) -> Verdict {
             off -= 1;
             len += 1;
         } else {
-            // Data waits for the handshake, unless the server has given us a cookie for it; the FIN waits always.
-            if !fast_open(tp) || tp.t_tfo_client_cookie.is_empty() {
+            // Data waits for the handshake, unless Fast Open lets it go with the first SYN; the FIN waits always.
+            if fast_open(tp).is_none_or(|cookie| cookie.is_empty()) {
                 len = 0;
             }
             flags.remove(TcpFlags::FIN);
@@ -207,8 +209,8 @@ pub fn plan(tp: &Tcpcb, world: &World) -> Verdict {
             sendalot |= fin || len < wanted;
         } else {
             len = payload;
-            // What does not fit a SYN waits for its answer.
-            sendalot = !flags.contains(TcpFlags::SYN);
+            // What does not fit our SYN waits for its answer.
+            sendalot = tp.t_state != TcpState::SynSent;
         }
     } else {
         tso = false;
@@ -229,12 +231,17 @@ pub fn plan(tp: &Tcpcb, world: &World) -> Verdict {
     })
 }
 
-/// Whether a SYN sent now is one of Fast Open: only the first is, someone on the way may drop it for that.
-fn fast_open(tp: &Tcpcb) -> bool {
-    tp.t_flags.contains(Tf::FASTOPEN)
-        && !tp.t_flags.contains(Tf::NOOPT)
-        && tp.t_state == TcpState::SynSent
-        && tp.t_rxtshift == 0
+/// The cookie of a SYN sent now, or of the answer to one, if it is one of Fast Open: only the first is, someone on the way
+/// may drop it for that.
+fn fast_open(tp: &Tcpcb) -> Option<TfoCookie> {
+    if !tp.t_flags.contains(Tf::FASTOPEN) || tp.t_flags.contains(Tf::NOOPT) || tp.t_rxtshift != 0 {
+        return None;
+    }
+    match &tp.t_tfo {
+        TfoRole::Child(child) => Some(child.1),
+        TfoRole::None if tp.t_state == TcpState::SynSent => Some(tp.t_tfo_client_cookie),
+        TfoRole::None | TfoRole::Listener(_) => None,
+    }
 }
 
 /// Part of a hole that may be retransmitted now.
@@ -445,9 +452,9 @@ fn all_options(
         if tp.t_flags.contains(Tf::SACK_PERMIT) {
             to.to_flags |= TcpOptFlags::SACKPERM;
         }
-        if fast_open(tp) {
+        if let Some(cookie) = fast_open(tp) {
             to.to_flags |= TcpOptFlags::FASTOPEN;
-            to.to_tfo = tp.t_tfo_client_cookie;
+            to.to_tfo = cookie;
         }
     }
     if tp.t_flags.contains(Tf::RCVD_TSTMP) || (syn && tp.t_flags.contains(Tf::REQ_TSTMP)) {
