@@ -44,6 +44,7 @@ pub mod tcp_info;
 pub mod tcp_input;
 pub mod tcp_lro;
 pub mod tcp_md5;
+pub mod tcp_offload;
 pub mod tcp_output;
 pub mod tcp_over_udp;
 pub mod tcp_reass;

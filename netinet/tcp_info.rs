@@ -19,6 +19,8 @@ pub const TCPI_OPT_WSCALE: u8 = 0x04;
 /// ECN is in use.
 pub const TCPI_OPT_ECN: u8 = 0x08;
 
+/// `tcpi_options`: a device has the connection.
+pub const TCPI_OPT_TOE: u8 = 0x10;
 /// Fast Open is in use.
 pub const TCPI_OPT_TFO: u8 = 0x20;
 
@@ -41,6 +43,9 @@ pub fn tcp_fill_info(c: &Conn<'_>, tp: &Tcpcb) -> [u8; TCP_INFO_LEN] {
     }
     if tp.t_flags.contains(Tf::FASTOPEN) {
         options |= TCPI_OPT_TFO;
+    }
+    if tp.t_flags.contains(Tf::TOE) {
+        options |= TCPI_OPT_TOE;
     }
     info[0] = tp.t_state as u8;
     info[5] = options;

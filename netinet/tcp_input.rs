@@ -27,6 +27,7 @@ use crate::netinet6::ip6::Ip6;
 use crate::tcp::{TCP_HLEN, TcpFlags, TcpHeader, TcpOpt, TcpOptFlags};
 use crate::tcp_fsm::TcpState;
 use crate::tcp_md5::tcp_md5_input;
+use crate::tcp_offload::tcp_offload_input;
 use crate::tcp_subr::{Conn, Locked, Refusal, TcpVnet, tcp_dropwithreset};
 use crate::tcp_timewait::{TwCheck, tcp_twcheck};
 use crate::tcp_var::{Tcpcb, Tf};
@@ -97,6 +98,9 @@ pub(crate) fn tcp_input_with_port(cx: &NetCx<'_>, vt: &TcpVnet, m: Mbuf, hlen: u
                 return;
             }
             _ => {
+                if tcp_offload_input(&c, tp, &mut seg) {
+                    return;
+                }
                 if !signature_good(vt, tp, &seg) {
                     return;
                 }

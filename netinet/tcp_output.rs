@@ -18,6 +18,7 @@ use crate::ip_output::ip_output;
 use crate::ip_var::IpOutArgs;
 use crate::netinet6::ip6_output::ip6_output;
 use crate::netinet6::ip6_var::Ip6OutArgs;
+use crate::tcp_offload::tcp_offload_output;
 use crate::tcp_subr::{Conn, tcp_maxmtu, tcp_mss_update};
 use crate::tcp_timer::{TcpTimer, tcp_setpersist};
 use crate::tcp_var::{Tcpcb, Tf};
@@ -33,6 +34,9 @@ enum Round {
 /// Sends everything the connection may send now: data, a FIN, an ACK, a window update. Errors that retransmission
 /// will take care of are not returned.
 pub fn tcp_output(c: &Conn<'_>, tp: &mut Tcpcb) -> Result<(), Errno> {
+    if let Some(done) = tcp_offload_output(c, tp) {
+        return done;
+    }
     // After a pause longer than the timeout the window may no longer fit the path.
     let mut idle = tp.t_flags.contains(Tf::LASTIDLE) || tp.snd_max == tp.snd_una;
     if idle && c.net.now - tp.t_rcvtime >= tp.t_rxtcur as i32 && tp.t_state.have_established() {

@@ -17,7 +17,7 @@ use sys::errno::Errno;
 use sys::kern::subr_epoch::NetEpoch;
 use sys::machine;
 use sys::mbuf::{CsumFlags, How, MAX_LINKHDR, MFlags, Mbuf, PktHdr};
-use sys::net::ifnet::IfCap;
+use sys::net::ifnet::{IfCap, Ifnet};
 use sys::net::vnet::Vnet;
 use sys::socketvar::{SoState, Socket};
 use sys::sysctl::SysctlNode;
@@ -43,6 +43,9 @@ use crate::tcp_hostcache::{Hostcache, Metrics};
 use crate::tcp_input::{Segment, tcp_input};
 use crate::tcp_lro::LroStat;
 use crate::tcp_md5::tcp_md5_output;
+use crate::tcp_offload::{
+    ToeDevs, tcp_offload_detach, tcp_offload_listen_stop, tcp_offload_pmtu_update,
+};
 use crate::tcp_output::tcp_output;
 use crate::tcp_over_udp::{Tunnel, UdpPorts};
 use crate::tcp_seq::TcpSeq;
@@ -77,6 +80,8 @@ pub struct TcpVnet {
     pub tunnel: Arc<Tunnel>,
     /// Connections that are being made.
     pub syncache: Arc<Syncache>,
+    /// Devices that run TCP.
+    pub toe: ToeDevs,
     /// Sequence number secrets.
     pub isn: Isn,
     states: Arc<StateCounts>,
@@ -135,6 +140,7 @@ impl TcpVnet {
             tcbinfo,
             fastopen_server: FastOpenServer::new(vnet),
             fastopen: Ccache::new(vnet),
+            toe: ToeDevs::new(),
             hostcache: Hostcache::new(vnet),
             keydb: Keydb::new(),
             tunnel: Tunnel::new(vnet, inet.clone()),
@@ -356,6 +362,7 @@ pub fn tcp_discardcb(
     hdr: &mut InpHdr,
     tp: &mut Tcpcb,
 ) -> Option<Arc<Socket>> {
+    tcp_offload_detach(tp);
     tp.t_timers.shut();
     tp.t_segq = None;
     tp.t_sack = None;
@@ -431,6 +438,9 @@ pub fn tcp_state_change(c: &Conn<'_>, tp: &mut Tcpcb, state: TcpState) {
 pub fn tcp_close(c: &Conn<'_>, tp: &mut Tcpcb) {
     if tp.t_flags.contains(Tf::CLOSED) {
         return;
+    }
+    if tp.t_state == TcpState::Listen {
+        tcp_offload_listen_stop(c, tp);
     }
     tp.t_flags |= Tf::CLOSED;
     c.vt.stat.tcps_closed.inc();
@@ -572,6 +582,9 @@ fn next_lower_mtu(mtu: u32) -> u32 {
 
 /// The path takes only `mtu` bytes: sends what is outstanding again in segments that fit.
 pub fn tcp_mtudisc(c: &Conn<'_>, tp: &mut Tcpcb, mtu: u32) {
+    if tcp_offload_pmtu_update(c, tp, mtu) {
+        return;
+    }
     tcp_mss_update(c, tp, None, Some(mtu));
     c.vt.stat.tcps_mturesent.inc();
     tp.t_rtttime = None;
@@ -584,6 +597,17 @@ pub fn tcp_mtudisc(c: &Conn<'_>, tp: &mut Tcpcb, mtu: u32) {
         tp.exit_recovery();
     }
     let _ = tcp_output(c, tp);
+}
+
+/// The interface through which packets to `faddr` leave.
+pub(crate) fn tcp_route_ifp<'e>(cx: &NetCx<'e>, faddr: IpAddr) -> Option<&'e Arc<Ifnet>> {
+    match faddr {
+        IpAddr::V4(faddr) => {
+            let nhop = cx.vnet.rib.fib4_lookup(faddr, cx.epoch)?;
+            Some(&nhop.nh_ifp)
+        }
+        IpAddr::V6(faddr) => in6_ifp_for(cx, faddr),
+    }
 }
 
 /// What the path to `faddr` can take: the largest packet, and what TSO of the interface can (`tcp_maxmtu`).

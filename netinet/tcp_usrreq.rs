@@ -20,6 +20,9 @@ use crate::tcp::{TCP_MAXWIN, TfoCookie};
 use crate::tcp_fastopen::{TCP_FASTOPEN_PSK_LEN, TfoRole, tcp_fastopen_connect};
 use crate::tcp_fsm::TcpState;
 use crate::tcp_info::tcp_fill_info;
+use crate::tcp_offload::{
+    tcp_offload_connect, tcp_offload_ctloutput, tcp_offload_listen_start, tcp_offload_rcvd,
+};
 use crate::tcp_output::{tcp_output, worth_an_update};
 use crate::tcp_subr::{
     Conn, Locked, TcpInpcb, tcp_close, tcp_discardcb, tcp_drop, tcp_newtcpcb, tcp_sendseqinit,
@@ -164,6 +167,7 @@ impl Protosw for TcpInpcb {
                 if tp.t_flags.contains(Tf::FASTOPEN) {
                     tp.t_tfo = TfoRole::Listener(Arc::default());
                 }
+                tcp_offload_listen_start(&c, tp);
             }
             Ok(())
         })
@@ -174,7 +178,10 @@ impl Protosw for TcpInpcb {
         with(self, Errno::ECONNREFUSED, |cx, locked| {
             begin(cx, self, locked, nam)?;
             match locked.split() {
-                Some((c, tp)) => tcp_output(&c, tp),
+                Some((c, tp)) => match tcp_offload_connect(&c, tp) {
+                    Ok(()) => Ok(()),
+                    Err(_) => tcp_output(&c, tp),
+                },
                 None => Err(Errno::EINVAL),
             }
         })
@@ -256,6 +263,9 @@ impl Protosw for TcpInpcb {
             let Some((c, tp)) = locked.split() else {
                 return Ok(());
             };
+            if tcp_offload_rcvd(&c, tp) {
+                return Ok(());
+            }
             let (space, hiwat) = {
                 let rcv = c.so.rcv.lock();
                 (rcv.space().max(0) as u32, rcv.hiwat())
@@ -306,7 +316,11 @@ impl Protosw for TcpInpcb {
                 return Err(Errno::ECONNRESET);
             };
             match sopt.dir {
-                SoptDir::Set => tcp_setopt(&c, tp, sopt),
+                SoptDir::Set => {
+                    tcp_setopt(&c, tp, sopt)?;
+                    tcp_offload_ctloutput(&c, tp, sopt);
+                    Ok(())
+                }
                 SoptDir::Get => tcp_getopt(&c, tp, sopt),
             }
         })

@@ -5,6 +5,7 @@
 //! boxes, so that an idle connection stays small.
 
 use alloc::boxed::Box;
+use alloc::sync::Arc;
 
 use bitflags::bitflags;
 use sys::errno::Errno;
@@ -15,6 +16,7 @@ use crate::cc::CcAlgo;
 use crate::tcp::{TCP_MAXOLEN, TCP_MSS, TCP6_MSS, TCPOLEN_SIGNATURE_APPA, TcpOpt, TfoCookie};
 use crate::tcp_fastopen::TfoRole;
 use crate::tcp_fsm::TcpState;
+use crate::tcp_offload::ToeDev;
 use crate::tcp_reass::ReassQueue;
 use crate::tcp_sack::SackState;
 use crate::tcp_seq::TcpSeq;
@@ -70,6 +72,8 @@ bitflags! {
         const FORCEDATA = 0x0080_0000;
         /// The interface segments for us.
         const TSO = 0x0100_0000;
+        /// A device has the connection (`t_toe`).
+        const TOE = 0x0200_0000;
         /// `tcp_close` has been called.
         const CLOSED = 0x0400_0000;
         /// Fast Open is wanted (`TCP_FASTOPEN`).
@@ -301,6 +305,8 @@ pub struct Tcpcb {
     pub t_tfo: TfoRole,
     /// Times set for this socket.
     pub t_own: Option<Box<OwnTimes>>,
+    /// The device that runs the connection (`tod`).
+    pub t_toe: Option<Arc<dyn ToeDev>>,
     /// Congestion control.
     pub t_cc: Box<dyn CcAlgo>,
 }
@@ -382,6 +388,7 @@ impl Tcpcb {
             t_tfo_client_cookie: TfoCookie::default(),
             t_tfo: TfoRole::None,
             t_own: None,
+            t_toe: None,
             t_cc: cc,
         }
     }
