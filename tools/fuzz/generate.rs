@@ -723,7 +723,7 @@ fn tcp_segment(
 }
 
 /// The Internet checksum, with a sum to begin with. Slow, and independent of the stack's own.
-fn checksum(start: u32, bytes: &[u8]) -> u16 {
+pub(crate) fn checksum(start: u32, bytes: &[u8]) -> u16 {
     let mut sum = start;
     for pair in bytes.chunks(2) {
         sum += u32::from(pair[0]) << 8 | u32::from(*pair.get(1).unwrap_or(&0));

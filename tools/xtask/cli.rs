@@ -2,6 +2,7 @@
 
 use crate::bench;
 use crate::experiments;
+use crate::fuzz;
 use crate::image;
 use crate::layers;
 use crate::miri;
@@ -18,6 +19,7 @@ use anyhow::{Result, anyhow, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 /// Mbit/s that TCP reaches on user networking, or it is a failure.
 const USER_FLOOR: f64 = 300.0;
@@ -73,6 +75,8 @@ enum Cmd {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
+    /// Let libFuzzer make inputs for the parsers and for connections
+    Fuzz(FuzzArgs),
     /// Run unit tests of the kernel's unsafe code under Miri
     Miri,
     /// Explore the models of locks and queues with loom
@@ -177,6 +181,39 @@ impl ModelArgs {
         } else {
             ExitCode::FAILURE
         })
+    }
+}
+
+#[derive(Args)]
+struct FuzzArgs {
+    /// What to fuzz [default: all targets]
+    targets: Vec<String>,
+    /// Seconds for each target
+    #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..))]
+    time: u64,
+    /// Targets at once [default: as many as there are CPUs]
+    #[arg(long)]
+    jobs: Option<usize>,
+    /// Run what a target has found once more
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["time", "jobs"])]
+    replay: Option<PathBuf>,
+}
+
+impl FuzzArgs {
+    fn run(self, consent: Consent) -> Result<()> {
+        if let Some(file) = &self.replay {
+            let [target] = self.targets.as_slice() else {
+                bail!("--replay needs the name of one target");
+            };
+            return fuzz::replay(target, file, consent);
+        }
+        let cpus = || std::thread::available_parallelism().map_or(1, usize::from);
+        let options = fuzz::Options {
+            targets: self.targets,
+            time: Duration::from_secs(self.time),
+            jobs: self.jobs.unwrap_or_else(cpus),
+        };
+        fuzz::run(&options, consent)
     }
 }
 
@@ -352,6 +389,7 @@ pub fn main() -> Result<ExitCode> {
             out,
         } => return experiments::plot_cc(out),
         Cmd::Sim { args } => return experiments::run(&args),
+        Cmd::Fuzz(args) => args.run(consent)?,
         Cmd::Miri => miri::run(consent)?,
         Cmd::Model(args) => return args.run(),
         Cmd::Layers => layers::check()?,
@@ -399,6 +437,7 @@ fn checks(size: &'static str, args: TestArgs, consent: Consent) -> Result<Suite>
         Need::Rustfmt,
         Need::Qemu,
         Need::Iperf3,
+        Need::Cxx,
     ];
     setup::ensure(&needs, consent)?;
     test::run_all(&test::Plan {

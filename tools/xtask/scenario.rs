@@ -93,6 +93,8 @@ pub struct Size {
     pub fuzz_s: u64,
     /// Malformed frames for the hosted stack.
     pub hosted_fuzz_frames: u64,
+    /// Seconds of libFuzzer for each target.
+    pub fuzz_target_s: u64,
     /// Seeds for the fuzzers.
     pub seeds: u64,
     /// Seeds for the relay.

@@ -32,6 +32,8 @@ pub enum Need {
     Iproute,
     /// Miri and what it needs of the nightly compiler.
     Miri,
+    /// `c++`, which builds libFuzzer.
+    Cxx,
 }
 
 /// How something is obtained.
@@ -50,6 +52,7 @@ impl Need {
             Self::Iperf3 => "iperf3",
             Self::Iproute => "ip (iproute2)",
             Self::Miri => "Miri (of the nightly compiler)",
+            Self::Cxx => "c++ (for libFuzzer)",
         }
     }
 
@@ -61,6 +64,7 @@ impl Need {
             Self::Qemu => Source::Package("qemu-system-x86"),
             Self::Iperf3 => Source::Package("iperf3"),
             Self::Iproute => Source::Package("iproute2"),
+            Self::Cxx => Source::Package("g++"),
             Self::Miri => Source::Rustup(&[
                 "toolchain",
                 "install",
@@ -84,6 +88,7 @@ impl Need {
             Self::Qemu => which("qemu-system-x86_64").is_some(),
             Self::Iperf3 => which("iperf3").is_some(),
             Self::Iproute => which("ip").is_some(),
+            Self::Cxx => which("c++").is_some(),
             Self::Miri => {
                 which("rustup").is_some()
                     && runs("rustup", &["run", "nightly", "cargo", "miri", "--version"])

@@ -2,6 +2,7 @@
 
 use crate::cable;
 use crate::experiments;
+use crate::fuzz;
 use crate::fuzz_wire;
 use crate::guest::{self, MbufUse};
 use crate::image::{self, Image};
@@ -33,6 +34,8 @@ use std::time::Duration;
 const CARGO_LIMIT: Duration = Duration::from_secs(1200);
 /// Limit for the models with more preemptions.
 const MODEL_SOAK_LIMIT: Duration = Duration::from_secs(4 * 3600);
+/// Fuzz targets at once.
+const FUZZ_JOBS: usize = 2;
 /// The first seed; others follow.
 const SEED: u64 = 1;
 /// Time the guest gets to give back what held the last transfer: 2 MSL.
@@ -194,6 +197,20 @@ fn source(suite: &mut Suite) {
             "-Dwarnings",
         ])
     });
+    suite.check("lints, libFuzzer", || {
+        cargo(&[
+            "clippy",
+            "--quiet",
+            "--package",
+            "fuzz",
+            "--bin",
+            "fuzz-targets",
+            "--features",
+            "engine",
+            "--",
+            "-Dwarnings",
+        ])
+    });
     suite.check("lints, models", || {
         let mut clippy = image::model_cargo("clippy");
         clippy.args(["--", "-Dwarnings"]);
@@ -236,6 +253,13 @@ fn hosted(suite: &mut Suite, size: &Size, soak: bool) {
     if soak {
         miri::check(suite);
     }
+    suite.check_many("inputs that libFuzzer makes", || {
+        fuzz::check(&fuzz::Options {
+            targets: Vec::new(),
+            time: Duration::from_secs(size.fuzz_target_s),
+            jobs: FUZZ_JOBS,
+        })
+    });
     for seed in SEED..SEED + size.seeds {
         suite.check(
             &format!("malformed frames at the hosted stack, seed {seed}"),

@@ -7,6 +7,8 @@
 
 mod frame;
 mod message;
+#[cfg(not(target_os = "none"))]
+pub mod properties;
 
 use alloc::format;
 use alloc::string::String;

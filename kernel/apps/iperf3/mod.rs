@@ -7,6 +7,8 @@
 
 mod args;
 mod client;
+#[cfg(not(target_os = "none"))]
+pub mod properties;
 mod protocol;
 mod report;
 mod server;

@@ -203,10 +203,7 @@ impl<'a> Control<'a> {
         }
         let mut text = alloc::vec![0; len];
         self.read(&mut text)?;
-        if depth(&text) > MAX_JSON_DEPTH {
-            return Err(Failure::Protocol("parameters nested too deeply"));
-        }
-        serde_json::from_slice(&text).map_err(Failure::Json)
+        parse_json(&text)
     }
 
     /// Reads exactly `buf.len()` bytes.
@@ -247,6 +244,14 @@ pub(super) fn write_all(so: &SocketHandle, mut bytes: &[u8]) -> Result<(), Failu
         bytes = bytes.get(n..).unwrap_or(&[]);
     }
     Ok(())
+}
+
+/// Reads a value from JSON that is not nested too deeply.
+pub(super) fn parse_json<T: for<'de> Deserialize<'de>>(text: &[u8]) -> Result<T, Failure> {
+    if depth(text) > MAX_JSON_DEPTH {
+        return Err(Failure::Protocol("parameters nested too deeply"));
+    }
+    serde_json::from_slice(text).map_err(Failure::Json)
 }
 
 /// How deep the brackets of a JSON text nest, before it is parsed.
