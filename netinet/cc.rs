@@ -3,6 +3,7 @@
 //! FreeBSD: sys/netinet/cc/cc.h, cc.c, and the cc_* functions of tcp_input.c
 
 pub mod cc_cubic;
+pub mod cc_dctcp;
 pub mod cc_newreno;
 mod hystart;
 
@@ -79,6 +80,13 @@ pub trait CcAlgo: Send + Sync {
     /// The connection sends again after an idle time longer than the retransmission timeout.
     fn after_idle(&mut self, tp: &mut Tcpcb, ccv: &CcVar<'_>);
 
+    /// A segment with data came, marked or not: whether that is a change, of an algorithm whose echo says so of each
+    /// segment.
+    fn ecnpkt_handler(&mut self, ce: bool) -> Option<bool> {
+        let _ = ce;
+        None
+    }
+
     /// A round-trip time was measured.
     fn rttsample(&mut self, tp: &mut Tcpcb, ms: u32) {
         let _ = (tp, ms);
@@ -86,12 +94,13 @@ pub trait CcAlgo: Send + Sync {
 }
 
 /// Names of the algorithms there are, the default first.
-pub const CC_AVAILABLE: [&str; 2] = ["cubic", "newreno"];
+pub const CC_AVAILABLE: [&str; 3] = ["cubic", "newreno", "dctcp"];
 
 /// Makes the state of algorithm `name` for a new connection.
 pub fn cc_attach(name: &str) -> Option<Box<dyn CcAlgo>> {
     match name {
         "cubic" => Some(Box::<cc_cubic::Cubic>::default()),
+        "dctcp" => Some(Box::<cc_dctcp::Dctcp>::default()),
         "newreno" => Some(Box::new(cc_newreno::NewReno)),
         _ => None,
     }
@@ -246,6 +255,11 @@ impl Tcpcb {
         };
         let ccv = self.cc_var(tun, now, self.snd_una);
         self.with_cc(|cc, tp| cc.conn_init(tp, &ccv));
+    }
+
+    /// Tells the algorithm of a segment with data; whether marks began or ended, if it wants to echo each.
+    pub fn cc_ecnpkt_handler(&mut self, ce: bool) -> Option<bool> {
+        self.t_cc.ecnpkt_handler(ce)
     }
 
     /// Tells the algorithm of a round-trip time.

@@ -6,8 +6,10 @@
 
 use crate::tcp::TcpFlags;
 use crate::tcp_fsm::TcpState;
+use crate::tcp_output::tcp_output;
 use crate::tcp_seq::TcpSeq;
 use crate::tcp_subr::Conn;
+use crate::tcp_timer::TcpTimer;
 use crate::tcp_var::{TcpStat, TcpTunables, Tcpcb, Tf, Tf2};
 
 /// The field of ECN in an IP header.
@@ -92,7 +94,13 @@ pub fn tcp_ecn_syncache_add(tun: &TcpTunables, flags: TcpFlags) -> bool {
 
 /// A segment of a connection: takes what a router marked, and what the peer says of ours. True if the peer was told of
 /// congestion.
-pub fn tcp_ecn_input_segment(c: &Conn<'_>, tp: &mut Tcpcb, flags: TcpFlags, tos: u8) -> bool {
+pub fn tcp_ecn_input_segment(
+    c: &Conn<'_>,
+    tp: &mut Tcpcb,
+    flags: TcpFlags,
+    tos: u8,
+    tlen: u32,
+) -> bool {
     if !tp.t_flags2.contains(Tf2::ECN_PERMIT) {
         return false;
     }
@@ -104,6 +112,12 @@ pub fn tcp_ecn_input_segment(c: &Conn<'_>, tp: &mut Tcpcb, flags: TcpFlags, tos:
         IPTOS_ECN_ECT1 => stat.tcps_ecn_rcvect1.inc(),
         _ => {}
     }
+    if tlen > 0
+        && let Some(changed) = tp.cc_ecnpkt_handler(ecn == IPTOS_ECN_CE)
+    {
+        echo_each(c, tp, ecn == IPTOS_ECN_CE, changed);
+        return flags & (TcpFlags::SYN | TcpFlags::ECE) == TcpFlags::ECE;
+    }
     if flags.contains(TcpFlags::CWR) {
         tp.t_flags2.remove(Tf2::ECN_SND_ECE);
         // RFC 3168 §6.1.3: the sender wants to know that its window counts from here.
@@ -113,6 +127,21 @@ pub fn tcp_ecn_input_segment(c: &Conn<'_>, tp: &mut Tcpcb, flags: TcpFlags, tos:
         tp.t_flags2 |= Tf2::ECN_SND_ECE;
     }
     flags & (TcpFlags::SYN | TcpFlags::ECE) == TcpFlags::ECE
+}
+
+/// Echoes the mark of this very segment (RFC 8257 §3.2).
+#[doc(alias = "cc_ecnpkt_handler_flags")]
+fn echo_each(c: &Conn<'_>, tp: &mut Tcpcb, ce: bool, changed: bool) {
+    let delayed = tp.t_flags.contains(Tf::DELACK) || tp.t_timers.active(TcpTimer::Delack);
+    if changed && delayed {
+        // What was not acknowledged yet was as before.
+        tp.t_flags |= Tf::ACKNOW;
+        let _ = tcp_output(c, tp);
+    }
+    tp.t_flags2.set(Tf2::ECN_SND_ECE, ce);
+    if changed {
+        tp.t_flags |= Tf::ACKNOW;
+    }
 }
 
 /// The peer reports congestion: the window is reduced, once per window.

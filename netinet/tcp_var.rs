@@ -13,6 +13,7 @@ use sys::time::Ticks;
 use sys::{counters, tunables};
 
 use crate::cc::CcAlgo;
+use crate::cc::cc_dctcp::MAX_ALPHA_VALUE;
 use crate::tcp::{TCP_MAXOLEN, TCP_MSS, TCP6_MSS, TCPOLEN_SIGNATURE_APPA, TcpOpt, TfoCookie};
 use crate::tcp_fastopen::TfoRole;
 use crate::tcp_fsm::TcpState;
@@ -780,6 +781,9 @@ tunables! {
         tolerate_missing_ts: bool = true, "net.inet.tcp.tolerate_missing_ts", "Tolerate missing TCP timestamps";
         ts_offset_per_conn: bool = true, "net.inet.tcp.ts_offset_per_conn", "Initialize TCP timestamps per connection instead of per host pair";
         newreno_beta: u32 = 50, "net.inet.tcp.cc.newreno.beta", "New Reno beta, specified as number between 1 and 100";
+        dctcp_alpha: u32 = MAX_ALPHA_VALUE, "net.inet.tcp.cc.dctcp.alpha", "dctcp alpha parameter at start of session" (0..=1024);
+        dctcp_shift_g: u32 = 4, "net.inet.tcp.cc.dctcp.shift_g", "dctcp shift parameter" (1..=10);
+        dctcp_slowstart: bool = false, "net.inet.tcp.cc.dctcp.slowstart", "half CWND reduction after the first slow start";
         lro_entries: u32 = 8, "net.inet.tcp.lro.entries", "default number of LRO entries";
     }
 }

@@ -349,6 +349,23 @@ fn register_figures(inet: &Arc<InetVnet>) {
     ] {
         figure(name, description, read);
     }
+    let weak = Arc::downgrade(inet);
+    let available = move || {
+        let inet = weak.upgrade();
+        inet.map_or_else(Default::default, |inet| inet.tcp.cc_available())
+    };
+    tree.register(
+        "net.inet.tcp.cc.available",
+        Arc::new(ReadOnly::new(
+            "List available congestion control algorithms",
+            available,
+        )),
+    );
+    figure(
+        "net.inet.tcp.pcbcount",
+        "Number of TCP control blocks",
+        |inet| inet.tcp.tcbinfo.count(),
+    );
     figure(
         "net.inet.udp.pcbcount",
         "Number of UDP control blocks",

@@ -135,7 +135,7 @@ fn pure_data(c: &Conn<'_>, tp: &mut Tcpcb, seg: &mut Segment, timestamp: bool) -
         rcv.appendstream(m);
     }
     c.so.sorwakeup(rcv);
-    if may_delay_ack(c, tp, seg.tlen) {
+    if !tp.t_flags.contains(Tf::ACKNOW) && may_delay_ack(c, tp, seg.tlen) {
         tp.t_flags |= Tf::DELACK;
     } else {
         tp.t_flags |= Tf::ACKNOW;
