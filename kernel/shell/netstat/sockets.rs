@@ -59,6 +59,8 @@ pub(super) struct Tcp {
     pub(super) ssthresh: u32,
     pub(super) maxseg: u32,
     pub(super) ecn: &'static str,
+    /// A device runs the connection.
+    pub(super) offloaded: bool,
     /// Timers in ms until they expire: rexmt, persist, keep, 2msl, delack; then ms since the last segment.
     pub(super) times: [u32; 6],
 }
@@ -119,6 +121,10 @@ fn row_of(vnet: &Vnet, hdr: &InpHdr, proto: &'static str, address: u64, tcp: Opt
     };
     let six = hdr.inp_vflag.contains(InpVflag::IPV6);
     let four = hdr.inp_vflag.contains(InpVflag::IPV4);
+    let proto = match &tcp {
+        Some(tcp) if tcp.offloaded => "toe",
+        _ => proto,
+    };
     Row {
         proto: match (six, four) {
             (true, true) => format!("{proto}46"),
@@ -373,6 +379,7 @@ mod tests {
                 ssthresh: 1_073_725_440,
                 maxseg: 1460,
                 ecn: "off",
+                offloaded: false,
                 times: [230, 0, 7_199_990, 0, 0, 10],
             }),
         }

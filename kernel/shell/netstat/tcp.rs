@@ -8,7 +8,7 @@ use alloc::vec::Vec;
 
 use netinet::tcp_fsm::{TCP_NSTATES, TcpState};
 use netinet::tcp_timer::TcpTimer;
-use netinet::tcp_var::{TcpStat, Tcpcb};
+use netinet::tcp_var::{TcpStat, Tcpcb, Tf, Tf2};
 use netinet::vnet::InetVnet;
 use sys::machine;
 use sys::net::vnet::Vnet;
@@ -51,7 +51,12 @@ fn figures(tp: &Tcpcb, now: Ticks) -> Tcp {
         cwnd: tp.snd_cwnd,
         ssthresh: tp.snd_ssthresh,
         maxseg: tp.t_maxseg,
-        ecn: "off",
+        ecn: if tp.t_flags2.contains(Tf2::ECN_PERMIT) {
+            "ecn"
+        } else {
+            "off"
+        },
+        offloaded: tp.t_flags.contains(Tf::TOE),
         times,
     }
 }
@@ -188,4 +193,27 @@ fn tcp_states(inet: &InetVnet) -> [u64; TCP_NSTATES] {
         states[inp.read().ppcb.t_state as usize] += 1;
     }
     states
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use netinet::cc::cc_attach;
+    use netinet::tcp_var::TcpTunables;
+    use sys::machine::hosted::Machine;
+
+    #[test]
+    fn what_was_agreed_on_with_the_peer_and_who_runs_the_connection_is_shown() {
+        Machine::builder().run(|| {
+            let now = machine::ticks();
+            let cc = cc_attach("cubic").unwrap();
+            let mut tp = Tcpcb::new(&TcpTunables::new(), now, cc);
+            let plain = figures(&tp, now);
+            assert_eq!((plain.ecn, plain.offloaded), ("off", false));
+            tp.t_flags2 |= Tf2::ECN_PERMIT;
+            tp.t_flags |= Tf::TOE;
+            let shown = figures(&tp, now);
+            assert_eq!((shown.ecn, shown.offloaded), ("ecn", true));
+        });
+    }
 }
