@@ -2,6 +2,7 @@
 //!
 //! FreeBSD: sys/netinet6/icmp6.c, sys/netinet/icmp6.h (RFC 4443)
 
+use crate::ip::IPPROTO_TCP;
 use crate::ip_var::{IpProto, PrcCmd, Quoted, pseudo_sum};
 use crate::netinet6::in6_pcb::in6_ifp_for;
 use crate::netinet6::in6_src::{in6_clearscope, in6_selectsrc, in6_setscope};
@@ -426,8 +427,12 @@ fn notify_error(cx: &NetCx<'_>, m: &Mbuf, off: usize, cmd: PrcCmd) {
         stat.icp6s_canterror.inc();
         return;
     }
-    if matches!(cmd, PrcCmd::Msgsize(_)) {
+    if let PrcCmd::Msgsize(mtu) = cmd {
         stat.icp6s_pmtuchg.inc();
+        // TCP looks first whether the segment was its own.
+        if nxt != IPPROTO_TCP {
+            icmp6_mtudisc_update(cx, dst, mtu);
+        }
     }
     let Some(protocol) = cx.vnet.protox6(nxt) else {
         return;
@@ -439,6 +444,16 @@ fn notify_error(cx: &NetCx<'_>, m: &Mbuf, off: usize, cmd: PrcCmd) {
         transport,
     };
     protocol.ctlinput(cx, cmd, &about);
+}
+
+/// Remembers what the path to `dst` takes; no link is narrower than `IPV6_MMTU` (RFC 8201 §4).
+fn icmp6_mtudisc_update(cx: &NetCx<'_>, dst: Ipv6Addr, mtu: u32) {
+    let mtu = mtu.max(IPV6_MMTU);
+    let tcp = &cx.vnet.tcp;
+    let path = in6_ifp_for(cx, dst).map(|ifp| ifp.link_mtu6());
+    if path.is_some_and(|path| mtu < path) {
+        tcp.hostcache.update_mtu(&tcp.stat, dst.into(), mtu, cx.now);
+    }
 }
 
 /// The protocol of a packet that may be cut, and where its header begins.

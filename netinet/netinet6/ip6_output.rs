@@ -4,6 +4,7 @@
 
 use crate::if_ether::{Resolved, has_arp};
 use crate::in_pcb::{Route, RouteCache};
+use crate::ip::IPPROTO_TCP;
 use crate::ip_var::IpMoptions;
 use crate::netinet6::in6_src::{in6_clearscope, in6_getscope, in6_selectsrc, in6_setscope};
 use crate::netinet6::ip6::{
@@ -268,17 +269,18 @@ fn send_along(cx: &NetCx<'_>, m: Mbuf, way: &Way<'_>, args: &Ip6OutArgs<'_>) -> 
     let Some(mut m) = filter6(cx, ifp, PfilDir::Out, m) else {
         return Err(Errno::EACCES);
     };
-    clear_scopes(&mut m);
     let len = m.pkt_len() as u32;
+    let path_mtu = ip6_getpmtu(cx, &m, len, way, args);
+    clear_scopes(&mut m);
     let hwassist = ifp.hwassist();
     let csum_flags = m.pkthdr().csum_flags;
     if csum_flags.intersects(CsumFlags::DELAY_DATA_IPV6 - hwassist) {
         in6_delayed_cksum(cx, &mut m);
     }
     let mtu = if args.use_min_mtu {
-        way.mtu.min(IPV6_MMTU)
+        path_mtu.min(IPV6_MMTU)
     } else {
-        way.mtu
+        path_mtu
     };
     if len <= mtu || (csum_flags & hwassist).intersects(CsumFlags::IP6_TSO) {
         count_output(way, &m, args);
@@ -304,6 +306,19 @@ fn send_along(cx: &NetCx<'_>, m: Mbuf, way: &Way<'_>, args: &Ip6OutArgs<'_>) -> 
         result = nd6_output_ifp(cx, m, way);
     }
     result
+}
+
+/// Largest packet that the path takes, as far as is known. TCP has cut its segments to it already.
+#[inline]
+fn ip6_getpmtu(cx: &NetCx<'_>, m: &Mbuf, len: u32, way: &Way<'_>, args: &Ip6OutArgs<'_>) -> u32 {
+    if len <= IPV6_MMTU || args.forwarding {
+        return way.mtu;
+    }
+    let Some(ip6) = Ip6::parse(m.data()).filter(|ip6| ip6.ip6_nxt != IPPROTO_TCP) else {
+        return way.mtu;
+    };
+    let learned = cx.vnet.tcp.hostcache.mtu(ip6.dst().into(), cx.now);
+    learned.map_or(way.mtu, |learned| learned.min(way.mtu))
 }
 
 /// Counts on the address whose network the packet goes to; a TSO frame as the segments it will become.

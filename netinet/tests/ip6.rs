@@ -338,3 +338,54 @@ fn a_raw_socket_of_another_protocol_gets_the_checksum_it_asks_for() {
         assert_eq!(world.a.inet.icmp6stat.icp6s_inhist[4].fetch(), 1);
     });
 }
+
+#[test]
+fn datagrams_are_cut_to_what_the_path_takes() {
+    World::run(WireConfig::default(), |world| {
+        configure(world);
+        let (tx, rx) = (bound(&world.a, 1000), bound(&world.b, 7));
+        let data = pattern(3000);
+        let to = SockAddr::v6(B6, 7);
+        let tap = Tap::on(world);
+        tx.sendto(&data, MsgFlags::empty(), &to)
+            .expect("a datagram");
+        receive(&rx).expect("the datagram");
+        // A router on the way says that its next link takes 1300 bytes; it quotes the first fragment.
+        let sent = tap.seen(Dir::AtoB, ETHERTYPE_IPV6);
+        let first = sent.iter().find(|p| p[6] == 44).expect("a fragment");
+        assert_eq!(first.len(), 1496);
+        let too_big = |mtu: u32| {
+            let mut message = vec![2, 0, 0, 0];
+            message.extend_from_slice(&mtu.to_be_bytes());
+            message.extend_from_slice(&first[..200]);
+            let mut pseudo = [B6.octets(), A6.octets()].concat();
+            pseudo.extend_from_slice(&(message.len() as u32).to_be_bytes());
+            pseudo.extend_from_slice(&[0, 0, 0, 58]);
+            pseudo.extend_from_slice(&message);
+            let sum = sys::machine::in_cksum::in_cksum(&pseudo).to_be_bytes();
+            message[2..4].copy_from_slice(&sum);
+            let mut packet = vec![0x60, 0, 0, 0];
+            packet.extend_from_slice(&(message.len() as u16).to_be_bytes());
+            packet.extend_from_slice(&[58, 64]);
+            packet.extend_from_slice(&B6.octets());
+            packet.extend_from_slice(&A6.octets());
+            packet.extend_from_slice(&message);
+            world.wire.inject(
+                Dir::BtoA,
+                &frame(&world.b, &world.a, ETHERTYPE_IPV6, &packet),
+            );
+            pass_ms(10);
+            tap.clear();
+            tx.sendto(&data, MsgFlags::empty(), &to)
+                .expect("a datagram");
+            assert_eq!(receive(&rx).expect("the datagram").0, data);
+            let sent = tap.seen(Dir::AtoB, ETHERTYPE_IPV6);
+            let fragments = sent.iter().filter(|p| p[6] == 44);
+            fragments.map(Vec::len).max().expect("fragments")
+        };
+        assert_eq!(too_big(1300), 1296);
+        assert_eq!(world.a.inet.icmp6stat.icp6s_pmtuchg.fetch(), 1);
+        // No link of IPv6 takes less than 1280 bytes, whatever is said.
+        assert_eq!(too_big(600), 1280);
+    });
+}
