@@ -4,6 +4,7 @@ use crate::bench;
 use crate::experiments;
 use crate::fuzz;
 use crate::image;
+use crate::ip6;
 use crate::layers;
 use crate::miri;
 use crate::peer;
@@ -88,6 +89,12 @@ enum Cmd {
     EchoOnce {
         /// Address to bind to
         bind: String,
+    },
+    /// Send one ICMPv6 echo request and wait for the answer
+    #[command(hide = true)]
+    Ping6Once {
+        /// Whom to ask
+        address: String,
     },
 }
 
@@ -394,6 +401,7 @@ pub fn main() -> Result<ExitCode> {
         Cmd::Model(args) => return args.run(),
         Cmd::Layers => layers::check()?,
         Cmd::EchoOnce { bind } => peer::echo_once(&bind)?,
+        Cmd::Ping6Once { address } => ip6::ping6_once(&address)?,
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -11,6 +11,7 @@ mod fuzz;
 mod fuzz_wire;
 mod guest;
 mod image;
+mod ip6;
 mod iperf;
 mod layers;
 mod locks;

@@ -50,6 +50,25 @@ impl Peer<'_> {
         }
     }
 
+    /// The same by IPv6.
+    pub fn tap6(netns: &Netns) -> Peer<'_> {
+        Peer {
+            netns: Some(netns),
+            guest: (netns::GUEST6.into(), GUEST_PORT),
+            host: netns::HOST6,
+            bind: netns::HOST6,
+        }
+    }
+
+    /// A host behind that one, by IPv6.
+    pub fn beyond6(far: &Netns) -> Peer<'_> {
+        Peer {
+            host: netns::FAR6,
+            bind: netns::FAR6,
+            ..Peer::tap6(far)
+        }
+    }
+
     /// The guest's NIC for this peer.
     pub fn nic(&self) -> Nic {
         let host = self.guest.1;

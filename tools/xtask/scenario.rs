@@ -89,6 +89,10 @@ pub struct Size {
     pub locks_s: u64,
     /// MiB between the two NICs of the pair.
     pub pair_mib: u64,
+    /// MiB each way by IPv6.
+    pub ip6_mib: u64,
+    /// Seconds of each run of iperf3 by IPv6.
+    pub ip6_s: u64,
     /// Seconds of malformed frames on the wire.
     pub fuzz_s: u64,
     /// Malformed frames for the hosted stack.

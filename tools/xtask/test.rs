@@ -6,6 +6,7 @@ use crate::fuzz;
 use crate::fuzz_wire;
 use crate::guest::{self, MbufUse};
 use crate::image::{self, Image};
+use crate::ip6;
 use crate::layers;
 use crate::locks;
 use crate::miri;
@@ -47,6 +48,8 @@ const LOCK_PATHS: &str = "instructions of the locks";
 const LOCK_TORTURE: &str = "locks on 4 CPUs";
 const CABLE: &str = "cable pulled and plugged in";
 const PAIR: &str = "pair";
+const IP6_AUTOCONF: &str = "IPv6 address by router advertisement";
+const IP6_NEIGHBOUR: &str = "IPv6 with a Linux host as neighbour";
 const RELAY: &str = "relay with loss, reordering, duplication";
 const WIRE_FUZZ: &str = "malformed frames on the wire";
 
@@ -118,6 +121,17 @@ pub fn run_all(plan: &Plan) -> Result<Suite> {
     suite.check(PAIR, || {
         pair::check(&guest_of(plan, "pair"), &image, &dir, size.pair_mib)
     });
+    suite.check(IP6_AUTOCONF, || {
+        ip6::autoconf(&guest_of(plan, "ip6-autoconf"), &image, &dir)
+    });
+    match Netns::obstacle6() {
+        Some(why) => suite.skip(IP6_NEIGHBOUR, &why),
+        None => suite.check(IP6_NEIGHBOUR, || {
+            let file = random_file(&dir, size.ip6_mib)?;
+            let guest = guest_of(plan, "ip6-neighbour");
+            ip6::neighbour(&guest, &image, &dir, &file, size.ip6_s)
+        }),
+    }
     for seed in SEED..SEED + size.relay_seeds {
         let name = with_seed(RELAY, seed);
         match Netns::obstacle() {
@@ -142,7 +156,17 @@ pub fn run_all(plan: &Plan) -> Result<Suite> {
 }
 
 fn any_guest_wanted(suite: &Suite, boots: &[&Boot], size: &Size) -> bool {
-    let once = [KERNEL_BUILDS, LOCK_PATHS, LOCK_TORTURE, UNREAD, CABLE, PAIR].map(String::from);
+    let once = [
+        KERNEL_BUILDS,
+        LOCK_PATHS,
+        LOCK_TORTURE,
+        UNREAD,
+        CABLE,
+        PAIR,
+        IP6_AUTOCONF,
+        IP6_NEIGHBOUR,
+    ]
+    .map(String::from);
     let lending = LENDING_SMP.map(lending_name);
     let boots = boots.iter().map(|boot| boot_name(boot));
     let relays = (SEED..SEED + size.relay_seeds).map(|seed| with_seed(RELAY, seed));
