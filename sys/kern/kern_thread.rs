@@ -186,6 +186,8 @@ pub(crate) const TDF_WAS_INTERRUPTED: u32 = 8;
 pub(crate) const TDF_IDLETD: u32 = 16;
 /// It has ended; the struct may be recycled once it is off its CPU.
 pub(crate) const TDF_EXITED: u32 = 32;
+/// Its turn is over: it goes behind others of its priority, whoever takes the CPU from it.
+pub(crate) const TDF_SLICEEND: u32 = 64;
 
 const MAXCOMLEN: usize = 31;
 

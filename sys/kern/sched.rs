@@ -13,7 +13,9 @@ use intrusive_collections::{LinkedList, intrusive_adapter};
 
 use super::kern_mutex::{RawSpin, owe_ipi, spinlock_enter, spinlock_exit};
 use super::kern_rmlock;
-use super::kern_thread::{self, NOCPU, Pri, TDF_EXITED, Thread, ThreadRef, ThreadState, curthread};
+use super::kern_thread::{
+    self, NOCPU, Pri, TDF_EXITED, TDF_SLICEEND, Thread, ThreadRef, ThreadState, curthread,
+};
 use super::kern_timeout::CalloutNode;
 use crate::errno::Errno;
 use crate::machine::atomic::{
@@ -33,6 +35,8 @@ const RQ_PPQ: u8 = 4;
 
 /// How long a program runs while others of its priority wait.
 const QUANTUM: Sbintime = Sbintime::from_ms(10);
+/// When to look again if at the end of a turn something more urgent has the CPU for a moment.
+const TICK: Sbintime = Sbintime::from_ms(1);
 
 /// The threads that wait for one CPU.
 struct Runq {
@@ -424,13 +428,18 @@ fn sched_clock(tdq: usize, now: Sbintime) {
     match tdq.first() {
         None => tdq.ticking.store(false, Ordering::Relaxed),
         Some(next) => {
-            if next.priority() <= tdq.curpri() {
+            let ends = next.priority() <= tdq.curpri();
+            if ends {
+                let running = curthread();
+                running.td_flags.fetch_or(TDF_SLICEEND, Ordering::Relaxed);
                 machine::pcpu().owepreempt.store(1, Ordering::Relaxed);
             }
             if let Some(idle) = idle_helper(next) {
                 notify(idle);
             }
-            tdq.tick.reset_here(now + QUANTUM, to_word(tdq));
+            // Something that always runs at this moment must not keep the program that it interrupts in its turn for ever.
+            let again = if ends { QUANTUM } else { TICK };
+            tdq.tick.reset_here(now + again, to_word(tdq));
         }
     }
     tdq.lock.unlock();
@@ -563,7 +572,7 @@ pub(crate) fn preempt_owed() {
     yield_to(true);
 }
 
-/// Gives up the CPU but stays runnable; `preempted` threads keep their place in the queue.
+/// Gives up the CPU but stays runnable; `preempted` threads keep their place in the queue until their turn is over.
 fn yield_to(preempted: bool) -> bool {
     spinlock_enter();
     let pcpu = machine::pcpu();
@@ -574,19 +583,30 @@ fn yield_to(preempted: bool) -> bool {
     let me = curthread();
     let next = tdq.first();
     let wanted = next.is_some_and(|next| next.priority() <= me.priority());
+    let turn_over = end_turn(me);
     if !wanted || machine::teardown_started() {
         tdq.lock.unlock();
         return false;
     }
     if !me.is_idle_thread() {
-        let keeps_place =
-            preempted && next.is_some_and(|next| next.priority().is_before(me.priority()));
+        let keeps_place = preempted
+            && !turn_over
+            && next.is_some_and(|next| next.priority().is_before(me.priority()));
         tdq.enqueue(me, machine::curcpu(), keeps_place);
         // What came in between is mostly short; an idle CPU is called when it takes longer than a turn.
         start_turn(tdq);
     }
     mi_switch(tdq);
     true
+}
+
+/// Tells whether the turn of `thread` is over; its next one begins.
+fn end_turn(thread: ThreadRef) -> bool {
+    let over = thread.td_flags.load(Ordering::Relaxed) & TDF_SLICEEND != 0;
+    if over {
+        thread.td_flags.fetch_and(!TDF_SLICEEND, Ordering::Relaxed);
+    }
+    over
 }
 
 /// An idle CPU that could take a thread that must wait for this one.
@@ -626,6 +646,7 @@ fn mi_switch(tdq: &'static Tdq) {
     }
     tdq.curpri.store(next.priority().0, Ordering::Relaxed);
     next.set_state(ThreadState::Running);
+    end_turn(next);
     if next.as_word() == me.as_word() {
         tdq.lock.unlock();
         return;
@@ -948,7 +969,7 @@ pub fn sched_unbind() {
 mod tests {
     use super::*;
     use crate::kern::kern_mutex::Mutex;
-    use crate::kern::kern_synch::pause;
+    use crate::kern::kern_synch::{pause, pause_sbt};
     use crate::kern::kern_thread::kthread_add;
     use crate::kern::lock_order::Leaf;
     use crate::machine::hosted::Machine;
@@ -1006,6 +1027,50 @@ mod tests {
             }
             assert_eq!(*order.lock(), [1, 2, 1, 2, 1, 2]);
         });
+    }
+
+    /// Two programs on a CPU, while something more urgent works from `before` the end of each turn to `after` it; returns how often
+    /// the CPU went from one to the other, in ten turns.
+    fn exchanges_beside(before: Sbintime, after: Sbintime) -> usize {
+        Machine::builder().cpus(1).run(|| {
+            let start = machine::sbinuptime();
+            let end = start + Sbintime(10 * QUANTUM.0);
+            let turn = Arc::new(AtomicU32::new(0));
+            let exchanges = Arc::new(AtomicU32::new(0));
+            let mut threads: Vec<_> = (1..=2)
+                .map(|number| {
+                    let (turn, exchanges) = (Arc::clone(&turn), Arc::clone(&exchanges));
+                    kthread_add("program", Pri::PUSER, None, move || {
+                        while machine::sbinuptime() < end {
+                            if turn.swap(number, Ordering::Relaxed) != number {
+                                exchanges.fetch_add(1, Ordering::Relaxed);
+                            }
+                            machine::cpu_spinwait();
+                        }
+                    })
+                })
+                .collect();
+            threads.push(kthread_add("urgent", Pri::PI_NET, None, move || {
+                for turns in 1..10 {
+                    let boundary = start + Sbintime(turns * QUANTUM.0);
+                    pause_sbt("between", boundary - before - machine::sbinuptime());
+                    work_until(boundary + after);
+                }
+            }));
+            threads.into_iter().for_each(|thread| thread.join());
+            exchanges.load(Ordering::Relaxed) as usize
+        })
+    }
+
+    #[test]
+    fn a_turn_ends_though_something_more_urgent_wakes_at_that_moment() {
+        assert_eq!(exchanges_beside(Sbintime::ZERO, Sbintime::ZERO), 10);
+    }
+
+    #[test]
+    fn a_turn_ends_though_something_more_urgent_runs_at_that_moment() {
+        let ms = Sbintime::from_ms(2);
+        assert!(exchanges_beside(ms, ms) >= 8);
     }
 
     #[test]
