@@ -34,7 +34,7 @@ use std::time::Duration;
 /// Limit for one run of cargo.
 const CARGO_LIMIT: Duration = Duration::from_secs(1200);
 /// Limit for the models with more preemptions.
-const MODEL_SOAK_LIMIT: Duration = Duration::from_secs(4 * 3600);
+const MODEL_SOAK_LIMIT: Duration = Duration::from_secs(3600);
 /// Fuzz targets at once.
 const FUZZ_JOBS: usize = 2;
 /// The first seed; others follow.

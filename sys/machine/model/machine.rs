@@ -38,6 +38,12 @@ pub struct Report {
 /// Steps of one execution; more of them are a thread that waits busily for something that does not come.
 const MOST_STEPS: usize = 20_000;
 
+/// Turns of busy waiting in one execution, of all threads together, after which the rest of it is run in one order alone.
+///
+/// loom takes a turn for no preemption: two threads that wait for a third could pass the turn to and fro for ever, and each length of
+/// that would be another execution. Beyond this the turn goes to who has waited least, so that the third comes to run.
+pub const MOST_TURNS: u32 = 8;
+
 impl Model {
     /// Makes a model of so many CPUs, each with one thread; the first of them is the one that `check` runs.
     pub fn new(cpus: usize) -> Model {
@@ -55,7 +61,7 @@ impl Model {
 
     /// Sets how often in an execution a thread that could go on is stopped in favour of another; otherwise 2.
     ///
-    /// All executions with at most so many are explored. Waiting does not count.
+    /// All executions with at most so many are explored, as far as the first [`MOST_TURNS`] turns of busy waiting. Waiting does not count.
     pub fn preemptions(mut self, bound: usize) -> Model {
         self.preemptions = bound;
         self
@@ -134,6 +140,8 @@ pub(super) struct Execution {
     threads: RefCell<Vec<Option<loom::thread::JoinHandle<()>>>>,
     clock: Cell<Sbintime>,
     random: Cell<u64>,
+    /// Turns of busy waiting so far.
+    turns: Cell<u32>,
     locals: RefCell<HashMap<usize, Rc<dyn Any>>>,
     leaked: RefCell<Vec<Box<dyn Owned>>>,
     memory: OnceCell<Memory>,
@@ -218,6 +226,16 @@ pub(super) fn switching<R>(operation: impl FnOnce() -> R) -> R {
     result
 }
 
+/// Lets others go on while this thread waits busily.
+fn wait_a_turn() {
+    let turns = &execution().turns;
+    turns.set(turns.get() + 1);
+    if turns.get() == MOST_TURNS {
+        loom::stop_exploring();
+    }
+    switching(loom::thread::yield_now);
+}
+
 impl Execution {
     fn run(model: &Model, body: &impl Fn()) {
         let number = NUMBER.get() + 1;
@@ -238,6 +256,7 @@ impl Execution {
             threads: RefCell::default(),
             clock: Cell::new(Sbintime::ZERO),
             random: Cell::new(1),
+            turns: Cell::new(0),
             locals: RefCell::default(),
             leaked: RefCell::default(),
             memory: OnceCell::new(),
@@ -488,7 +507,7 @@ impl Drop for Idle {
     fn drop(&mut self) {
         // A handler that runs meanwhile comes to its end first.
         while !self.vcpu.line_changes(IDLE, 0) {
-            switching(loom::thread::yield_now);
+            wait_a_turn();
         }
         let pcpu = &self.vcpu.pcpu;
         pcpu.spinlock_count
@@ -551,7 +570,7 @@ pub(super) fn occupy() {
         let occupied = &execution().vcpu(curcpu()).occupied;
         let take = || occupied.compare_exchange(0, 1, Ordering::Acquire, Ordering::Relaxed);
         while switching(take).is_err() {
-            switching(loom::thread::yield_now);
+            wait_a_turn();
         }
     }
 }
@@ -571,7 +590,7 @@ pub(super) fn intr_enabled() -> &'static Cell<bool> {
 /// A busy wait: others go on first.
 pub(super) fn spin_wait() {
     poll();
-    switching(loom::thread::yield_now);
+    wait_a_turn();
 }
 
 // Threads.
@@ -617,7 +636,7 @@ pub(crate) fn blocked(pcb: &Pcb, released: impl FnOnce()) {
     let waits = Idle::enter();
     while pcb.state.load(Ordering::Relaxed) != WOKEN {
         if execution.time_passes && vcpu.deadline.get() != Sbintime::MAX {
-            switching(loom::thread::yield_now);
+            wait_a_turn();
             if pcb.state.load(Ordering::Relaxed) != WOKEN {
                 vcpu.run_handlers(TIMER);
             }

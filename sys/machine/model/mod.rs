@@ -17,6 +17,9 @@
 //! that the store could come first is not tried, unless the first execution already has them in the other order. In a model the
 //! thread that only looks is spawned last.
 //!
+//! What is left out of busy waiting: two threads that wait for a third could pass the turn to and fro for ever. After `MOST_TURNS`
+//! turns of an execution its rest is run in one order alone.
+//!
 //! What loom leaves out: a `compare_exchange_weak` does not fail without reason, loads are never moved before earlier
 //! ones of a thread as if from the future, and SeqCst accesses are no stronger than acquire and release. Hence the rule that
 //! where a load must not pass an earlier store the code says so by a fence.
@@ -29,7 +32,7 @@ mod mutant;
 pub use atomic::Watched;
 pub use contract::*;
 pub use machine::{
-    JoinHandle, MachineLocal, Model, Report, call_thread_body, spawn, timer_interrupt,
+    JoinHandle, MOST_TURNS, MachineLocal, Model, Report, call_thread_body, spawn, timer_interrupt,
 };
 pub(crate) use machine::{
     blocked, end_visit, interleave, leak, make_runnable, teardown_started, visit,

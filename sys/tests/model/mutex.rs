@@ -12,7 +12,7 @@ pub const MODELS: &[Subject] = &[
         about: "two threads add under a mutex: alone each time, and none is forgotten",
         model: || Model::new(2),
         body: || add(1, 2),
-        bounds: [3, 5],
+        bounds: [3, 6],
         mutants: &[
             Mutant::of(
                 "kern_mutex.rs",
@@ -31,7 +31,7 @@ pub const MODELS: &[Subject] = &[
         about: "three threads, so that a release finds several waiters",
         model: || Model::new(3),
         body: || add(2, 1),
-        bounds: [2, 3],
+        bounds: [2, 4],
         mutants: &[
             Mutant::of("kern_mutex.rs", "word.store(if more", SiteKind::Release),
             Mutant::of(

@@ -12,7 +12,7 @@ pub const MODELS: &[Subject] = &[
         about: "a reader with a token against a writer, whose interrupt comes between any two of the reader's steps",
         model: || Model::new(2).interrupts(),
         body: || read_against_write(1),
-        bounds: [3, 4],
+        bounds: [3, 5],
         mutants: &[
             Mutant::of(
                 "kern_rmlock.rs",
@@ -31,7 +31,7 @@ pub const MODELS: &[Subject] = &[
         about: "a reader takes the token again that a writer has taken away",
         model: || Model::new(2).interrupts(),
         body: || read_against_write(2),
-        bounds: [2, 3],
+        bounds: [2, 4],
         mutants: &[Mutant::of(
             "subr_smp.rs",
             "machine::ipi_send(cpu, Ipi::Rendezvous)",

@@ -6,7 +6,7 @@ use std::process::{Command, ExitCode, Stdio};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
-use sys::machine::model::{Model, Site, SiteKind, last_steps};
+use sys::machine::model::{MOST_TURNS, Model, Site, SiteKind, last_steps};
 
 /// Steps that the report of a failure lists.
 const STEPS: usize = 60;
@@ -196,6 +196,7 @@ fn run_all(chosen: &[&Subject], options: &Options) -> ExitCode {
     }
     let executions: u64 = models.iter().map(|outcome| outcome.executions).sum();
     let (count, time) = (chosen.len(), start.elapsed().as_secs_f64());
+    println!("In each execution all orders are tried as far as turn {MOST_TURNS} of busy waiting.");
     println!("{count} models, {executions} executions, {failed} failures, {time:.1} s");
     if failed == 0 {
         ExitCode::SUCCESS

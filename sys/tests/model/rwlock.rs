@@ -12,7 +12,7 @@ pub const MODELS: &[Subject] = &[
         about: "two threads read and write: a writer is alone, and none is left waiting",
         model: || Model::new(2),
         body: read_and_write,
-        bounds: [3, 4],
+        bounds: [3, 6],
         mutants: &[Mutant::of(
             "kern_rwlock.rs",
             ".compare_exchange(me.as_word(), UNLOCKED",
@@ -24,7 +24,7 @@ pub const MODELS: &[Subject] = &[
         about: "two readers and a writer: the last reader wakes the writer, the writer both readers",
         model: || Model::new(3),
         body: two_readers,
-        bounds: [2, 3],
+        bounds: [2, 4],
         mutants: &[Mutant::of(
             "subr_turnstile.rs",
             "sched::wakeup(thread)",
@@ -36,7 +36,7 @@ pub const MODELS: &[Subject] = &[
         about: "two writers and a reader, so that readers and writers wait at once",
         model: || Model::new(3),
         body: two_writers,
-        bounds: [2, 3],
+        bounds: [2, 4],
         mutants: &[Mutant::of(
             "subr_turnstile.rs",
             "sched::wakeup(thread)",
@@ -48,7 +48,7 @@ pub const MODELS: &[Subject] = &[
         about: "a reader becomes a writer, and a writer a reader, without another writer in between",
         model: || Model::new(2),
         body: upgrade_and_downgrade,
-        bounds: [3, 4],
+        bounds: [3, 6],
         mutants: &[Mutant::of(
             "kern_rwlock.rs",
             ".compare_exchange(",

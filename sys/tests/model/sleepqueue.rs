@@ -16,7 +16,7 @@ pub const MODELS: &[Subject] = &[
         about: "a thread that sleeps until a flag is set finds it set",
         model: || Model::new(2),
         body: || sleep_and_wake(None),
-        bounds: [3, 5],
+        bounds: [3, 6],
         mutants: &[Mutant::of(
             "subr_sleepqueue.rs",
             "sched::wakeup(thread)",
@@ -28,7 +28,7 @@ pub const MODELS: &[Subject] = &[
         about: "a timeout against a wakeup: one of them ends the sleep, and the next sleep is not ended by what is left",
         model: || Model::new(3).interrupts(),
         body: time_out,
-        bounds: [1, 2],
+        bounds: [1, 3],
         mutants: &[Mutant::of(
             "subr_sleepqueue.rs",
             "sched::wakeup(thread)",
@@ -40,7 +40,7 @@ pub const MODELS: &[Subject] = &[
         about: "an interruption of a thread that is about to sleep is not lost",
         model: || Model::new(2),
         body: interrupt,
-        bounds: [3, 5],
+        bounds: [3, 6],
         mutants: &[Mutant::of(
             "subr_sleepqueue.rs",
             "sched::wakeup(thread)",
@@ -52,7 +52,7 @@ pub const MODELS: &[Subject] = &[
         about: "two threads lock exclusively and shared: alone or together, and none is left sleeping",
         model: || Model::new(2),
         body: exclusive_and_shared,
-        bounds: [3, 4],
+        bounds: [3, 6],
         mutants: &[Mutant::of(
             "kern_sx.rs",
             ".compare_exchange(me.as_word(), UNLOCKED",
@@ -64,7 +64,7 @@ pub const MODELS: &[Subject] = &[
         about: "an exclusive holder wakes those who sleep for it",
         model: || Model::new(3),
         body: three_lock,
-        bounds: [2, 3],
+        bounds: [2, 4],
         mutants: &[Mutant::of(
             "subr_sleepqueue.rs",
             "sched::wakeup(thread)",

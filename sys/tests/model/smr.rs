@@ -13,7 +13,7 @@ pub const MODELS: &[Subject] = &[
         about: "a writer that waits for the readers, twice, so that they may have noted an old sequence",
         model: || Model::new(2),
         body: || smr(1, 2),
-        bounds: [3, 4],
+        bounds: [3, 6],
         mutants: &[Mutant::of(
             "subr_smr.rs",
             "fence(Ordering::SeqCst)",
@@ -25,7 +25,7 @@ pub const MODELS: &[Subject] = &[
         about: "a second section against the use of what the first has read",
         model: || Model::new(2),
         body: || smr(2, 1),
-        bounds: [3, 4],
+        bounds: [3, 6],
         mutants: &[
             Mutant::of(
                 "subr_smr.rs",
@@ -40,7 +40,7 @@ pub const MODELS: &[Subject] = &[
         about: "a writer that relies on what another writer's look has found",
         model: || Model::new(3),
         body: smr_poll,
-        bounds: [2, 3],
+        bounds: [2, 5],
         mutants: &[Mutant::of(
             "subr_smr.rs",
             "let seq = cpu.seq.load(",
@@ -52,7 +52,7 @@ pub const MODELS: &[Subject] = &[
         about: "a writer that waits until every section has ended",
         model: || Model::new(2).time_passes(),
         body: epoch,
-        bounds: [2, 3],
+        bounds: [2, 5],
         mutants: &[
             Mutant::of("subr_epoch.rs", "fence_after_rmw()", SiteKind::Fence),
             Mutant::of(
