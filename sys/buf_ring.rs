@@ -287,7 +287,7 @@ mod tests {
     use crate::kern::kern_synch::kern_yield;
     use crate::kern::kern_thread::{Pri, kthread_add};
     use crate::machine::atomic::AtomicUsize;
-    use crate::machine::hosted::Machine;
+    use crate::machine::hosted::{Machine, seeds, turns};
 
     #[test]
     fn one_slot_always_stays_empty_and_refusals_are_counted() {
@@ -343,13 +343,16 @@ mod tests {
         });
     }
 
-    /// Lets `producers` threads put 150 items each in, and takes them by `dequeue` until all have come.
+    /// Items of each producer.
+    const ITEMS: u64 = turns(150) as u64;
+
+    /// Lets `producers` threads put `ITEMS` items each in, and takes them by `dequeue` until all have come.
     fn torture(producers: u64, ring_full: impl Fn(u64) -> bool + Clone + Send + 'static) -> u64 {
         let threads: Vec<_> = (0..producers)
             .map(|p| {
                 let enqueue = ring_full.clone();
                 kthread_add("producer", Pri::PUSER, None, move || {
-                    for n in 0..150 {
+                    for n in 0..ITEMS {
                         while enqueue(p << 32 | n) {
                             kern_yield();
                         }
@@ -358,7 +361,7 @@ mod tests {
             })
             .collect();
         threads.into_iter().for_each(|thread| thread.join());
-        producers * 150
+        producers * ITEMS
     }
 
     /// Fails unless `taken` has each item once, and the items of each producer in order.
@@ -372,18 +375,18 @@ mod tests {
             if !in_order {
                 own.sort_unstable();
             }
-            assert!(own.into_iter().eq(0..150), "producer {p}");
+            assert!(own.into_iter().eq(0..ITEMS), "producer {p}");
         }
     }
 
     #[test]
     fn nothing_is_lost_or_doubled_and_each_producers_items_stay_in_order() {
-        for seed in 0..40 {
+        for seed in seeds(40) {
             Machine::builder().seed(seed).cpus(4).run(|| {
                 let (ring, mut consumer) = BufRing::with_consumer(8);
                 let reader = kthread_add("consumer", Pri::PUSER, None, move || {
                     let mut taken = Vec::new();
-                    while taken.len() < 450 {
+                    while taken.len() < 3 * ITEMS as usize {
                         match consumer.take() {
                             // Now and then there is no room downstream.
                             Some((item, slot)) if machine::random_u64() & 7 == 0 => {
@@ -406,10 +409,10 @@ mod tests {
 
     #[test]
     fn several_consumers_share_out_what_there_is() {
-        for seed in 0..40 {
+        for seed in seeds(40) {
             Machine::builder().seed(seed).cpus(4).run(|| {
                 let ring = Arc::new(BufRing::<u64, ManyConsumers>::new(8));
-                let left = Arc::new(AtomicUsize::new(300));
+                let left = Arc::new(AtomicUsize::new(2 * ITEMS as usize));
                 let all = Arc::new(std::sync::Mutex::new(Vec::new()));
                 let readers: Vec<_> = (0..2)
                     .map(|_| {

@@ -123,7 +123,7 @@ mod tests {
     use crate::kern::kern_thread::{Pri, curthread, kthread_add};
     use crate::kern::lock_order::{App, Leaf};
     use crate::machine;
-    use crate::machine::hosted::Machine;
+    use crate::machine::hosted::{Machine, seeds};
 
     /// A buffer with room for two, its reader and its writer.
     struct Buffer {
@@ -134,7 +134,7 @@ mod tests {
 
     #[test]
     fn no_signal_is_lost_between_readers_and_writers() {
-        for seed in 0..80 {
+        for seed in seeds(80) {
             Machine::builder().seed(seed).cpus(3).run(|| {
                 let buffer = Arc::new(Buffer {
                     items: Mutex::new(Vec::new()),

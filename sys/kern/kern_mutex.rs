@@ -667,18 +667,19 @@ mod tests {
     use crate::kern::kern_synch::{kern_yield, pause, sched_prio};
     use crate::kern::kern_thread::{Pri, ThreadState, kthread_add};
     use crate::kern::lock_order::{App, Leaf, RunQueue};
-    use crate::machine::hosted::Machine;
+    use crate::machine::hosted::{Machine, seeds, turns};
 
     #[test]
     fn additions_under_a_mutex_are_not_lost_on_four_cpus() {
-        for seed in 0..50 {
+        const TURNS: usize = turns(200);
+        for seed in seeds(50) {
             Machine::builder().seed(seed).cpus(4).run(|| {
                 let sum = Arc::new(Mutex::<u64, Leaf>::new(0));
                 let threads: Vec<_> = (0..6)
                     .map(|_| {
                         let sum = Arc::clone(&sum);
                         kthread_add("adder", Pri::PUSER, None, move || {
-                            for turn in 0..200 {
+                            for turn in 0..TURNS {
                                 let mut guard = sum.lock();
                                 let before = *guard;
                                 machine::interleave();
@@ -692,7 +693,7 @@ mod tests {
                     })
                     .collect();
                 threads.into_iter().for_each(|thread| thread.join());
-                assert_eq!(*sum.lock(), 1200);
+                assert_eq!(*sum.lock(), 6 * TURNS as u64);
             });
         }
     }
@@ -771,14 +772,15 @@ mod tests {
 
     #[test]
     fn a_pair_is_locked_in_one_order_from_both_sides() {
-        for seed in 0..20 {
+        const TURNS: usize = turns(100);
+        for seed in seeds(20) {
             Machine::builder().seed(seed).cpus(2).run(|| {
-                let pair = Arc::new((Mutex::<u32, Leaf>::new(0), Mutex::<u32, Leaf>::new(0)));
+                let pair = Arc::new((Mutex::<usize, Leaf>::new(0), Mutex::<usize, Leaf>::new(0)));
                 let threads: Vec<_> = (0..2)
                     .map(|side| {
                         let pair = Arc::clone(&pair);
                         kthread_add("side", Pri::PUSER, None, move || {
-                            for _ in 0..100 {
+                            for _ in 0..TURNS {
                                 let (mut one, mut other) = if side == 0 {
                                     pair.0.lock_pair(&pair.1)
                                 } else {
@@ -791,8 +793,8 @@ mod tests {
                     })
                     .collect();
                 threads.into_iter().for_each(|thread| thread.join());
-                assert_eq!(*pair.0.lock(), 200);
-                assert_eq!(*pair.1.lock(), 200);
+                assert_eq!(*pair.0.lock(), 2 * TURNS);
+                assert_eq!(*pair.1.lock(), 2 * TURNS);
             });
         }
     }

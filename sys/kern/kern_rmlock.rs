@@ -627,11 +627,11 @@ mod tests {
     use crate::kern::kern_synch::{kern_yield, pause, sched_bind, sched_prio, sched_unbind};
     use crate::kern::kern_thread::{Pri, kthread_add};
     use crate::kern::lock_order::{App, Leaf};
-    use crate::machine::hosted::Machine;
+    use crate::machine::hosted::{Machine, seeds, turns};
 
     #[test]
     fn writers_and_readers_never_meet() {
-        for seed in 0..60 {
+        for seed in seeds(60) {
             Machine::builder().seed(seed).cpus(4).run(|| {
                 // Both halves are equal whenever nobody writes.
                 let lock = Arc::new(RmLock::<(u64, u64), Leaf>::new((0, 0)));
@@ -639,7 +639,7 @@ mod tests {
                     .map(|number| {
                         let lock = Arc::clone(&lock);
                         kthread_add("user", Pri(100 + 5 * number), None, move || {
-                            for turn in 0..100 {
+                            for turn in 0..turns(100) as u8 {
                                 if (turn + number) % 8 == 0 {
                                     let mut guard = lock.write();
                                     guard.0 += 1;
@@ -783,7 +783,7 @@ mod tests {
 
     #[test]
     fn holders_of_the_sleepable_kind_may_sleep() {
-        for seed in 0..20 {
+        for seed in seeds(20) {
             Machine::builder().seed(seed).cpus(3).run(|| {
                 let lock = Arc::new(RmSleepable::<(u64, u64), App>::new_sleepable((0, 0)));
                 let threads: Vec<_> = (0..5)

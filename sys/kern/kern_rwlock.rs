@@ -872,7 +872,7 @@ mod tests {
     use crate::kern::kern_synch::kern_yield;
     use crate::kern::kern_thread::{Pri, kthread_add};
     use crate::kern::lock_order::{App, Leaf};
-    use crate::machine::hosted::Machine;
+    use crate::machine::hosted::{Machine, seeds, turns};
 
     #[test]
     fn readers_share_and_a_writer_is_alone() {
@@ -893,7 +893,7 @@ mod tests {
 
     #[test]
     fn writers_and_readers_never_meet() {
-        for seed in 0..60 {
+        for seed in seeds(60) {
             Machine::builder().seed(seed).cpus(4).run(|| {
                 // Both halves are equal whenever nobody writes.
                 let lock = Arc::new(RwLock::<(u64, u64), Leaf>::new((0, 0)));
@@ -901,7 +901,7 @@ mod tests {
                     .map(|number| {
                         let lock = Arc::clone(&lock);
                         kthread_add("user", Pri(120 + number), None, move || {
-                            for turn in 0..100 {
+                            for turn in 0..turns(100) as u8 {
                                 if (turn + number) % 3 == 0 {
                                     let mut guard = lock.write();
                                     guard.0 += 1;

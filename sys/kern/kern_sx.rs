@@ -353,11 +353,11 @@ mod tests {
     use crate::kern::kern_synch::pause;
     use crate::kern::kern_thread::{Pri, kthread_add};
     use crate::kern::lock_order::App;
-    use crate::machine::hosted::Machine;
+    use crate::machine::hosted::{Machine, seeds, turns};
 
     #[test]
     fn a_holder_may_sleep_and_the_others_wait_their_turn() {
-        for seed in 0..30 {
+        for seed in seeds(30) {
             Machine::builder().seed(seed).cpus(3).run(|| {
                 let sum = Arc::new(Sx::<u64, App>::new(0));
                 let threads: Vec<_> = (0..5)
@@ -409,14 +409,14 @@ mod tests {
 
     #[test]
     fn upgrades_and_downgrades_lose_nothing_under_contention() {
-        for seed in 0..40 {
+        for seed in seeds(40) {
             Machine::builder().seed(seed).cpus(4).run(|| {
                 let lock = Arc::new(Sx::<(u64, u64), App>::new((0, 0)));
                 let threads: Vec<_> = (0..6)
                     .map(|number| {
                         let lock = Arc::clone(&lock);
                         kthread_add("user", Pri(120 + number), None, move || {
-                            for turn in 0..60 {
+                            for turn in 0..turns(60) as u8 {
                                 let guard = if (turn + number) % 3 == 0 {
                                     let mut guard = lock.xlock();
                                     guard.0 += 1;

@@ -384,7 +384,7 @@ mod tests {
     use super::*;
     use crate::kern::kern_thread::{Pri, kthread_add};
     use crate::kern::sched::kern_yield;
-    use crate::machine::hosted::Machine;
+    use crate::machine::hosted::{Machine, seeds, turns};
     use alloc::sync::Arc;
     use alloc::vec::Vec;
     use core::sync::atomic::AtomicUsize;
@@ -459,14 +459,15 @@ mod tests {
 
     #[test]
     fn each_producers_items_stay_in_order_among_many() {
-        for seed in 0..20 {
+        const ITEMS: u64 = turns(200) as u64;
+        for seed in seeds(20) {
             Machine::builder().seed(seed).cpus(4).run(|| {
                 let rig = Arc::new(rig(16, usize::MAX));
                 let producers: Vec<_> = (0..4u64)
                     .map(|p| {
                         let rig = rig.clone();
                         kthread_add("producer", Pri::PUSER, None, move || {
-                            for n in 0..200 {
+                            for n in 0..ITEMS {
                                 while rig.ring.enqueue(p << 32 | n).is_err() {
                                     kern_yield();
                                 }
@@ -479,14 +480,14 @@ mod tests {
                     .collect();
                 producers.into_iter().for_each(|producer| producer.join());
                 let taken = rig.taken.lock().unwrap();
-                assert_eq!(taken.len(), 800);
+                assert_eq!(taken.len() as u64, 4 * ITEMS);
                 for p in 0..4 {
                     let own: Vec<u64> = taken
                         .iter()
                         .filter(|&&x| x >> 32 == p)
                         .map(|&x| x & 0xffff_ffff)
                         .collect();
-                    assert_eq!(own, (0..200).collect::<Vec<_>>());
+                    assert_eq!(own, (0..ITEMS).collect::<Vec<_>>());
                 }
             });
         }

@@ -1,6 +1,7 @@
 //! The machine: its virtual CPUs, its clock, its memory, and the values that belong to it.
 
 use alloc::boxed::Box;
+use alloc::rc::Rc;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::any::Any;
@@ -83,10 +84,12 @@ impl Builder {
         // SAFETY: just made, and freed by nobody but us.
         let machine = unsafe { &*owned };
 
-        let mut result = None;
-        let mut boot = Some(|| {
+        // The first thread borrows nothing of ours: after a panic elsewhere it stands in the middle of `body` for good.
+        let result = Rc::new(Cell::new(None));
+        let theirs = Rc::clone(&result);
+        let mut boot = Some(move || {
             upcall::boot(&tunables);
-            result = Some(body());
+            theirs.set(Some(body()));
         });
         machine.start(&mut boot);
         let outcome = machine.outcome.take();
@@ -99,6 +102,7 @@ impl Builder {
         CURRENT.set(outer);
         // SAFETY: nothing of the machine runs any more.
         unsafe { Machine::free(owned) };
+        let result = result.take();
         result.expect("the first thread ends by returning or by a panic")
     }
 }
@@ -211,6 +215,12 @@ impl MachineRef {
 #[cfg(test)]
 pub(crate) fn seeds(n: u64) -> core::ops::Range<u64> {
     0..if cfg!(miri) { 1 } else { n }
+}
+
+/// Turns of a test in which threads meet again and again; under Miri a tenth.
+#[cfg(test)]
+pub(crate) const fn turns(n: usize) -> usize {
+    if cfg!(miri) { n / 10 } else { n }
 }
 
 /// What a killed thread unwinds with.

@@ -15,9 +15,9 @@ pub use super::host::{KStack, Pcb, cpu_switch};
 pub use contract::*;
 #[cfg(miri)]
 pub(in crate::machine) use machine::MachineRef;
-#[cfg(test)]
-pub(crate) use machine::seeds;
 pub use machine::{
     Builder, InterruptLine, Machine, MachineLocal, call_thread_body, interrupt, pump,
 };
 pub(crate) use machine::{interleave, leak, release_cpus, teardown_started, unwind_thread};
+#[cfg(test)]
+pub(crate) use machine::{seeds, turns};
