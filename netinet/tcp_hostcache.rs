@@ -152,7 +152,7 @@ impl Hostcache {
             weak(|cache| cache.count().to_string()),
         );
         tree.register(&name("count"), Arc::new(count));
-        let list = ReadOnly::new("List of all hostcache entries", weak(Hostcache::list));
+        let list = ReadOnly::new("List of all hostcache entries", weak(Hostcache::list)).skipped();
         tree.register(&name("list"), Arc::new(list));
         let this = Arc::downgrade(self);
         let purgenow = Procedure::new(

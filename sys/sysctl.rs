@@ -26,6 +26,12 @@ pub trait SysctlNode: Send + Sync {
     fn description(&self) -> &str {
         ""
     }
+
+    /// Whether a list of the whole tree leaves it out: it is shown only to who asks for it, or for what lies above.
+    #[doc(alias = "CTLFLAG_SKIP")]
+    fn is_skipped(&self) -> bool {
+        false
+    }
 }
 
 /// A part of the tree whose leaves come and go: it is asked when somebody looks.
@@ -38,12 +44,25 @@ pub trait SysctlBranch: Send + Sync {
 pub struct ReadOnly<F> {
     read: F,
     description: &'static str,
+    skipped: bool,
 }
 
 impl<F: Fn() -> String + Send + Sync> ReadOnly<F> {
     /// A leaf that shows what `read` returns.
     pub fn new(description: &'static str, read: F) -> ReadOnly<F> {
-        ReadOnly { read, description }
+        ReadOnly {
+            read,
+            description,
+            skipped: false,
+        }
+    }
+
+    /// The same, left out of a list of the whole tree.
+    #[doc(alias = "CTLFLAG_SKIP")]
+    #[must_use]
+    pub fn skipped(mut self) -> ReadOnly<F> {
+        self.skipped = true;
+        self
     }
 }
 
@@ -54,6 +73,10 @@ impl<F: Fn() -> String + Send + Sync> SysctlNode for ReadOnly<F> {
 
     fn description(&self) -> &str {
         self.description
+    }
+
+    fn is_skipped(&self) -> bool {
+        self.skipped
     }
 }
 

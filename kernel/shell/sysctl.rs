@@ -77,10 +77,12 @@ fn trees(env: &Env) -> [&SysctlTree; 2] {
 
 /// All names at and below `prefix`, those of the instance in place of the machine's.
 fn walk(env: &Env, prefix: &str) -> Vec<(String, String)> {
-    let mut all: Vec<(String, String)> = Vec::new();
-    for tree in trees(env) {
-        all.extend(tree.walk(prefix));
-    }
+    merged(trees(env).map(|tree| tree.walk(prefix)))
+}
+
+/// What the trees list, the machine's after the instance's.
+fn merged(lists: [Vec<(String, String)>; 2]) -> Vec<(String, String)> {
+    let mut all = lists.concat();
     // The sort is stable, so that of two equal names the instance's stays.
     all.sort_by(|a, b| a.0.cmp(&b.0));
     all.dedup_by(|later, earlier| later.0 == earlier.0);
@@ -88,7 +90,14 @@ fn walk(env: &Env, prefix: &str) -> Vec<(String, String)> {
 }
 
 fn show_all(env: &Env, options: &Options) {
-    for (name, value) in walk(env, "") {
+    // FreeBSD: names and descriptions alone are short.
+    let whole = options.names_only || options.describe;
+    let all = if whole {
+        walk(env, "")
+    } else {
+        merged(trees(env).map(SysctlTree::walk_all))
+    };
+    for (name, value) in all {
         show(env, options, &name, &value);
     }
 }

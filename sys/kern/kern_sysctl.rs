@@ -112,13 +112,28 @@ impl SysctlTree {
     }
 
     /// All names and values at and below `prefix`, in order of name; all of the tree for an empty prefix.
+    #[doc(alias = "CTL_SYSCTL_NEXTNOSKIP")]
     pub fn walk(&self, prefix: &str) -> Vec<(String, String)> {
+        self.walk_where(prefix, |_| true)
+    }
+
+    /// All names and values of the tree but those that ask to be left out of such a list, in order of name.
+    #[doc(alias = "CTL_SYSCTL_NEXT")]
+    pub fn walk_all(&self) -> Vec<(String, String)> {
+        self.walk_where("", |leaf| !leaf.is_skipped())
+    }
+
+    fn walk_where(
+        &self,
+        prefix: &str,
+        wanted: impl Fn(&dyn SysctlNode) -> bool,
+    ) -> Vec<(String, String)> {
         // Values are read without the lock: a leaf may take locks of its own.
         let leaves: Vec<(String, Leaf)> = {
             let leaves = self.leaves.read();
             leaves
                 .iter()
-                .filter(|(name, _)| below(name, prefix))
+                .filter(|(name, leaf)| below(name, prefix) && wanted(&***leaf))
                 .map(|(name, leaf)| (name.clone(), leaf.clone()))
                 .collect()
         };
@@ -225,6 +240,25 @@ mod tests {
             kenv().set("test.depth", "7");
             root().register("test.depth", Arc::new(Tunable::new(1u32, 0, 9, "Depth")));
             assert_eq!(root().get("test.depth").as_deref(), Some("7"));
+        });
+    }
+
+    #[test]
+    fn what_is_skipped_is_shown_only_to_who_asks_for_it() {
+        Machine::builder().run(|| {
+            let tree = SysctlTree::new();
+            let long = ReadOnly::new("Table", || "a\nb".to_string()).skipped();
+            tree.register("test.list", Arc::new(long));
+            tree.register(
+                "test.seen",
+                Arc::new(ReadOnly::new("Seen", || "3".to_string())),
+            );
+            let names = |found: Vec<(String, String)>| -> Vec<String> {
+                found.into_iter().map(|(name, _)| name).collect()
+            };
+            assert_eq!(names(tree.walk_all()), ["test.seen"]);
+            assert_eq!(names(tree.walk("test")), ["test.list", "test.seen"]);
+            assert_eq!(tree.get("test.list").as_deref(), Some("a\nb"));
         });
     }
 
