@@ -10,7 +10,8 @@ use sys::errno::Errno;
 use sys::kern::subr_epoch::NetEpoch;
 use sys::mbuf::Mbuf;
 use sys::protosw::{PrFlags, Protosw, SendFlags, SockOpt, SoptDir};
-use sys::socket::{IPPROTO_TCP, MsgFlags, SockAddr};
+use sys::sockbuf::SbState;
+use sys::socket::{IPPROTO_TCP, MsgFlags, SoOptions, SockAddr};
 use sys::socketvar::{SoState, Socket};
 
 use crate::cc::cc_attach;
@@ -30,7 +31,7 @@ use crate::tcp_subr::{
 };
 use crate::tcp_syncache::receive_scale;
 use crate::tcp_timer::TcpTimer;
-use crate::tcp_var::{Tcpcb, Tf};
+use crate::tcp_var::{Oob, Tcpcb, Tf};
 use crate::vnet::{InetVnet, NetCx};
 
 /// Small segments are not held back.
@@ -276,6 +277,29 @@ impl Protosw for TcpInpcb {
                 tcp_output(&c, tp)?;
             }
             Ok(())
+        })
+    }
+
+    fn rcvoob(&self, so: &Arc<Socket>, flags: MsgFlags) -> Result<u8, Errno> {
+        with(self, Errno::ECONNRESET, |_, locked| {
+            let marked = {
+                let rcv = so.rcv.lock();
+                rcv.oobmark() > 0 || rcv.state().contains(SbState::RCVATMARK)
+            };
+            let inline = so.options().contains(SoOptions::OOBINLINE);
+            let oob = &mut locked.tp().t_oob;
+            match *oob {
+                _ if !marked || inline => Err(Errno::EINVAL),
+                Oob::Had => Err(Errno::EINVAL),
+                // The mark has come, the byte has not.
+                Oob::None => Err(Errno::EWOULDBLOCK),
+                Oob::Have(byte) => {
+                    if !flags.contains(MsgFlags::PEEK) {
+                        *oob = Oob::Had;
+                    }
+                    Ok(byte)
+                }
+            }
         })
     }
 

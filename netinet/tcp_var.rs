@@ -160,6 +160,18 @@ pub struct BadRetransmit {
     pub t_badrxtwin: u32,
 }
 
+/// The byte of urgent data that was taken out of the stream (`t_iobc`, `t_oobflags`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Oob {
+    /// It has not come.
+    #[default]
+    None,
+    /// It waits to be read (`TCPOOB_HAVEDATA`).
+    Have(u8),
+    /// It has been read (`TCPOOB_HADDATA`).
+    Had,
+}
+
 /// Proportional rate reduction (RFC 6937): what recovery has delivered and sent.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Prr {
@@ -278,6 +290,8 @@ pub struct Tcpcb {
     pub t_prev: BadRetransmit,
     /// Proportional rate reduction.
     pub t_prr: Prr,
+    /// Urgent data outside the stream.
+    pub t_oob: Oob,
     /// An error to report if the connection fails.
     pub t_softerror: Option<Errno>,
 
@@ -376,6 +390,7 @@ impl Tcpcb {
             t_bytes_acked: 0,
             t_prev: BadRetransmit::default(),
             t_prr: Prr::default(),
+            t_oob: Oob::None,
             t_softerror: None,
             rfbuf_ts: 0,
             rfbuf_cnt: 0,

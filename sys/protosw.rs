@@ -187,6 +187,12 @@ pub trait Protosw: Send + Sync {
         Ok(())
     }
 
+    /// The byte of urgent data that was taken out of the stream; with `MSG_PEEK` it stays (`pr_rcvoob`).
+    fn rcvoob(&self, so: &Arc<Socket>, flags: MsgFlags) -> Result<u8, Errno> {
+        let _ = (so, flags);
+        Err(Errno::EOPNOTSUPP)
+    }
+
     /// Sending is over: marks the send side (`socantsendmore`) and says so to the peer.
     fn shutdown(&self, so: &Arc<Socket>) -> Result<(), Errno> {
         let _ = so;

@@ -77,6 +77,8 @@ pub struct Sockbuf {
     pub(crate) sb_ccc: u32,
     /// Bytes of mbufs and clusters held.
     pub(crate) sb_mbcnt: u32,
+    /// Bytes before the out-of-band mark; 0: there is none, or the reader stands at it (`so_oobmark`).
+    pub(crate) sb_oobmark: u32,
     /// Limit of `sb_ccc`.
     pub(crate) sb_hiwat: u32,
     /// Limit of `sb_mbcnt`.
@@ -98,6 +100,19 @@ impl Sockbuf {
     /// Sets state bits: what `socantsendmore` does without waking anyone.
     pub fn set_state(&mut self, bits: SbState) {
         self.sb_state |= bits;
+    }
+
+    /// Bytes before the out-of-band mark; 0: there is none, or the reader stands at it.
+    pub fn oobmark(&self) -> u32 {
+        self.sb_oobmark
+    }
+
+    /// Sets the out-of-band mark `at` bytes from here: reading stops there.
+    pub fn set_oobmark(&mut self, at: u32) {
+        self.sb_oobmark = at;
+        if at == 0 {
+            self.sb_state |= SbState::RCVATMARK;
+        }
     }
 
     /// The flag bits.

@@ -48,12 +48,16 @@ bitflags! {
     pub struct PollEvents: u16 {
         /// Reading would not block (`POLLIN`).
         const IN = 0x1;
+        /// Urgent data waits, or the reader stands at its mark (`POLLPRI`).
+        const PRI = 0x2;
         /// Writing would not block (`POLLOUT`).
         const OUT = 0x4;
         /// An error is pending (`POLLERR`).
         const ERR = 0x8;
         /// Both directions are closed (`POLLHUP`).
         const HUP = 0x10;
+        /// The same as `PRI` (`POLLRDBAND`).
+        const RDBAND = 0x80;
     }
 }
 

@@ -5,7 +5,9 @@
 use alloc::boxed::Box;
 
 use sys::kern::kern_ipc::sb_limits;
+use sys::mbuf::How;
 use sys::sockbuf::SbState;
+use sys::socket::SoOptions;
 use sys::socketvar::RcvGuard;
 
 use crate::tcp::{SackBlk, TcpFlags};
@@ -16,7 +18,7 @@ use crate::tcp_reass::{Limits, Queued, ReassQueue};
 use crate::tcp_subr::{Conn, tcp_state_change};
 use crate::tcp_timer::TcpTimer;
 use crate::tcp_timewait::tcp_twstart;
-use crate::tcp_var::{TCP_RTT_SHIFT, Tcpcb, Tf};
+use crate::tcp_var::{Oob, TCP_RTT_SHIFT, Tcpcb, Tf};
 
 /// Takes over the peer's window, if the segment is newer than the one it came from (RFC 9293 §3.10.7.4). Says
 /// whether more may be sent now.
@@ -38,15 +40,53 @@ pub(super) fn update_window(c: &Conn<'_>, tp: &mut Tcpcb, seg: &Segment) -> bool
     true
 }
 
-/// Follows the urgent pointer. Urgent data stays in the stream, as RFC 6093 recommends.
+/// Follows the urgent pointer: marks the stream before the last byte of urgent data, and takes that out of it unless the
+/// program wants it there (RFC 9293 §3.8.5; the pointer points behind the byte, RFC 6093 §2.1).
 ///
-/// Not carried over: `tcp_pulloutofband`. The socket layer has no out-of-band reading.
-pub(super) fn urgent(_c: &Conn<'_>, tp: &mut Tcpcb, seg: &Segment) {
-    if seg.has(TcpFlags::URG) && seg.th.th_urp > 0 && !tp.t_state.have_received_fin() {
-        tp.rcv_up = tp.rcv_up.max(seg.th.th_seq + u32::from(seg.th.th_urp));
-    } else {
+/// Differs from FreeBSD: of a segment out of order the byte stays in the stream, where a program that reads to the mark
+/// finds it next.
+pub(super) fn urgent(c: &Conn<'_>, tp: &mut Tcpcb, seg: &mut Segment) {
+    let th_urp = u32::from(seg.th.th_urp);
+    if !seg.has(TcpFlags::URG) || th_urp == 0 || tp.t_state.have_received_fin() {
         tp.rcv_up = tp.rcv_up.max(tp.rcv_nxt);
+        return;
     }
+    let mut rcv = c.so.rcv.lock();
+    let used = rcv.used();
+    if th_urp.saturating_add(used) > sb_limits().sb_max {
+        return;
+    }
+    let up = seg.th.th_seq + th_urp;
+    if up.gt(tp.rcv_up) {
+        tp.rcv_up = up;
+        rcv.set_oobmark((used + up.since(tp.rcv_nxt)).saturating_sub(1));
+        tp.t_oob = Oob::None;
+        // Who polls for urgent data hears of it before it has come.
+        c.so.sorwakeup(rcv);
+    } else {
+        drop(rcv);
+    }
+    let inline = c.so.options().contains(SoOptions::OOBINLINE);
+    let in_order = seg.th.th_seq == tp.rcv_nxt && tp.t_segq.is_none();
+    if th_urp <= seg.tlen && !inline && in_order {
+        pull_out_of_band(tp, seg, th_urp - 1);
+    }
+}
+
+/// Takes byte `at` out of the payload. The segment counts it still.
+#[doc(alias = "tcp_pulloutofband")]
+fn pull_out_of_band(tp: &mut Tcpcb, seg: &mut Segment, at: u32) {
+    let Some(m) = &mut seg.m else { return };
+    let at = (seg.hdrlen + at) as usize;
+    let Some(mut rest) = m.split(at, How::NoWait) else {
+        return;
+    };
+    let mut byte = [0];
+    if rest.copydata(0, &mut byte) {
+        tp.t_oob = Oob::Have(byte[0]);
+        rest.trim_front(1);
+    }
+    m.cat_pkt(rest);
 }
 
 /// Whether the ACK of this segment may wait for the next, or for 40 ms.

@@ -69,6 +69,7 @@ impl Sockbuf {
             sb_flags: SbFlags::empty(),
             sb_ccc: 0,
             sb_mbcnt: 0,
+            sb_oobmark: 0,
             sb_hiwat: 0,
             sb_mbmax: 0,
             sb_lowat: 0,
@@ -290,7 +291,15 @@ impl Sockbuf {
     /// left of it must come back by `unread`, and stays counted.
     pub(crate) fn pop_stream(&mut self, want: u32) -> Option<Mbuf> {
         let m = self.sb_mb.pop_front()?;
-        self.sb_ccc -= (m.len() as u32).min(want);
+        let taken = (m.len() as u32).min(want);
+        self.sb_ccc -= taken;
+        self.sb_state -= SbState::RCVATMARK;
+        if self.sb_oobmark > 0 {
+            self.sb_oobmark = self.sb_oobmark.saturating_sub(taken);
+            if self.sb_oobmark == 0 {
+                self.sb_state |= SbState::RCVATMARK;
+            }
+        }
         self.sb_mbcnt -= charge(&m);
         self.sb_sndptr = 0;
         self.sb_sndptroff = 0;
@@ -312,6 +321,7 @@ impl Sockbuf {
         self.sb_sndptroff = 0;
         self.sb_ccc = 0;
         self.sb_mbcnt = 0;
+        self.sb_oobmark = 0;
     }
 }
 

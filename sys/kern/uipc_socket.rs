@@ -812,6 +812,14 @@ enum Stream<'a> {
     End,
 }
 
+/// How many of `len` bytes may be read before the out-of-band mark.
+fn until_mark(rcv: &Sockbuf, len: usize) -> usize {
+    match rcv.sb_oobmark as usize {
+        0 => len,
+        mark => len.min(mark),
+    }
+}
+
 impl Socket {
     /// Receives bytes, or one datagram.
     pub fn soreceive(
@@ -821,13 +829,34 @@ impl Socket {
     ) -> Result<Received, Errno> {
         let pr = self.pr()?;
         if flags.contains(MsgFlags::OOB) {
-            return Err(Errno::EOPNOTSUPP);
+            return self.soreceive_rcvoob(pr, into, flags);
         }
         if pr.pr_flags().contains(PrFlags::ATOMIC) {
             self.soreceive_dgram(into, flags)
         } else {
             self.soreceive_stream(pr, into, flags)
         }
+    }
+
+    /// Receives the byte of urgent data.
+    fn soreceive_rcvoob(
+        self: &Arc<Self>,
+        pr: &dyn Protosw,
+        into: &mut [u8],
+        flags: MsgFlags,
+    ) -> Result<Received, Errno> {
+        let byte = pr.rcvoob(self, flags)?;
+        let len = match into.first_mut() {
+            Some(first) => {
+                *first = byte;
+                1
+            }
+            None => 0,
+        };
+        Ok(Received {
+            len,
+            ..Received::default()
+        })
     }
 
     fn soreceive_stream(
@@ -852,7 +881,7 @@ impl Socket {
             match self.wait_for_data(pr, into.len() - got, got, flags) {
                 Ok(Stream::Data(rcv)) => {
                     if flags.contains(MsgFlags::PEEK) {
-                        let n = (rcv.used() as usize).min(into.len());
+                        let n = (rcv.used() as usize).min(until_mark(&rcv, into.len()));
                         rcv.copy_out(0, &mut into[..n]);
                         got = n;
                         break;
@@ -862,7 +891,8 @@ impl Socket {
                         // Its failure concerns the window update alone.
                         let _ = pr.rcvd(self, flags);
                     }
-                    if got == into.len() || !flags.contains(MsgFlags::WAITALL) {
+                    let at_mark = self.rcv.lock().sb_state.contains(SbState::RCVATMARK);
+                    if got == into.len() || !flags.contains(MsgFlags::WAITALL) || at_mark {
                         break;
                     }
                 }
@@ -936,13 +966,14 @@ impl Socket {
         }
     }
 
-    /// Takes what there is, up to the size of `into`. The caller holds `rcv_io`: nobody else takes.
+    /// Takes what there is, up to the size of `into` and to the out-of-band mark. The caller holds `rcv_io`: nobody else takes.
     fn take_stream(self: &Arc<Self>, rcv: RcvGuard<'_>, into: &mut [u8]) -> usize {
         let mut rcv = rcv;
         let mut got = 0;
         loop {
             let mut batch = [const { None::<Mbuf> }; BATCH];
-            let mut wanted = into.len() - got;
+            let mut wanted = until_mark(&rcv, into.len() - got);
+            let end = got + wanted;
             let mut count = 0;
             for slot in &mut batch {
                 if wanted == 0 {
@@ -958,7 +989,7 @@ impl Socket {
             drop(rcv);
             for m in batch.into_iter().take(count).flatten() {
                 let mut m = m;
-                let n = m.len().min(into.len() - got);
+                let n = m.len().min(end - got);
                 into[got..got + n].copy_from_slice(&m.data()[..n]);
                 got += n;
                 if n < m.len() {
@@ -966,7 +997,7 @@ impl Socket {
                     self.rcv.lock().unread(m);
                 }
             }
-            if got == into.len() || count < BATCH {
+            if wanted == 0 || count < BATCH {
                 return got;
             }
             rcv = self.rcv.lock();
@@ -1214,6 +1245,12 @@ impl Socket {
                 && (rcv.used() >= rcv.sb_lowat.max(1) || eof || self.error().is_some())
             {
                 ready |= PollEvents::IN;
+            }
+            if rcv.sb_oobmark > 0 || rcv.sb_state.contains(SbState::RCVATMARK) {
+                ready |= events & (PollEvents::PRI | PollEvents::RDBAND);
+            }
+            if !ready.is_empty() {
+                // Nothing to wait for.
             } else if let Some(waiter) = waiter {
                 rcv.sb_sel.push(Arc::clone(waiter));
                 rcv.sb_flags |= SbFlags::SEL;

@@ -14,7 +14,7 @@ use crate::kern::kern_synch::{PSOCK, SleepError, WChan};
 use crate::kern::uipc_domain::HasDomains;
 pub use crate::kern::uipc_socket::{Direction, Received};
 use crate::kern::uipc_socket::{soclose, socreate};
-use crate::sockbuf::Upcall;
+use crate::sockbuf::{SbState, Upcall};
 use crate::socket::*;
 pub use crate::socketvar::PollEvents;
 use crate::socketvar::{PollWaiter, SoState, Socket};
@@ -176,6 +176,13 @@ impl SocketHandle {
         value[..4].copy_from_slice(&i32::from(seconds.is_some()).to_ne_bytes());
         value[4..].copy_from_slice(&i32::from(seconds.unwrap_or(0)).to_ne_bytes());
         self.setsockopt(SOL_SOCKET, SO_LINGER, &value)
+    }
+
+    /// Whether the reader stands at the out-of-band mark: what follows is, or came behind, urgent data.
+    #[doc(alias = "SIOCATMARK")]
+    pub fn sockatmark(&self) -> bool {
+        let rcv = self.so.rcv.lock();
+        rcv.state().contains(SbState::RCVATMARK)
     }
 
     /// Makes calls return `EWOULDBLOCK` instead of waiting (`O_NONBLOCK`).

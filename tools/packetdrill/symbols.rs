@@ -61,6 +61,7 @@ const CONSTANTS: &[(&str, i64)] = &[
     ("POLLINIGNEOF", 0x2000),
     ("FIONREAD", 0x4004_667f),
     ("FIONBIO", 0x8004_667e),
+    ("SIOCATMARK", 0x4004_7307),
     ("SOMAXCONN", so::SOMAXCONN as i64),
     // Levels.
     ("SOL_SOCKET", so::SOL_SOCKET as i64),

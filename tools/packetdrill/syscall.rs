@@ -294,6 +294,16 @@ impl Executor {
                 Ok(())
             }));
         }
+        if Some(request) == symbols::lookup("SIOCATMARK") {
+            let marked = self.descriptors.get(fd).map(|d| d.so.sockatmark());
+            return match marked {
+                Ok(marked) => {
+                    value::check_number("SIOCATMARK", args.get(2)?, i64::from(marked))?;
+                    Ok(Ok(Value::Number(0)))
+                }
+                Err(errno) => Ok(Err(errno)),
+            };
+        }
         Err(format!("ioctl has no {request}").into())
     }
 
