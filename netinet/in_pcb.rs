@@ -17,7 +17,7 @@ use bitflags::bitflags;
 use core::hash::Hasher;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use core::ops::{Deref, DerefMut};
-use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use sys::errno::Errno;
 use sys::kern::kern_mutex::Mutex;
 use sys::kern::kern_rwlock::{RwLock, RwReadGuard, RwWriteGuard};
@@ -391,8 +391,10 @@ pub struct Inpcb<P: Send + Sync + 'static> {
     /// The same by IPv6.
     pub inp_route6: Route<Ipv6Addr>,
     this: Weak<Inpcb<P>>,
-    /// `SO_REUSEADDR` and `SO_REUSEPORT` of the socket, for others who bind.
+    /// `SO_REUSEADDR`, `SO_REUSEPORT` and `SO_REUSEPORT_LB` of the socket, for others who bind.
     reuse: AtomicU32,
+    /// It shares what comes for its address with others (`INP_INLBGROUP`).
+    balances: AtomicBool,
     /// Place in `PcbTables::list`; under the hash lock.
     list_slot: AtomicUsize,
     /// Place in the port's list; under the hash lock.
@@ -430,7 +432,18 @@ impl<P: Send + Sync + 'static> Inpcb<P> {
             .expect("a control block in use is referenced")
     }
 
-    /// Takes over `SO_REUSEADDR` and `SO_REUSEPORT` from the socket's options.
+    /// From now on the block takes its share of what comes for its address, if the socket has `SO_REUSEPORT_LB`.
+    #[doc(alias = "in_pcbinslbgrouphash")]
+    pub fn join_lbgroup(&self) {
+        let balances = self.reuse().contains(SoOptions::REUSEPORT_LB);
+        self.balances.store(balances, Ordering::Relaxed);
+    }
+
+    fn balances(&self) -> bool {
+        self.balances.load(Ordering::Relaxed)
+    }
+
+    /// Takes over `SO_REUSEADDR`, `SO_REUSEPORT` and `SO_REUSEPORT_LB` from the socket's options.
     pub fn set_reuse(&self, so_options: SoOptions) {
         self.reuse
             .store((so_options & REUSE).bits(), Ordering::Relaxed);
@@ -449,7 +462,9 @@ impl<P: Send + Sync + 'static> Inpcb<P> {
 }
 
 /// The options that let several sockets share an address.
-const REUSE: SoOptions = SoOptions::REUSEADDR.union(SoOptions::REUSEPORT);
+const REUSE: SoOptions = SoOptions::REUSEADDR
+    .union(SoOptions::REUSEPORT)
+    .union(SoOptions::REUSEPORT_LB);
 
 /// A remembered route: next hop and neighbour, valid while the routing table stands unchanged.
 ///
@@ -645,6 +660,7 @@ impl<P: Send + Sync + 'static> Pcbinfo<P> {
             inp_route6: Route::new(),
             this: this.clone(),
             reuse: AtomicU32::new(0),
+            balances: AtomicBool::new(false),
             list_slot: AtomicUsize::new(tables.list.len()),
             port_slot: AtomicUsize::new(usize::MAX),
             lock: RwLock::new(Inp {
@@ -713,6 +729,11 @@ impl<P: Send + Sync + 'static> Pcbinfo<P> {
     /// Chain of a connection (`INP_PCBHASH`).
     #[inline]
     fn hash(&self, faddr: IpAddr, lport: u16, fport: u16) -> usize {
+        self.peer_hash(faddr, lport, fport) as usize & (self.exact.len() - 1)
+    }
+
+    #[inline]
+    fn peer_hash(&self, faddr: IpAddr, lport: u16, fport: u16) -> u32 {
         let word = match faddr {
             IpAddr::V4(addr) => addr.to_bits(),
             IpAddr::V6(addr) => {
@@ -721,8 +742,7 @@ impl<P: Send + Sync + 'static> Pcbinfo<P> {
                 half as u32 ^ (half >> 32) as u32
             }
         };
-        let hash = jhash32(word, self.hashseed) ^ u32::from(lport ^ fport);
-        hash as usize & (self.exact.len() - 1)
+        jhash32(word, self.hashseed) ^ u32::from(lport ^ fport)
     }
 
     fn chain(&self, inc: &InConninfo) -> Option<&EpochArc<PcbNode<P>>> {
@@ -758,27 +778,61 @@ impl<P: Send + Sync + 'static> Pcbinfo<P> {
     /// IPv6 that takes IPv4 too. Takes no lock.
     fn lookup_wild<'e>(
         &'e self,
-        laddr: IpAddr,
-        lport: u16,
+        inc: &InConninfo,
         epoch: &'e NetEpoch,
     ) -> Option<&'e Arc<Inpcb<P>>> {
-        let mut node = self.wild.get(self.port_index(lport))?.load(epoch);
-        let (mut any, mut mapped) = (None, None);
+        let (laddr, lport) = (inc.inc_laddr, inc.inc_lport);
+        let first = self.wild.get(self.port_index(lport))?.load(epoch);
+        let mut node = first;
+        let (mut exact, mut any, mut mapped) = (None, None, None);
+        // Of those with one address a group comes before one alone.
+        let better = |best: &mut Option<&'e PcbNode<P>>, here: &'e PcbNode<P>| {
+            let group = |node: &PcbNode<P>| node.inp.balances();
+            if best.is_none_or(|best| group(here) && !group(best)) {
+                *best = Some(here);
+            }
+        };
         let family = InpVflag::of(laddr);
         while let Some(here) = node {
             if here.inc.inc_lport == lport && here.vflag.contains(family) {
                 if here.inc.inc_laddr == laddr {
-                    return Some(&here.inp);
-                }
-                if here.inc.inc_laddr == unspecified(laddr) {
-                    any = any.or(Some(&here.inp));
+                    better(&mut exact, here);
+                } else if here.inc.inc_laddr == unspecified(laddr) {
+                    better(&mut any, here);
                 } else if here.inc.inc_laddr.is_unspecified() {
-                    mapped = mapped.or(Some(&here.inp));
+                    better(&mut mapped, here);
                 }
             }
             node = here.next.load(epoch);
         }
-        any.or(mapped)
+        let found = exact.or(any).or(mapped)?;
+        if !found.inp.balances() {
+            return Some(&found.inp);
+        }
+        Some(self.lookup_lbgroup(found, first, inc, epoch))
+    }
+
+    /// The block of `found`'s group whose turn it is for a peer: always the same for one peer, as long as the group is.
+    #[doc(alias = "in_pcblookup_lbgroup")]
+    fn lookup_lbgroup<'e>(
+        &'e self,
+        found: &'e PcbNode<P>,
+        first: Option<&'e PcbNode<P>>,
+        inc: &InConninfo,
+        epoch: &'e NetEpoch,
+    ) -> &'e Arc<Inpcb<P>> {
+        let members = || {
+            let chain = core::iter::successors(first, |here| here.next.load(epoch));
+            chain.filter(|here| {
+                here.inc == found.inc && here.vflag == found.vflag && here.inp.balances()
+            })
+        };
+        let count = members().count().max(1);
+        let hash = self.peer_hash(inc.inc_faddr, inc.inc_lport, inc.inc_fport);
+        // Somebody may have left meanwhile.
+        members()
+            .nth(hash as usize % count)
+            .map_or(&found.inp, |here| &here.inp)
     }
 
     /// Finds the block for a packet from `inc`'s foreign to its local end. Takes no lock; what it finds may change before
@@ -794,7 +848,7 @@ impl<P: Send + Sync + 'static> Pcbinfo<P> {
         match (self.lookup_exact(inc, epoch), how) {
             (Some(inp), _) => Some(inp),
             (None, Lookup::Exact) => None,
-            (None, Lookup::Wildcard) => self.lookup_wild(inc.inc_laddr, inc.inc_lport, epoch),
+            (None, Lookup::Wildcard) => self.lookup_wild(inc, epoch),
         }
     }
 
@@ -875,7 +929,7 @@ impl<P: Send + Sync + 'static> Pcbinfo<P> {
             let reuseport = if multicast && !reuse.is_empty() {
                 REUSE
             } else {
-                reuse & SoOptions::REUSEPORT
+                reuse & (SoOptions::REUSEPORT | SoOptions::REUSEPORT_LB)
             };
             if self
                 .conflict(&tables, (laddr, vflag), lport, reuse.is_empty(), reuseport)

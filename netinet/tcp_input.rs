@@ -235,10 +235,19 @@ fn closed_port(cx: &NetCx<'_>, vt: &TcpVnet, seg: &Segment) {
         1 => syn,
         _ => true,
     };
-    if silent || !reset_allowed(cx, Some(Bandlim::RstClosedport)) {
+    if (silent && blackholed(cx, vt, seg)) || !reset_allowed(cx, Some(Bandlim::RstClosedport)) {
         return;
     }
     tcp_dropwithreset(cx, None, seg);
+}
+
+/// Whether black holes are for whoever sent the segment: for ourselves only if that is wanted.
+fn blackholed(cx: &NetCx<'_>, vt: &TcpVnet, seg: &Segment) -> bool {
+    let local = || match seg.src {
+        IpAddr::V4(src) => cx.vnet.ifaddrs.lookup(cx.epoch, src).is_some(),
+        IpAddr::V6(src) => cx.vnet.in6_ifaddrs.lookup(cx.epoch, src).is_some(),
+    };
+    vt.tun.blackhole_local.get() || !local()
 }
 
 /// Whether a RST of this kind may be sent now; those without a kind always.

@@ -14,6 +14,8 @@ use core::sync::atomic::{AtomicU32, Ordering};
 use siphasher::sip::SipHasher24;
 use sys::counter::Counter;
 use sys::errno::Errno;
+use sys::kern::kern_mutex::Mutex;
+use sys::kern::lock_order::Leaf;
 use sys::kern::subr_epoch::NetEpoch;
 use sys::machine;
 use sys::mbuf::{CsumFlags, How, MAX_LINKHDR, MFlags, Mbuf, PktHdr};
@@ -1096,7 +1098,8 @@ const ISN_BYTES_PER_SECOND: u32 = 1_048_576;
 
 /// Secrets of initial sequence numbers and timestamps (RFC 6528).
 pub struct Isn {
-    key: [u8; 16],
+    /// The secret of sequence numbers, and when it was made.
+    key: Mutex<([u8; 16], Ticks), Leaf>,
     ts_key: [u8; 16],
     offset: AtomicU32,
     last: AtomicU32,
@@ -1105,7 +1108,7 @@ pub struct Isn {
 impl Isn {
     fn new() -> Isn {
         Isn {
-            key: random_key(),
+            key: Mutex::new((random_key(), machine::ticks())),
             ts_key: random_key(),
             offset: AtomicU32::new(machine::random_u64() as u32),
             last: AtomicU32::new(machine::ticks().0),
@@ -1127,14 +1130,26 @@ impl Isn {
     /// The initial sequence number of a connection: RFC 6528 §3, `M + F(connection, secret)`, where `M` moves with
     /// time and with every connection.
     #[doc(alias = "tcp_new_isn")]
-    pub fn new_isn(&self, now: Ticks, inc: &InConninfo) -> TcpSeq {
+    ///
+    /// `reseed` is how long a secret is good, in seconds; 0: for ever.
+    pub fn new_isn(&self, now: Ticks, inc: &InConninfo, reseed: u32) -> TcpSeq {
+        let key = self.secret(now, reseed);
         let step =
             ISN_STATIC_INCREMENT + (machine::random_u64() as u32 & (ISN_STATIC_INCREMENT - 1));
         let last = self.last.swap(now.0, Ordering::Relaxed);
         let elapsed = (now - Ticks(last)).clamp(0, 60_000) as u32;
         let by_time = (u64::from(elapsed) * u64::from(ISN_BYTES_PER_SECOND) / 1000) as u32;
         let offset = self.offset.fetch_add(step.max(by_time), Ordering::Relaxed);
-        TcpSeq(Isn::hash(&self.key, inc, true).wrapping_add(offset))
+        TcpSeq(Isn::hash(&key, inc, true).wrapping_add(offset))
+    }
+
+    fn secret(&self, now: Ticks, reseed: u32) -> [u8; 16] {
+        let mut key = self.key.lock();
+        let period = reseed.saturating_mul(1000).min(i32::MAX as u32) as i32;
+        if period > 0 && now - key.1 > period {
+            *key = (random_key(), now);
+        }
+        key.0
     }
 
     /// What is added to our clock in timestamps of a connection (RFC 7323 §5.4).
@@ -1171,4 +1186,55 @@ pub fn tcp_rcvseqinit(tp: &mut Tcpcb) {
 /// All connections, for `netstat`.
 pub fn tcp_pcblist(inet: &InetVnet) -> Vec<Arc<TcpInpcb>> {
     inet.tcp.tcbinfo.snapshot()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sys::machine::hosted::Machine;
+
+    #[test]
+    fn the_secret_of_sequence_numbers_is_made_anew_if_that_is_wanted() {
+        Machine::builder().quiet().run(|| {
+            let isn = Isn::new();
+            let now = machine::ticks();
+            let first = isn.secret(now, 0);
+            assert_eq!(isn.secret(now + 10_000, 0), first);
+            assert_eq!(isn.secret(now + 10_000, 10), first);
+            let second = isn.secret(now + 10_001, 10);
+            assert_ne!(second, first);
+            assert_eq!(isn.secret(now + 20_001, 10), second);
+        });
+    }
+
+    #[test]
+    fn sequence_numbers_of_a_connection_grow_with_time_and_with_every_connection() {
+        Machine::builder().quiet().run(|| {
+            let isn = Isn::new();
+            let inc = InConninfo {
+                inc_faddr: Ipv4Addr::new(192, 0, 2, 1).into(),
+                inc_laddr: Ipv4Addr::new(192, 0, 2, 2).into(),
+                inc_fport: 1,
+                inc_lport: 2,
+            };
+            let now = machine::ticks();
+            let first = isn.new_isn(now, &inc, 0);
+            let second = isn.new_isn(now, &inc, 0);
+            assert!(
+                (4096..8192).contains(&(second - first)),
+                "{}",
+                second - first
+            );
+            isn.new_isn(now + 1000, &inc, 0);
+            let later = isn.new_isn(now + 1000, &inc, 0);
+            assert!(later - second >= 1_048_576, "{}", later - second);
+            // Of another connection it says nothing.
+            let other = InConninfo {
+                inc_fport: 3,
+                ..inc
+            };
+            let apart = isn.new_isn(now, &other, 0) - later;
+            assert!(apart.unsigned_abs() > 1 << 16, "{apart}");
+        });
+    }
 }

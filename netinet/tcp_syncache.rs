@@ -739,7 +739,7 @@ impl<'a> Listener<'a> {
         Entry {
             inc,
             port,
-            iss: isn.new_isn(self.cx.now, &inc),
+            iss: isn.new_isn(self.cx.now, &inc, tun.isn_reseed_interval.get()),
             irs: th.th_seq,
             tsoff: if timestamps {
                 isn.new_ts_offset(tun.ts_offset_per_conn.get(), &inc)

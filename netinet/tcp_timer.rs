@@ -404,7 +404,10 @@ fn tcp_timer_rexmt(c: &Conn<'_>, tp: &mut Tcpcb) {
 fn look_for_black_hole(c: &Conn<'_>, tp: &mut Tcpcb) {
     let tun = &c.vt.tun;
     let stat = &c.vt.stat;
-    let wanted = matches!(tun.pmtud_blackhole_detection.get(), 1 | 2);
+    let wanted = match (tun.pmtud_blackhole_detection.get(), c.hdr.is_ipv6()) {
+        (1, _) | (2, false) | (3, true) => true,
+        (_, _) => false,
+    };
     if !wanted || !matches!(tp.t_state, TcpState::Established | TcpState::FinWait1) {
         return;
     }

@@ -163,6 +163,7 @@ impl Protosw for TcpInpcb {
                 cx.vnet.tcp.tcbinfo.bind(cx, self, locked.hdr(), None)?;
             }
             so.solisten_proto(backlog);
+            self.join_lbgroup();
             if let Some((c, tp)) = locked.split() {
                 tcp_state_change(&c, tp, TcpState::Listen);
                 if tp.t_flags.contains(Tf::FASTOPEN) {
@@ -395,7 +396,9 @@ fn tcp_connect(c: &Conn<'_>, tp: &mut Tcpcb) {
     c.so.soisconnecting();
     c.vt.stat.tcps_connattempt.inc();
     tcp_state_change(c, tp, TcpState::SynSent);
-    tp.iss = c.vt.isn.new_isn(c.net.now, &c.hdr.inp_inc);
+    tp.iss =
+        c.vt.isn
+            .new_isn(c.net.now, &c.hdr.inp_inc, tun.isn_reseed_interval.get());
     if tp.t_flags.contains(Tf::REQ_TSTMP) {
         tp.ts_offset =
             c.vt.isn

@@ -780,6 +780,7 @@ tunables! {
         v6pmtud_blackhole_mss: u32 = 1220, "net.inet.tcp.v6pmtud_blackhole_mss", "Path MTU Discovery IPv6 Black Hole Detection lowered MSS" (216..=65_535);
         pmtud_blackhole_mss: u32 = 1200, "net.inet.tcp.pmtud_blackhole_mss", "Path MTU Discovery Black Hole Detection lowered MSS" (216..=65_535);
         blackhole: u32 = 0, "net.inet.tcp.blackhole", "Do not send RST on segments to closed ports";
+        blackhole_local: bool = false, "net.inet.tcp.blackhole_local", "Enforce net.inet.tcp.blackhole for locally originated packets";
         log_in_vain: u32 = 0, "net.inet.tcp.log_in_vain", "Log all incoming TCP segments to closed ports";
         drop_synfin: bool = false, "net.inet.tcp.drop_synfin", "Drop TCP packets with SYN+FIN set";
         insecure_rst: bool = false, "net.inet.tcp.insecure_rst", "Follow RFC793 instead of RFC5961 criteria for accepting RST packets";
@@ -796,6 +797,9 @@ tunables! {
         tolerate_missing_ts: bool = true, "net.inet.tcp.tolerate_missing_ts", "Tolerate missing TCP timestamps";
         ts_offset_per_conn: bool = true, "net.inet.tcp.ts_offset_per_conn", "Initialize TCP timestamps per connection instead of per host pair";
         newreno_beta: u32 = 50, "net.inet.tcp.cc.newreno.beta", "New Reno beta, specified as number between 1 and 100";
+        newreno_beta_ecn: u32 = 80, "net.inet.tcp.cc.newreno.beta_ecn", "New Reno beta ecn, specified as number between 1 and 100" (1..=100);
+        cc_abe: bool = false, "net.inet.tcp.cc.abe", "Enable RFC8511 (Alternative Backoff with ECN, ABE)";
+        cc_abe_frlossreduce: bool = false, "net.inet.tcp.cc.abe_frlossreduce", "Apply standard beta instead of ABE-beta during ECN-signalled congestion recovery episodes if loss also needs to be repaired";
         dctcp_alpha: u32 = MAX_ALPHA_VALUE, "net.inet.tcp.cc.dctcp.alpha", "dctcp alpha parameter at start of session" (0..=1024);
         dctcp_shift_g: u32 = 4, "net.inet.tcp.cc.dctcp.shift_g", "dctcp shift parameter" (1..=10);
         dctcp_slowstart: bool = false, "net.inet.tcp.cc.dctcp.slowstart", "half CWND reduction after the first slow start";

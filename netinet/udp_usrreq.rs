@@ -650,6 +650,7 @@ impl Protosw for UdpInpcb {
 
     fn bind(&self, so: &Arc<Socket>, nam: &SockAddr) -> Result<(), Errno> {
         self.set_reuse(so.options());
+        self.join_lbgroup();
         let epoch = NetEpoch::enter();
         let cx = NetCx::new(&self.inp_vnet, &epoch);
         cx.vnet

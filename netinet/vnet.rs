@@ -22,12 +22,14 @@ use crate::netinet6::nd6_nbr::DadQueue;
 use crate::netinet6::nd6_rtr::{self, Nd6Rtr};
 use crate::netinet6::raw_ip6::{Raw6Pcb, Rip6, Rip6Stat};
 use crate::raw_ip::{RawIp, RawPcb, RawTunables};
+use crate::tcp_fsm::TcpState;
 use crate::tcp_lro::TcpLro;
 use crate::tcp_subr::TcpVnet;
 use crate::udp::UdpStat;
 use crate::udp_usrreq::{Udp, UdpTunables, Udpcb};
 use alloc::boxed::Box;
-use alloc::string::ToString;
+use alloc::format;
+use alloc::string::{String, ToString};
 use alloc::sync::{Arc, Weak};
 use core::any::Any;
 use core::ops::Deref;
@@ -360,6 +362,45 @@ fn register_figures(inet: &Arc<InetVnet>) {
             "List available congestion control algorithms",
             available,
         )),
+    );
+    for (name, words, value) in [
+        (
+            "net.inet.tcp.functions_default",
+            "Set/get the default TCP functions",
+            || "freebsd".to_string(),
+        ),
+        (
+            "net.inet.tcp.tcbhashsize",
+            "Size of TCP control-block hashtable",
+            || TCBHASHSIZE.to_string(),
+        ),
+    ] as [(&str, &'static str, fn() -> String); 2]
+    {
+        tree.register(name, Arc::new(ReadOnly::new(words, value)));
+    }
+    let weak = Arc::downgrade(inet);
+    let functions = move || {
+        let count = weak.upgrade().map_or(0, |inet| inet.tcp.tcbinfo.count());
+        format!(
+            "\n{:<32}{} {:<32} PCB count\n{:<32}{} {:<32} {count}\n",
+            "Stack", "D", "Alias", "freebsd", "*", "-"
+        )
+    };
+    tree.register(
+        "net.inet.tcp.functions_available",
+        Arc::new(ReadOnly::new("list available TCP Function sets", functions)),
+    );
+    let weak = Arc::downgrade(inet);
+    let states = move || {
+        let Some(inet) = weak.upgrade() else {
+            return String::new();
+        };
+        let counts = TcpState::ALL.map(|state| inet.tcp.state_count(state).to_string());
+        counts.join(" ")
+    };
+    tree.register(
+        "net.inet.tcp.states",
+        Arc::new(ReadOnly::new("TCP connection counts by TCP state", states)),
     );
     figure(
         "net.inet.tcp.pcbcount",

@@ -23,7 +23,14 @@ impl CcAlgo for NewReno {
 
     fn cong_signal(&mut self, tp: &mut Tcpcb, ccv: &CcVar<'_>, signal: CcSignal) {
         let mss = tp.fixed_maxseg();
-        let percent = ccv.tun.newreno_beta.get().clamp(1, 100);
+        let tun = ccv.tun;
+        let beta = tun.newreno_beta.get().clamp(1, 100);
+        let abe = tun.cc_abe.get();
+        // RFC 8511: a mark comes from a short queue, where a smaller reduction is enough.
+        let percent = match signal {
+            CcSignal::Ecn if abe => tun.newreno_beta_ecn.get(),
+            CcSignal::Ecn | CcSignal::Rto | CcSignal::RtoErr | CcSignal::NDupAck => beta,
+        };
         let window = (u64::from(tp.snd_cwnd) * u64::from(percent) / 100) as u32;
         let reduced = window.max(2 * mss);
         match signal {
@@ -31,6 +38,10 @@ impl CcAlgo for NewReno {
                 if !tp.in_fastrecovery() {
                     if !tp.t_flags.contains(Tf::CONGRECOVERY) {
                         tp.snd_ssthresh = reduced;
+                    } else if abe && tun.cc_abe_frlossreduce.get() {
+                        // The rest of what a loss would have taken.
+                        let whole = u64::from(tp.snd_ssthresh) * u64::from(beta);
+                        tp.snd_ssthresh = (whole / u64::from(tun.newreno_beta_ecn.get())) as u32;
                     }
                     tp.enter_fastrecovery();
                 }
@@ -123,4 +134,46 @@ pub(super) fn newreno_after_idle(tp: &mut Tcpcb, ccv: &CcVar<'_>) {
     tp.snd_cwnd = tp
         .snd_cwnd
         .min(tcp_compute_initwnd(ccv.tun, tp.fixed_maxseg()));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tcp_seq::TcpSeq;
+    use crate::tcp_var::TcpTunables;
+    use alloc::boxed::Box;
+    use sys::machine::hosted::Machine;
+    use sys::time::Ticks;
+
+    /// The threshold after marks, and after a loss among them.
+    fn after(tun: &TcpTunables) -> (u32, u32) {
+        let mut tp = Tcpcb::new(tun, Ticks(0), Box::new(NewReno));
+        tp.t_maxseg = 1000;
+        tp.snd_cwnd = 100_000;
+        let ccv = CcVar {
+            tun,
+            now: Ticks(0),
+            curack: TcpSeq(0),
+            bytes_this_ack: 0,
+            nsegs: 1,
+            cwnd_limited: true,
+            abc_sentawnd: false,
+        };
+        NewReno.cong_signal(&mut tp, &ccv, CcSignal::Ecn);
+        let marked = tp.snd_ssthresh;
+        NewReno.cong_signal(&mut tp, &ccv, CcSignal::NDupAck);
+        (marked, tp.snd_ssthresh)
+    }
+
+    #[test]
+    fn with_abe_a_mark_takes_a_fifth_and_a_loss_the_rest_of_the_half() {
+        Machine::builder().run(|| {
+            let tun = TcpTunables::default();
+            assert_eq!(after(&tun), (50_000, 50_000));
+            tun.cc_abe.set(true);
+            assert_eq!(after(&tun), (80_000, 80_000));
+            tun.cc_abe_frlossreduce.set(true);
+            assert_eq!(after(&tun), (80_000, 50_000));
+        });
+    }
 }

@@ -11,7 +11,7 @@ use crate::ip_icmp::Bandlim;
 use crate::tcp::TcpFlags;
 use crate::tcp_fsm::TcpState;
 use crate::tcp_input::segment::tcp_do_segment;
-use crate::tcp_input::{Segment, reset_allowed};
+use crate::tcp_input::{Segment, blackholed, reset_allowed};
 use crate::tcp_subr::{Locked, Refusal, is_subnet_broadcast, tcp_dropwithreset};
 use crate::tcp_syncache::{Expanded, Listener};
 
@@ -105,7 +105,8 @@ fn acceptable_peer(cx: &crate::vnet::NetCx<'_>, seg: &Segment) -> bool {
 }
 
 fn reset(cx: &crate::vnet::NetCx<'_>, refusal: &Refusal, seg: &Segment, kind: Option<Bandlim>) {
-    if cx.vnet.tcp.tun.blackhole.get() >= 3 {
+    let vt = &cx.vnet.tcp;
+    if vt.tun.blackhole.get() >= 3 && blackholed(cx, vt, seg) {
         return;
     }
     if reset_allowed(cx, kind) {

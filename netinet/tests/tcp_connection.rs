@@ -2,12 +2,14 @@
 
 mod tcp_common;
 
+use core::net::Ipv4Addr;
 use netinet::tcp::{TcpFlags, TcpOptFlags};
 use netinet::tcp_fsm::TcpState;
 use netsim::wire::Dir;
 use netsim::world::{ADDR_B, World};
 use sys::errno::Errno;
-use sys::socket::{MsgFlags, SockAddr};
+use sys::kern::uipc_syscalls::SocketHandle;
+use sys::socket::{MsgFlags, SO_REUSEPORT, SO_REUSEPORT_LB, SOL_SOCKET, SockAddr};
 use tcp_common::*;
 
 #[test]
@@ -225,5 +227,52 @@ fn loopback_works_without_time_wait() {
         drop(listen);
         pass_ms(100);
         assert_eq!(world.a.inet.tcp.tcbinfo.count(), 0);
+    });
+}
+
+#[test]
+fn listeners_with_reuseport_lb_share_connections_and_others_may_not_join_them() {
+    World::run(WireConfig::default(), |world| {
+        let bound = |option: i32| {
+            let so = tcp(&world.b);
+            so.setsockopt_int(SOL_SOCKET, option, 1).unwrap();
+            so.bind(&SockAddr::v4(Ipv4Addr::UNSPECIFIED, PORT))
+                .map(|()| so)
+        };
+        let mut group: Vec<_> = (0..3)
+            .map(|_| {
+                let so = bound(SO_REUSEPORT_LB).expect("a place in the group");
+                so.listen(50).unwrap();
+                so
+            })
+            .collect();
+        assert_eq!(bound(SO_REUSEPORT).err(), Some(Errno::EADDRINUSE));
+        // One that does not listen gets nothing.
+        let silent = bound(SO_REUSEPORT_LB).expect("a place in the group");
+        let connect = |count: usize| -> Vec<_> {
+            (0..count)
+                .map(|_| {
+                    let so = tcp(&world.a);
+                    so.connect(&SockAddr::v4(ADDR_B, PORT)).expect("a listener");
+                    so
+                })
+                .collect()
+        };
+        let share = |group: &[SocketHandle]| -> Vec<usize> {
+            let count = |so: &SocketHandle| core::iter::from_fn(|| so.accept_nowait().ok()).count();
+            group.iter().map(count).collect()
+        };
+        let clients = connect(48);
+        pass_ms(50);
+        let shares = share(&group);
+        assert_eq!(shares.iter().sum::<usize>(), 48);
+        assert!(shares.iter().all(|&share| share >= 6), "{shares:?}");
+        drop(clients);
+        // Who leaves, leaves its share to the others.
+        group.pop();
+        let clients = connect(24);
+        pass_ms(50);
+        assert_eq!(share(&group).iter().sum::<usize>(), 24);
+        drop((clients, silent, group));
     });
 }

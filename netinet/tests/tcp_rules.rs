@@ -4,10 +4,10 @@ mod tcp_common;
 
 use std::vec::Vec;
 
-use netinet::tcp::{SackBlk, TcpFlags, TcpOpt, TcpOptFlags};
+use netinet::tcp::{SackBlk, TcpFlags, TcpOpt, TcpOptFlags, TfoCookie};
 use netinet::tcp_fsm::TcpState;
 use netinet::tcp_seq::TcpSeq;
-use netinet::tcp_usrreq::TCP_NODELAY;
+use netinet::tcp_usrreq::{TCP_FASTOPEN, TCP_NODELAY};
 use netsim::world::{ADDR_B, World};
 use sys::errno::Errno;
 use sys::kern::kern_mbuf::MbufStat;
@@ -626,5 +626,73 @@ fn a_closed_socket_keeps_nothing_that_came_out_of_order() {
         assert_eq!(in_state(&world.a, TcpState::FinWait1), 1);
         assert_eq!(MbufStat::snapshot().in_use(), start);
         peer.send_at(peer.seq, TcpFlags::RST, &[]);
+    });
+}
+
+#[test]
+fn no_more_than_half_the_queue_opens_fast_without_a_word_from_its_peers() {
+    in_world(|world| {
+        let set = |leaf: &str| {
+            let name = std::format!("net.inet.tcp.fastopen.{leaf}");
+            world.a.vnet.sysctl.set(&name, "1").unwrap();
+        };
+        set("server_enable");
+        set("acceptany");
+        let so = listener(&world.a, 2);
+        so.setsockopt_int(IPPROTO_TCP, TCP_FASTOPEN, 1).unwrap();
+        let mut to = mss_only();
+        to.to_flags |= TcpOptFlags::FASTOPEN;
+        to.to_tfo = TfoCookie::new(&[1; 8]);
+        let mut peer = Peer::new(world);
+        let mut open = |port: u16| {
+            peer.port = port;
+            peer.inject(TcpSeq(1000), TcpSeq(0), TcpFlags::SYN, &to, &[7; 10]);
+            peer.expect_within(50).th
+        };
+        // More than one of two may not wait.
+        let first = open(2001);
+        assert_eq!(first.th_ack, TcpSeq(1011));
+        assert_eq!(open(2002).th_ack, TcpSeq(1011));
+        assert_eq!(open(2003).th_ack, TcpSeq(1001));
+        let accepted: Vec<_> = (0..3).map(|_| so.accept_nowait().is_ok()).collect();
+        assert_eq!(accepted, [true, true, false]);
+        // A word from one of them makes room.
+        peer.port = 2001;
+        let mss = TcpOpt::default();
+        peer.inject(TcpSeq(1011), first.th_seq + 1, ACK, &mss, &[]);
+        pass_ms(1);
+        peer.port = 2004;
+        peer.inject(TcpSeq(1000), TcpSeq(0), TcpFlags::SYN, &to, &[7; 10]);
+        let fourth = core::iter::from_fn(|| peer.next()).find(|seen| seen.th.th_dport == 2004);
+        let fourth = fourth.unwrap_or_else(|| peer.expect_within(50));
+        assert_eq!(fourth.th.th_ack, TcpSeq(1011));
+    });
+}
+
+#[test]
+fn black_holes_are_for_ourselves_only_if_wanted() {
+    in_world(|world| {
+        let set = |leaf: &str, value: &str| {
+            let name = std::format!("net.inet.tcp.{leaf}");
+            world.a.vnet.sysctl.set(&name, value).unwrap();
+        };
+        set("blackhole", "2");
+        let refused = |error| {
+            let so = tcp(&world.a);
+            so.set_nonblocking(true);
+            let to = SockAddr::v4(netsim::world::ADDR_A, 99);
+            // The answer may come before the call returns.
+            let told = match so.connect(&to) {
+                Err(Errno::EINPROGRESS) => {
+                    pass_ms(10);
+                    so.getsockopt_int(SOL_SOCKET, SO_ERROR).unwrap()
+                }
+                result => result.expect_err("nobody listens").number(),
+            };
+            assert_eq!(told, error);
+        };
+        refused(Errno::ECONNREFUSED.number());
+        set("blackhole_local", "1");
+        refused(0);
     });
 }

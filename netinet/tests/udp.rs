@@ -507,3 +507,40 @@ fn a_route_that_changes_takes_effect_for_the_next_datagram() {
         assert_eq!(tap.seen(Dir::AtoB, IP).len(), 3);
     });
 }
+
+#[test]
+fn sockets_with_reuseport_lb_share_peers_and_keep_them() {
+    World::run(WireConfig::default(), |world| {
+        let group: Vec<_> = (0..3)
+            .map(|_| {
+                let so = udp(&world.b, 0);
+                so.setsockopt_int(SOL_SOCKET, SO_REUSEPORT_LB, 1).unwrap();
+                so.bind(&SockAddr::v4(Ipv4Addr::UNSPECIFIED, 7)).unwrap();
+                so.set_nonblocking(true);
+                so
+            })
+            .collect();
+        let peers: Vec<_> = (0..30).map(|at| udp(&world.a, 3000 + at)).collect();
+        // ARP does not hold as many as there are.
+        send_to(&peers[0], b"arp", ADDR_B, 9).unwrap();
+        pass_ms(20);
+        for round in 0..2 {
+            for peer in &peers {
+                send_to(peer, &[round], ADDR_B, 7).unwrap();
+            }
+            pass_ms(20);
+        }
+        let mut seen = 0;
+        for so in &group {
+            let mut froms: Vec<_> = core::iter::from_fn(|| receive(so).ok())
+                .map(|(_, from)| from.port())
+                .collect();
+            seen += froms.len();
+            froms.sort_unstable();
+            assert!(froms.len() >= 6, "{froms:?}");
+            // Both datagrams of a peer, or none.
+            assert!(froms.chunks(2).all(|pair| pair[0] == pair[1]), "{froms:?}");
+        }
+        assert_eq!(seen, 60);
+    });
+}
