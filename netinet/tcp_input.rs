@@ -87,6 +87,7 @@ pub(crate) fn tcp_input_with_port(cx: &NetCx<'_>, vt: &TcpVnet, m: Mbuf, hlen: u
                 TwCheck::Done => return,
                 TwCheck::Recycled => continue,
                 TwCheck::Refused => {
+                    vt.stat.tcps_tw_resets.inc();
                     if reset_allowed(cx, Some(Bandlim::RstClosedport)) {
                         tcp_dropwithreset(cx, Some(&refusal(&c, tp)), &seg);
                     }

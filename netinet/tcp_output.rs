@@ -207,7 +207,7 @@ fn output_failed(c: &Conn<'_>, tp: &mut Tcpcb, plan: &Plan, error: Errno) -> Res
         Errno::EMSGSIZE => {
             // Most likely the route has changed, or its interface has stopped doing TSO.
             let before = tp.t_maxseg;
-            let mtu = tcp_maxmtu(c.net, c.hdr.faddr()).map(|path| path.mtu);
+            let mtu = tcp_maxmtu(c.net, c.hdr.faddr(), c.hdr.in6p_flags).map(|path| path.mtu);
             tcp_mss_update(c, tp, None, mtu);
             if plan.tso {
                 tp.t_flags.remove(Tf::TSO);

@@ -28,14 +28,14 @@ use zerocopy::IntoBytes;
 
 use crate::cc::{CC_AVAILABLE, CcAlgo, cc_attach};
 use crate::in_pcb::{
-    InConninfo, InpFlags, InpHdr, InpWrite, Inpcb, Lookup, Pcbinfo, Route, hash_addr,
+    In6pFlags, InConninfo, InpFlags, InpHdr, InpWrite, Inpcb, Lookup, Pcbinfo, Route, hash_addr,
 };
 use crate::ip::{IPPROTO_TCP, IPPROTO_UDP, Ip};
 use crate::ip_output::ip_output;
 use crate::ip_var::{IpOutArgs, IpProto, PrcCmd, Quoted, pseudo_sum};
 use crate::key::Keydb;
 use crate::netinet6::in6_pcb::in6_ifp_for;
-use crate::netinet6::ip6::Ip6;
+use crate::netinet6::ip6::{IPV6_MMTU, Ip6};
 use crate::netinet6::ip6_output::ip6_output;
 use crate::netinet6::ip6_var::Ip6OutArgs;
 use crate::tcp::{TCP_HLEN, TCP_MAXOLEN, TcpFlags, TcpHeader, TcpOpt, TcpOptFlags};
@@ -552,7 +552,9 @@ pub(crate) fn tcp_ctlinput_with_port(
             if mtu < tp.t_maxseg + headers {
                 vt.hostcache.update_mtu(&vt.stat, dst, mtu, cx.now);
                 tcp_mtudisc(&c, tp, mtu);
-            } else if dst.is_ipv6() && tcp_maxmtu(cx, dst).is_some_and(|path| mtu < path.mtu) {
+            } else if dst.is_ipv6()
+                && tcp_maxmtu(cx, dst, c.hdr.in6p_flags).is_some_and(|path| mtu < path.mtu)
+            {
                 // Nothing of ours is too large yet, but what we offer may be (`icmp6_mtudisc_update`).
                 vt.hostcache.update_mtu(&vt.stat, dst, mtu, cx.now);
             }
@@ -620,9 +622,9 @@ pub struct Path {
     pub tso: Option<TsoLimits>,
 }
 
-/// Asks the routing table for the path.
+/// Asks the routing table for the path; `flags` are the socket's: it may want packets that every link of IPv6 takes.
 #[doc(alias = "tcp_maxmtu6")]
-pub fn tcp_maxmtu(cx: &NetCx<'_>, faddr: IpAddr) -> Option<Path> {
+pub fn tcp_maxmtu(cx: &NetCx<'_>, faddr: IpAddr, flags: In6pFlags) -> Option<Path> {
     let (ifp, mtu, cap, assist) = match faddr {
         IpAddr::V4(faddr) => {
             let nhop = cx.vnet.rib.fib4_lookup(faddr, cx.epoch)?;
@@ -631,7 +633,10 @@ pub fn tcp_maxmtu(cx: &NetCx<'_>, faddr: IpAddr) -> Option<Path> {
         IpAddr::V6(faddr) => {
             let ifp = in6_ifp_for(cx, faddr)?;
             let nhop = cx.vnet.rib6.fib6_lookup(faddr, cx.epoch);
-            let mtu = nhop.map_or(ifp.mtu(), |nhop| nhop.mtu());
+            let mtu = match flags.contains(In6pFlags::USE_MIN_MTU) {
+                true => IPV6_MMTU,
+                false => nhop.map_or(ifp.mtu(), |nhop| nhop.mtu()),
+            };
             let ifp = nhop.map_or(ifp, |nhop| &nhop.nh_ifp);
             (ifp, mtu, IfCap::TSO6, CsumFlags::IP6_TSO)
         }
@@ -672,9 +677,9 @@ fn default_mss(tun: &TcpTunables, faddr: IpAddr) -> u32 {
 }
 
 /// The segment size to offer in a SYN, of a connection inside UDP if `port` is not 0 (`tcp_mssopt`).
-pub fn tcp_mssopt(cx: &NetCx<'_>, faddr: IpAddr, port: u16) -> u16 {
+pub fn tcp_mssopt(cx: &NetCx<'_>, faddr: IpAddr, port: u16, flags: In6pFlags) -> u16 {
     let tun = &cx.vnet.tcp.tun;
-    let mss = match tcp_maxmtu(cx, faddr) {
+    let mss = match tcp_maxmtu(cx, faddr, flags) {
         Some(path) => {
             let learned = cx.vnet.tcp.hostcache.mtu(faddr, cx.now);
             let mtu = learned.map_or(path.mtu, |mtu| mtu.min(path.mtu));
@@ -690,7 +695,7 @@ pub fn tcp_mssopt(cx: &NetCx<'_>, faddr: IpAddr, port: u16) -> u16 {
 pub fn tcp_mss_update(c: &Conn<'_>, tp: &mut Tcpcb, offer: Option<u16>, mtu: Option<u32>) {
     let tun = &c.vt.tun;
     let faddr = c.hdr.faddr();
-    let Some(path) = tcp_maxmtu(c.net, faddr) else {
+    let Some(path) = tcp_maxmtu(c.net, faddr, c.hdr.in6p_flags) else {
         // No route: the default, as if there were no offer.
         tp.t_maxseg = default_mss(tun, faddr);
         return;

@@ -83,6 +83,8 @@ struct Entry {
     unreach: bool,
     ttl: u8,
     tos: u8,
+    /// What the listener says of packets of IPv6.
+    in6p_flags: In6pFlags,
     /// Flow label, 0 in IPv4.
     flow: u32,
 }
@@ -279,7 +281,7 @@ impl Syncache {
     /// The initial sequence number that tells what is in `entry`.
     fn cookie(&self, l: &Listener<'_>, entry: &Entry) -> TcpSeq {
         // No larger than we would send, no smaller than we accept.
-        let ours = tcp_mssopt(l.cx, entry.inc.inc_faddr, entry.port);
+        let ours = tcp_mssopt(l.cx, entry.inc.inc_faddr, entry.port, entry.in6p_flags);
         let least = l.vt.tun.minmss.get().min(u32::from(u16::MAX)) as u16;
         let offer = Offer {
             mss: entry
@@ -597,7 +599,7 @@ fn respond(cx: &NetCx<'_>, vt: &TcpVnet, entry: &Entry, flags: TcpFlags) -> bool
     if !entry.noopt {
         if syn {
             to.to_flags |= TcpOptFlags::MSS;
-            to.to_mss = tcp_mssopt(cx, entry.inc.inc_faddr, entry.port)
+            to.to_mss = tcp_mssopt(cx, entry.inc.inc_faddr, entry.port, entry.in6p_flags)
                 .max(vt.tun.minmss.get().min(65535) as u16);
             if let Some((_, ours)) = entry.scale {
                 to.to_flags |= TcpOptFlags::SCALE;
@@ -666,7 +668,7 @@ pub struct Listener<'a> {
     window: u16,
     /// Of connections by IPv4 and by IPv6.
     marks: [Marks; 2],
-    autoflowlabel: bool,
+    in6p_flags: In6pFlags,
     /// Connections of Fast Open not complete yet, if the socket has it.
     pending: Option<Arc<AtomicU32>>,
 }
@@ -683,7 +685,7 @@ impl<'a> Listener<'a> {
             own: tp.t_own.as_deref().copied(),
             window: space.min(TCP_MAXWIN) as u16,
             marks: [false, true].map(|v6| Marks::of_family(c.hdr, v6)),
-            autoflowlabel: c.hdr.in6p_flags.contains(In6pFlags::AUTOFLOWLABEL),
+            in6p_flags: c.hdr.in6p_flags,
             pending: match &tp.t_tfo {
                 TfoRole::Listener(pending) if tp.t_flags.contains(Tf::FASTOPEN) => {
                     Some(pending.clone())
@@ -762,7 +764,8 @@ impl<'a> Listener<'a> {
             unreach: false,
             ttl: marks.ttl,
             tos: marks.tos,
-            flow: if inc.is_ipv6() && self.autoflowlabel {
+            in6p_flags: self.in6p_flags & In6pFlags::USE_MIN_MTU,
+            flow: if inc.is_ipv6() && self.in6p_flags.contains(In6pFlags::AUTOFLOWLABEL) {
                 ip6_randomflowlabel()
             } else {
                 0
@@ -797,6 +800,7 @@ fn syncache_socket(l: &Listener<'_>, entry: &Entry) -> Option<Arc<TcpInpcb>> {
             .hdr()
             .set_marks(entry.inc.is_ipv6(), entry.ttl, entry.tos);
         locked.hdr().inp_flow = entry.flow;
+        locked.hdr().in6p_flags |= entry.in6p_flags;
         match locked.split() {
             Some((c, tp)) if entered => {
                 set_up(l, &c, tp, entry);

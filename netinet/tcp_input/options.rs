@@ -49,6 +49,7 @@ pub(super) fn check(c: &Conn<'_>, tp: &mut Tcpcb, seg: &mut Segment) -> Step {
             && older(seg.to.to_tsecr, tp.t_prev.t_badrxtwin)
         {
             // RFC 3522: the ACK answers the original, so the timeout was spurious.
+            c.vt.stat.tcps_sndrexmitbad.inc();
             tp.cc_cong_signal(&c.vt.tun, c.net.now, seg.th.th_ack, CcSignal::RtoErr);
         }
     }

@@ -75,6 +75,7 @@ fn pure_ack(c: &Conn<'_>, tp: &mut Tcpcb, seg: &mut Segment) -> Exit {
         && tp.t_prev.t_badrxtwin != 0
         && older(now.0, tp.t_prev.t_badrxtwin)
     {
+        stat.tcps_sndrexmitbad.inc();
         tp.cc_cong_signal(&c.vt.tun, now, th_ack, CcSignal::RtoErr);
     }
     sample_rtt(c, tp, seg);

@@ -59,7 +59,7 @@ pub(super) fn build(
     }
     if plan.flags.contains(TcpFlags::SYN) && plan.optlen > 0 {
         // The segment size stands first among the options of a SYN.
-        let mss = tcp_mssopt(c.net, c.hdr.faddr(), tp.t_port);
+        let mss = tcp_mssopt(c.net, c.hdr.faddr(), tp.t_port, c.hdr.in6p_flags);
         plan.options[2..4].copy_from_slice(&mss.to_be_bytes());
     }
     let ecn = ecn(c, tp, plan);
