@@ -4,7 +4,9 @@
 //! Differs from FreeBSD: a range keeps its segments as a packet queue, so that joining two ranges moves three
 //! pointers and no mbuf chain is walked.
 
+use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::sync::atomic::{AtomicU32, Ordering};
 
 use sys::mbuf::{Mbuf, MbufQueue};
 
@@ -29,6 +31,15 @@ pub struct ReassQueue {
     segments: u32,
     /// Where the peer's FIN stands.
     fin: Option<TcpSeq>,
+    /// Where all queues count their segments, and how many of this are in it.
+    global: Option<(Arc<AtomicU32>, u32)>,
+}
+
+impl Drop for ReassQueue {
+    fn drop(&mut self) {
+        self.segments = 0;
+        self.recount();
+    }
 }
 
 /// What became of a segment that was queued.
@@ -61,9 +72,30 @@ pub struct Limits {
     pub ranges: usize,
     /// Most bytes of mbufs.
     pub mbcnt: u32,
+    /// Most segments of all queues.
+    pub global: u32,
 }
 
 impl ReassQueue {
+    /// An empty queue whose segments `global` counts.
+    pub fn new(global: &Arc<AtomicU32>) -> ReassQueue {
+        ReassQueue {
+            ranges: Vec::new(),
+            mbcnt: 0,
+            segments: 0,
+            fin: None,
+            global: Some((global.clone(), 0)),
+        }
+    }
+
+    /// Brings the count of all queues up to date.
+    fn recount(&mut self) {
+        if let Some((global, counted)) = &mut self.global {
+            global.fetch_add(self.segments.wrapping_sub(*counted), Ordering::Relaxed);
+            *counted = self.segments;
+        }
+    }
+
     /// Whether nothing is queued.
     pub fn is_empty(&self) -> bool {
         self.ranges.is_empty() && self.fin.is_none()
@@ -105,8 +137,13 @@ impl ReassQueue {
         }
         let mbcnt = mbuf_bytes(&m);
         // The segment that fills the gap is always taken: it frees the others.
+        let all = self
+            .global
+            .as_ref()
+            .map_or(0, |(global, _)| global.load(Ordering::Relaxed));
         if seq != next
-            && (self.mbcnt.saturating_add(mbcnt) > limits.mbcnt
+            && (all >= limits.global
+                || self.mbcnt.saturating_add(mbcnt) > limits.mbcnt
                 || (self.ranges.len() >= limits.ranges && !self.touches(at, seq, end)))
         {
             return Queued::Full;
@@ -197,6 +234,7 @@ impl ReassQueue {
             self.ranges[at].end = right.end;
             self.ranges[at].segments.append(&mut right.segments);
         }
+        self.recount();
         let range = &self.ranges[at];
         Queued::Kept {
             start: range.start,
@@ -222,6 +260,7 @@ impl ReassQueue {
         let bytes: u32 = range.segments.iter().map(mbuf_bytes).sum();
         self.mbcnt = self.mbcnt.saturating_sub(bytes);
         self.segments = self.segments.saturating_sub(range.segments.len() as u32);
+        self.recount();
         Some((range.segments, range.end))
     }
 
@@ -243,4 +282,41 @@ fn mbuf_bytes(m: &Mbuf) -> u32 {
         next = m.next();
     }
     bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sys::machine::hosted::Machine;
+    use sys::mbuf::How;
+
+    #[test]
+    fn all_queues_together_have_a_limit_that_the_missing_segment_may_pass() {
+        Machine::builder().quiet().run(|| {
+            let global = Arc::new(AtomicU32::new(0));
+            let limits = Limits {
+                ranges: 100,
+                mbcnt: u32::MAX,
+                global: 3,
+            };
+            let next = TcpSeq(0);
+            let put = |queue: &mut ReassQueue, at: u32| {
+                let m = Mbuf::from_bytes(&[0; 10], How::Wait).expect("an mbuf");
+                queue.insert(TcpSeq(at), m, 10, next, limits)
+            };
+            let mut first = ReassQueue::new(&global);
+            let mut second = ReassQueue::new(&global);
+            assert!(matches!(put(&mut first, 20), Queued::Kept { .. }));
+            assert!(matches!(put(&mut second, 20), Queued::Kept { .. }));
+            assert!(matches!(put(&mut second, 40), Queued::Kept { .. }));
+            assert_eq!(put(&mut first, 60), Queued::Full);
+            assert!(matches!(put(&mut first, 0), Queued::Kept { .. }));
+            assert_eq!(global.load(Ordering::Relaxed), 4);
+            assert!(first.take_ready(next).is_some());
+            assert_eq!(global.load(Ordering::Relaxed), 3);
+            drop(second);
+            assert_eq!(global.load(Ordering::Relaxed), 1);
+            assert!(matches!(put(&mut first, 60), Queued::Kept { .. }));
+        });
+    }
 }

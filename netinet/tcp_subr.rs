@@ -14,6 +14,7 @@ use core::sync::atomic::{AtomicU32, Ordering};
 use siphasher::sip::SipHasher24;
 use sys::counter::Counter;
 use sys::errno::Errno;
+use sys::kern::kern_mbuf::MbufStat;
 use sys::kern::kern_mutex::Mutex;
 use sys::kern::lock_order::Leaf;
 use sys::kern::subr_epoch::NetEpoch;
@@ -76,6 +77,10 @@ pub struct TcpVnet {
     pub fastopen: Arc<Ccache>,
     /// What was learned about hosts.
     pub hostcache: Arc<Hostcache>,
+    /// Segments in all reassembly queues (`net.inet.tcp.reass.cursegments`).
+    pub reass_segments: Arc<AtomicU32>,
+    /// Most of them (`net.inet.tcp.reass.maxsegments`).
+    pub reass_maxsegments: u32,
     /// Secrets that segments are signed with.
     pub keydb: Keydb,
     /// Segments inside UDP.
@@ -144,6 +149,9 @@ impl TcpVnet {
             fastopen: Ccache::new(vnet),
             toe: ToeDevs::new(),
             hostcache: Hostcache::new(vnet),
+            reass_segments: Arc::default(),
+            // FreeBSD: nmbclusters / 16 (tcp_reass_global_init).
+            reass_maxsegments: (MbufStat::snapshot().cluster.max / 16).clamp(64, 1 << 24) as u32,
             keydb: Keydb::new(),
             tunnel: Tunnel::new(vnet, inet.clone()),
             syncache: Syncache::new(vnet, inet),

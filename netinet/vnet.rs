@@ -36,7 +36,7 @@ use core::ops::Deref;
 use sys::errno::Errno;
 use sys::kern::subr_epoch::NetEpoch;
 use sys::machine;
-use sys::machine::atomic::AtomicU32;
+use sys::machine::atomic::{AtomicU32, Ordering};
 use sys::net::if_llatbl::LlTable;
 use sys::net::iflib::LroFactory;
 use sys::net::ifnet::{IfEvent, IfFlags, Ifnet, LinkState};
@@ -401,6 +401,16 @@ fn register_figures(inet: &Arc<InetVnet>) {
     tree.register(
         "net.inet.tcp.states",
         Arc::new(ReadOnly::new("TCP connection counts by TCP state", states)),
+    );
+    figure(
+        "net.inet.tcp.reass.maxsegments",
+        "Global maximum number of TCP Segments in Reassembly Queue",
+        |inet| inet.tcp.reass_maxsegments as usize,
+    );
+    figure(
+        "net.inet.tcp.reass.cursegments",
+        "Global number of TCP Segments currently in Reassembly Queue",
+        |inet| inet.tcp.reass_segments.load(Ordering::Relaxed) as usize,
     );
     figure(
         "net.inet.tcp.pcbcount",

@@ -67,7 +67,8 @@ pub(super) fn urgent(c: &Conn<'_>, tp: &mut Tcpcb, seg: &mut Segment) {
         drop(rcv);
     }
     let inline = c.so.options().contains(SoOptions::OOBINLINE);
-    let in_order = seg.th.th_seq == tp.rcv_nxt && tp.t_segq.is_none();
+    let in_order =
+        seg.th.th_seq == tp.rcv_nxt && tp.t_segq.is_none() && tp.t_state.have_established();
     if th_urp <= seg.tlen && !inline && in_order {
         pull_out_of_band(tp, seg, th_urp - 1);
     }
@@ -158,6 +159,7 @@ fn reassemble(c: &Conn<'_>, tp: &mut Tcpcb, seg: &mut Segment) -> bool {
     let limits = Limits {
         ranges: (hiwat / tp.t_maxseg.max(1) + 1).min(c.vt.tun.reass_maxqueuelen.get()) as usize,
         mbcnt: mbmax.saturating_sub(used),
+        global: c.vt.reass_maxsegments,
     };
     let next = tp.rcv_nxt;
     let start = seg.th.th_seq;
@@ -165,7 +167,7 @@ fn reassemble(c: &Conn<'_>, tp: &mut Tcpcb, seg: &mut Segment) -> bool {
     let mut queue = tp
         .t_segq
         .take()
-        .unwrap_or_else(|| Box::new(ReassQueue::default()));
+        .unwrap_or_else(|| Box::new(ReassQueue::new(&c.vt.reass_segments)));
     let mut full = false;
     if len > 0
         && let Some(m) = seg.take_payload()
