@@ -4,6 +4,7 @@ mod tcp_common;
 
 use std::vec::Vec;
 
+use core::net::Ipv6Addr;
 use netinet::tcp::{SackBlk, TcpFlags, TcpOpt, TcpOptFlags, TfoCookie};
 use netinet::tcp_fsm::TcpState;
 use netinet::tcp_seq::TcpSeq;
@@ -12,7 +13,10 @@ use netsim::world::{ADDR_B, World};
 use sys::errno::Errno;
 use sys::kern::kern_mbuf::MbufStat;
 use sys::kern::uipc_syscalls::SocketHandle;
-use sys::socket::{IPPROTO_TCP, MsgFlags, SO_ERROR, SO_RCVBUF, SOL_SOCKET, SockAddr};
+use sys::socket::{
+    AF_INET6, IPPROTO_IPV6, IPPROTO_TCP, IPV6_UNICAST_HOPS, IPV6_V6ONLY, MsgFlags, SO_ERROR,
+    SO_RCVBUF, SOL_SOCKET, SockAddr, SockType,
+};
 use tcp_common::*;
 
 const ACK: TcpFlags = TcpFlags::ACK;
@@ -694,5 +698,21 @@ fn black_holes_are_for_ourselves_only_if_wanted() {
         refused(Errno::ECONNREFUSED.number());
         set("blackhole_local", "1");
         refused(0);
+    });
+}
+
+#[test]
+fn a_listener_of_both_families_refuses_by_ipv4_with_the_ttl_of_ipv4() {
+    in_world(|world| {
+        let so = SocketHandle::socket(&world.a.vnet, AF_INET6, SockType::Stream, 0).unwrap();
+        so.setsockopt_int(IPPROTO_IPV6, IPV6_V6ONLY, 0).unwrap();
+        so.setsockopt_int(IPPROTO_IPV6, IPV6_UNICAST_HOPS, 7)
+            .unwrap();
+        so.bind(&SockAddr::v6(Ipv6Addr::UNSPECIFIED, PORT)).unwrap();
+        so.listen(5).unwrap();
+        let peer = Peer::new(world);
+        peer.send_at(TcpSeq(1), ACK, &[]);
+        let reset = peer.expect();
+        assert_eq!((reset.th.th_flags, reset.ttl), (TcpFlags::RST, 64));
     });
 }

@@ -181,6 +181,8 @@ pub struct Seen {
     pub th: TcpHeader,
     /// Options.
     pub to: TcpOpt,
+    /// Time to live.
+    pub ttl: u8,
     /// Payload.
     pub data: Vec<u8>,
     /// Options as they stand.
@@ -210,6 +212,7 @@ pub fn parse(dir: Dir, frame: &[u8]) -> Option<Seen> {
     Some(Seen {
         at: now_ms(),
         dir,
+        ttl: ip.ip_ttl,
         to: TcpOpt::parse(&segment[TCP_HLEN..off], th.th_flags.contains(TcpFlags::SYN)),
         data: segment[off..].to_vec(),
         raw_opts: segment[TCP_HLEN..off].to_vec(),
