@@ -17,6 +17,7 @@ use crate::netinet6::in6::{self, In6IfAddrs};
 use crate::netinet6::ip6::IPPROTO_ICMPV6;
 use crate::netinet6::ip6_input::Ip6Handler;
 use crate::netinet6::ip6_var::{Ip6Stat, Ip6Tunables};
+use crate::netinet6::mld6::Mld;
 use crate::netinet6::nd6::Nd6Timers;
 use crate::netinet6::nd6_nbr::DadQueue;
 use crate::netinet6::nd6_rtr::{self, Nd6Rtr};
@@ -130,6 +131,8 @@ pub struct InetVnet {
     pub frag6: Arc<Frag6>,
     /// Searches for duplicates of our addresses.
     pub dad: DadQueue,
+    /// What routers are told of our groups.
+    pub mld: Arc<Mld>,
     /// Routers and prefixes of the links.
     pub nd6: Nd6Rtr,
     /// Raw sockets' control blocks, in IPv6.
@@ -199,6 +202,7 @@ impl InetVnet {
         self.frag6.destroy();
         self.dad.destroy();
         self.nd6.destroy();
+        self.mld.destroy();
         self.tcp.destroy();
     }
 }
@@ -242,6 +246,7 @@ pub fn inet_attach(vnet: &Arc<Vnet>) -> Result<Arc<InetVnet>, Errno> {
         in6_ifaddrs: In6IfAddrs::new(),
         frag6: Frag6::new(seed(), this.clone()),
         dad: DadQueue::new(),
+        mld: Mld::new(this.clone()),
         nd6: Nd6Rtr::new(this.clone()),
         rip6cbinfo: Pcbinfo::new("rip6", IPPROTO_RAW, RIPHASHSIZE, RIPHASHSIZE, seed()),
         rip6stat: Rip6Stat::new(),
@@ -262,6 +267,7 @@ pub fn inet_attach(vnet: &Arc<Vnet>) -> Result<Arc<InetVnet>, Errno> {
             sockets: AtomicU32::new(0),
         },
     });
+    inet.mld.tun.register(&vnet.sysctl);
     register_figures(&inet);
     vnet.netisr_register(
         NetisrInfo {
@@ -506,13 +512,15 @@ impl IfEvent for InetIfEvents {
     }
 
     fn link_changed(&self, ifp: &Arc<Ifnet>, state: LinkState) {
-        // The link may be another one now (RFC 4861 §6.3.7).
+        // The link may be another one now: its routers, and what its switches know, are others (RFC 4861 §6.3.7).
         if state == LinkState::Up
-            && ifp.nd6.flags().contains(Nd6Iff::ACCEPT_RTADV)
             && !ifp.nd6.flags().contains(Nd6Iff::IFDISABLED)
             && let Some(inet) = self.0.upgrade()
         {
-            nd6_rtr::nd6_rs_start(&inet, ifp);
+            inet.mld.announce(&inet, ifp);
+            if ifp.nd6.flags().contains(Nd6Iff::ACCEPT_RTADV) {
+                nd6_rtr::nd6_rs_start(&inet, ifp);
+            }
         }
     }
 

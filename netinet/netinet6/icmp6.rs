@@ -12,6 +12,7 @@ use crate::netinet6::ip6::{
 };
 use crate::netinet6::ip6_output::ip6_output;
 use crate::netinet6::ip6_var::Ip6OutArgs;
+use crate::netinet6::mld6::{MLD_LISTENER_QUERY, mld_input};
 use crate::netinet6::raw_ip6::rip6_input;
 use crate::netinet6::{in6, nd6, nd6_nbr, nd6_rtr};
 use crate::vnet::NetCx;
@@ -269,6 +270,7 @@ pub fn icmp6_input(cx: &NetCx<'_>, m: Mbuf, off: usize) {
             (255, 0) => nd6_nbr::nd6_na_input(cx, m, off),
             _ => stat.icp6s_badna.inc(),
         },
+        MLD_LISTENER_QUERY => mld_input(cx, &m, off),
         // A host does not answer those who look for routers, but hears when they do it wrong (RFC 4861 §6.1.1).
         ND_ROUTER_SOLICIT if (ip6.ip6_hlim, code) != (255, 0) => stat.icp6s_badrs.inc(),
         ND_ROUTER_SOLICIT => {}

@@ -2,7 +2,6 @@
 //!
 //! FreeBSD: sys/netinet6/in6.c (in6_control), in6_ifattach.c, in6_mcast.c
 //! As in FreeBSD an interface is silent in IPv6 (`ifdisabled`) until it is told otherwise or given an address.
-//! Not carried over: MLD. Nothing tells a router of memberships, so that groups work on the local link only.
 
 use crate::if_ether::has_arp;
 use crate::netinet6::in6_src::in6_setscope;
@@ -197,6 +196,7 @@ pub fn in6_if_up(inet: &Arc<InetVnet>, ifp: &Arc<Ifnet>) {
     if let Err(error) = add_linklocal(inet, ifp, In6Iff::empty()) {
         kprintf!("{}: no link-local address: {error}\n", ifp.if_xname);
     }
+    inet.mld.announce(inet, ifp);
     let tentative = |ia: &&Arc<In6Ifaddr>| ia.flags() & In6Iff::NOTREADY == In6Iff::TENTATIVE;
     for ia in ifp.addrs6(&NetEpoch::enter()).iter().filter(tentative) {
         nd6_nbr::nd6_dad_start(inet, ia);
@@ -353,6 +353,7 @@ pub(crate) fn in6_ifdetach(inet: &Arc<InetVnet>, ifp: &Arc<Ifnet>) {
         let _ = in6_purgeaddr(inet, ifp, addr);
     }
     inet.nd6.purge(ifp);
+    inet.mld.purge(ifp);
     let _change = inet.in6_ifaddrs.change.lock();
     inet.in6_ifaddrs
         .update(|_, multi| multi.retain(|im| im.ifindex != ifp.if_index));
@@ -364,7 +365,7 @@ pub fn in6_joingroup(inet: &InetVnet, ifp: &Arc<Ifnet>, group: Ipv6Addr) -> Resu
         return Err(Errno::EINVAL);
     }
     let group = in6_setscope(group, ifp);
-    let _change = inet.in6_ifaddrs.change.lock();
+    let change = inet.in6_ifaddrs.change.lock();
     let mut first = true;
     inet.in6_ifaddrs.update(|_, multi| {
         match multi
@@ -385,13 +386,17 @@ pub fn in6_joingroup(inet: &InetVnet, ifp: &Arc<Ifnet>, group: Ipv6Addr) -> Resu
     if first {
         ifp.multi_add(ether_map_ipv6_multicast(group));
     }
+    drop(change);
+    if first {
+        inet.mld.joined(ifp, group);
+    }
     Ok(())
 }
 
 /// Leaves a multicast group; `EADDRNOTAVAIL` if it was not joined.
 pub fn in6_leavegroup(inet: &InetVnet, ifp: &Arc<Ifnet>, group: Ipv6Addr) -> Result<(), Errno> {
     let group = in6_setscope(group, ifp);
-    let _change = inet.in6_ifaddrs.change.lock();
+    let change = inet.in6_ifaddrs.change.lock();
     let (mut found, mut last) = (false, false);
     inet.in6_ifaddrs.update(|_, multi| {
         if let Some(im) = multi
@@ -406,6 +411,10 @@ pub fn in6_leavegroup(inet: &InetVnet, ifp: &Arc<Ifnet>, group: Ipv6Addr) -> Res
     });
     if last {
         ifp.multi_del(ether_map_ipv6_multicast(group));
+    }
+    drop(change);
+    if last {
+        inet.mld.left(ifp, group);
     }
     if found {
         Ok(())

@@ -17,6 +17,7 @@ pub mod ip6_ctloutput;
 pub mod ip6_input;
 pub mod ip6_output;
 pub mod ip6_var;
+pub mod mld6;
 pub mod raw_ip6;
 
 // Neighbours and routers.
