@@ -11,6 +11,7 @@ use crate::peer;
 use crate::qemu::{self, Forward, Guest, Netdev, Nic};
 use crate::record;
 use crate::run::{self, Net};
+use crate::scenario::Machines;
 use crate::scripts;
 use crate::setup::{self, Consent, Need};
 use crate::shell;
@@ -237,7 +238,7 @@ struct TestArgs {
 #[derive(Args, Clone)]
 pub struct MachineArgs {
     /// Machine: pc or q35
-    #[arg(long, default_value = "q35")]
+    #[arg(long, default_value = "q35", value_parser = parse_machine)]
     machine: String,
     /// CPUs, 1 to 16
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=16))]
@@ -309,6 +310,11 @@ struct ShellArgs {
     /// NICs; the second and later ones hang on a hub with each other
     #[arg(long, default_value_t = 1)]
     nics: u32,
+}
+
+fn parse_machine(name: &str) -> Result<String> {
+    Machines::load()?.machine(name)?;
+    Ok(name.to_string())
 }
 
 fn parse_forward(text: &str) -> Result<Forward> {
