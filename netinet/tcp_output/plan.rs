@@ -185,6 +185,9 @@ pub fn plan(tp: &Tcpcb, world: &World) -> Verdict {
     let Some(why) = reason(tp, world, flags, off, len, recwin, hole.is_some()) else {
         return Verdict::Hold(held(tp, avail));
     };
+    if len == 0 && why == Why::AckNow && misses_data_behind_its_fin(tp) {
+        flags.remove(TcpFlags::FIN);
+    }
     let mut bytes = [0; TCP_MAXOLEN];
     let (optlen, nsacks) = options(tp, world, flags, &mut bytes);
     let mut tso = tp.t_flags.contains(Tf::TSO)
@@ -229,6 +232,16 @@ pub fn plan(tp: &Tcpcb, world: &World) -> Verdict {
         optlen,
         nsacks,
     })
+}
+
+/// Whether our FIN has been sent and something of the peer is missing before what it sent last.
+///
+/// Differs from FreeBSD, which repeats its FIN with every ACK: two ends that both miss data before the other's FIN would
+/// answer each other's FINs without end, until a retransmission timer expires.
+fn misses_data_behind_its_fin(tp: &Tcpcb) -> bool {
+    tp.t_flags.contains(Tf::SENTFIN)
+        && tp.snd_nxt == tp.snd_max
+        && tp.t_segq.as_ref().is_some_and(|segq| !segq.is_empty())
 }
 
 /// The cookie of a SYN sent now, or of the answer to one, if it is one of Fast Open: only the first is, someone on the way

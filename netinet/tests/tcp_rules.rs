@@ -583,6 +583,30 @@ fn an_unreachable_port_refuses_a_connection_being_made() {
 }
 
 #[test]
+fn two_ends_that_miss_data_before_the_others_fin_do_not_answer_each_other_without_end() {
+    World::run(WireConfig::default(), |world| {
+        let (a, b) = connected(world);
+        pass_ms(100);
+        // The data of both are lost once, and their FINs cross.
+        let mut lost = [false; 2];
+        let tap = Tap::dropping(world, move |seen| {
+            let lost = &mut lost[usize::from(seen.dir == netsim::wire::Dir::BtoA)];
+            !seen.data.is_empty() && !core::mem::replace(lost, true)
+        });
+        for so in [&a, &b] {
+            send_all(so, b"lost");
+        }
+        for so in [&a, &b] {
+            shut(so);
+        }
+        assert_eq!(receive_all(&a).unwrap(), b"lost");
+        assert_eq!(receive_all(&b).unwrap(), b"lost");
+        let crossed = tap.all().len();
+        assert!(crossed < 20, "{crossed} segments");
+    });
+}
+
+#[test]
 fn data_behind_the_peers_fin_does_not_break_a_connection_that_is_closing() {
     in_world(|world| {
         let so = tcp(&world.a);
