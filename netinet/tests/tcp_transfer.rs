@@ -5,9 +5,11 @@ mod tcp_common;
 use core::time::Duration;
 
 use netinet::tcp_fsm::TcpState;
+use netinet::tcp_usrreq::TCP_NODELAY;
 use netsim::impair::{Link, Loss};
 use netsim::wire::Dir;
 use netsim::world::World;
+use sys::socket::{IPPROTO_TCP, MsgFlags, SO_RCVBUF, SOL_SOCKET};
 use tcp_common::*;
 
 /// Sends `up` bytes from a to b and `down` bytes back at the same time, and compares.
@@ -187,6 +189,29 @@ fn everything_at_once_with_offloads() {
         };
         World::run(config, |world| transfer(world, seed, 2_000_000, 500_000));
     }
+}
+
+#[test]
+fn a_read_of_all_that_is_longer_than_the_buffer_takes_it_in_parts() {
+    World::run(faulty(1, |_| {}), |world| {
+        let (a, b) = connected(world);
+        b.setsockopt_int(SOL_SOCKET, SO_RCVBUF, 2801).unwrap();
+        let data = pattern(1, 150_000);
+        let sent = data.clone();
+        // Each piece takes a cluster, and the buffer holds no clusters for so many bytes as it is large.
+        a.setsockopt_int(IPPROTO_TCP, TCP_NODELAY, 1).unwrap();
+        let sender = spawn(move || {
+            for piece in sent.chunks(250) {
+                send_all(&a, piece);
+            }
+        });
+        let mut read = std::vec![0; data.len()];
+        assert_eq!(b.recv(&mut read, MsgFlags::WAITALL), Ok(data.len()));
+        assert!(read == data);
+        sender.join();
+        // The buffer became smaller under a window already offered; after that no byte needs to be probed for.
+        assert!(world.a.inet.tcp.stat.tcps_persisttimeo.fetch() <= 1);
+    });
 }
 
 #[test]

@@ -952,7 +952,8 @@ impl Socket {
                 return Err(Errno::EWOULDBLOCK);
             }
             let enough = avail as usize >= resid || avail >= rcv.sb_hiwat;
-            let ready = if flags.contains(MsgFlags::WAITALL) {
+            // What waits for all takes it in parts: a buffer may never hold more than a window or two of them.
+            let ready = if flags.contains(MsgFlags::WAITALL | MsgFlags::PEEK) {
                 enough
             } else {
                 nonblocking || enough || avail >= rcv.sb_lowat

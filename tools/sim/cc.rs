@@ -271,11 +271,12 @@ pub fn cubic_curve(epochs: usize) -> Vec<OnCurve> {
             } else {
                 before.cwnd
             };
-            // … and ends: the epoch begins with the first ACK of congestion avoidance.
+            // … and ends: the epoch begins with the first ACK of congestion avoidance, which slow start may precede where
+            // little was in flight at the end of recovery.
             let start = loop {
                 pass_ms(1);
                 let now = sample(&flow, begun);
-                if !now.recovery {
+                if !now.recovery && now.cwnd > now.ssthresh {
                     break now;
                 }
             };

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use sys::errno::Errno;
 use sys::kern::uipc_syscalls::SocketHandle;
 use sys::socket::{IPPROTO_TCP, MsgFlags, SO_RCVBUF, SO_SNDBUF, SOL_SOCKET, Shutdown};
+use sys::socketvar::PollEvents;
 use sys::time::Sbintime;
 
 /// An error and when it came, in ms of virtual time.
@@ -59,6 +60,11 @@ pub fn prepare(so: &SocketHandle, end: &End) {
 pub fn live(so: SocketHandle, end: &End, mine: Arc<Vec<u8>>, theirs: Arc<Vec<u8>>) -> Told {
     // FreeBSD sends no keepalive probes in FIN_WAIT_2: who waits there for a peer that is gone waits for ever.
     let _ = so.set_rcvtimeo(Some(Sbintime::from_s(READ_PATIENCE_S)));
+    so.set_nonblocking(end.polls);
+    if let Some(seconds) = end.linger {
+        // On a dead connection there is nothing to wait for.
+        let _ = so.set_linger(Some(seconds));
+    }
     let so = Arc::new(so);
     let writer = {
         let (so, end) = (so.clone(), end.clone());
@@ -93,6 +99,11 @@ fn say(so: &SocketHandle, end: &End, mine: &[u8]) -> (usize, Option<Failed>) {
                     let upto = (at + piece).min(stop);
                     match so.send(&mine[at..upto], MsgFlags::empty()) {
                         Ok(n) => at += n,
+                        Err(Errno::EWOULDBLOCK) if end.polls => {
+                            if let Err(e) = wait_for(so, PollEvents::OUT) {
+                                return (at, Some((e, now_ms())));
+                            }
+                        }
                         Err(e) => return (at, Some((e, now_ms()))),
                     }
                 }
@@ -109,6 +120,14 @@ fn say(so: &SocketHandle, end: &End, mine: &[u8]) -> (usize, Option<Failed>) {
 
 type Heard = (usize, bool, Option<Failed>, Option<String>);
 
+/// Waits until a call would not block, as long as a call that blocks would.
+fn wait_for(so: &SocketHandle, what: PollEvents) -> Result<(), Errno> {
+    match so.poll(what, Some(Sbintime::from_s(READ_PATIENCE_S)))? {
+        ready if ready.is_empty() => Err(Errno::EWOULDBLOCK),
+        _ => Ok(()),
+    }
+}
+
 fn hear(so: &SocketHandle, end: &End, theirs: &[u8]) -> Heard {
     let enough = match end.finale {
         Finale::CloseEarly(n) | Finale::Abort(n) => Some(n),
@@ -117,12 +136,24 @@ fn hear(so: &SocketHandle, end: &End, theirs: &[u8]) -> Heard {
     let mut buffer = vec![0; end.read_piece];
     let mut received = 0;
     let mut since_pause = 0;
+    let mut short = false;
     loop {
         let most = match enough {
-            Some(n) if received >= n => return (received, false, None, None),
+            Some(n) if received >= n => {
+                if end.turns_deaf {
+                    // On a dead connection there is nobody to be deaf to.
+                    let _ = so.shutdown(Shutdown::Read);
+                }
+                return (received, false, None, None);
+            }
             Some(n) => (n - received).min(buffer.len()),
             None => buffer.len(),
         };
+        if end.polls
+            && let Err(e) = wait_for(so, PollEvents::IN)
+        {
+            return (received, false, Some((e, now_ms())), None);
+        }
         if end.peeks {
             match so.recv(&mut buffer[..most], MsgFlags::PEEK) {
                 Ok(n) => {
@@ -133,9 +164,23 @@ fn hear(so: &SocketHandle, end: &End, theirs: &[u8]) -> Heard {
                 Err(e) => return (received, false, Some((e, now_ms())), None),
             }
         }
-        match so.recv(&mut buffer[..most], MsgFlags::empty()) {
+        let flags = if end.waits_for_all {
+            MsgFlags::WAITALL
+        } else {
+            MsgFlags::empty()
+        };
+        match so.recv(&mut buffer[..most], flags) {
             Ok(0) => return (received, true, None, None),
+            Err(Errno::EWOULDBLOCK) if end.polls => {
+                let wrong = "poll said that there is something, but there is not";
+                return (received, false, None, Some(wrong.into()));
+            }
             Ok(n) => {
+                if short && n > 0 {
+                    let wrong = "a read of all came back with less, though more came";
+                    return (received, false, None, Some(wrong.into()));
+                }
+                short = end.waits_for_all && !end.polls && n < most;
                 if let Err(wrong) = compare(&buffer[..n], theirs, received) {
                     return (received, false, None, Some(wrong));
                 }

@@ -1,8 +1,9 @@
 //! Whether what the ends of a connection tell can be true: every byte once and in order, or an error with a cause.
 
 use crate::runs::end::{Failed, Told};
-use crate::runs::scenario::{Connection, End, Event, Finale, Scenario, Side};
+use crate::runs::scenario::{Connection, End, Event, Finale, Meet, Scenario, Side};
 use crate::runs::trouble::Arrivals;
+use netinet::tcp_usrreq::TCP_NOPUSH;
 use sys::errno::Errno;
 
 /// What is known of a connection afterwards.
@@ -24,7 +25,10 @@ pub fn connection(s: &Scenario, c: &Connection, seen: &Accepted<'_>) -> Vec<Stri
     }
     let server = seen.servers.first();
     let client = seen.client;
-    if c.refused {
+    if c.meet == Meet::Simultaneous && crossed_too_late(seen) {
+        return wrong;
+    }
+    if c.meet == Meet::Nobody {
         let (error, _) = match client.connect_error {
             Some(error) => error,
             None => return vec!["connected to a port where nobody listens".into()],
@@ -83,11 +87,21 @@ pub fn connection(s: &Scenario, c: &Connection, seen: &Accepted<'_>) -> Vec<Stri
     wrong
 }
 
+/// Whether both ends that connect to each other were refused: one's SYN came before the other connected.
+fn crossed_too_late(seen: &Accepted<'_>) -> bool {
+    let refused = |told: &Told| {
+        told.connect_error
+            .is_some_and(|(e, _)| e == Errno::ECONNREFUSED)
+    };
+    refused(seen.client) && seen.servers.iter().all(refused)
+}
+
 /// Whether the server keeps nothing of a handshake. The price: a duplicate of its last segment opens the connection
 /// again, and where data arrives first nothing tells that it belongs to a handshake, so that it is answered with RST.
 fn keeps_nothing(s: &Scenario, c: &Connection) -> bool {
-    let server = c.from.other();
-    s.setting(server, "net.inet.tcp.syncookies_only", 0) == 1
+    let server = c.to();
+    c.meet != Meet::Simultaneous
+        && s.setting(server, "net.inet.tcp.syncookies_only", 0) == 1
         && s.setting(server, "net.inet.tcp.syncookies", 1) == 1
 }
 
@@ -105,13 +119,21 @@ fn has_cause(
         Errno::ECONNRESET | Errno::EPIPE | Errno::ECONNABORTED | Errno::ENOTCONN => {
             let never = seen.servers.is_empty() && !s.is_lossless();
             let reordered = !s.is_lossless() || s.links.iter().any(|l| l.reorder > 0.0);
+            // Of a connection that was given up, writers hear only that.
+            let given_up = may_fail(s, Errno::ETIMEDOUT);
             let by_cookie = keeps_nothing(s, c) && reordered;
             let own_death = [seen.client]
                 .into_iter()
                 .chain(seen.servers)
                 .nth(i)
                 .is_some_and(|t| t.errors().any(|(e, _)| is_silence(e)));
-            if c.ends.iter().any(End::is_rude) || peer_died || own_death || never || by_cookie {
+            if c.ends.iter().any(End::is_rude)
+                || peer_died
+                || own_death
+                || never
+                || by_cookie
+                || given_up
+            {
                 return Ok(());
             }
             Err("nobody reset it".into())
@@ -180,7 +202,8 @@ fn silence_ms(s: &Scenario, side: Side) -> i64 {
 fn retransmissions_ms(s: &Scenario, side: Side) -> u64 {
     let min = s.setting(side, "net.inet.tcp.rexmit_min", 30);
     let slop = s.setting(side, "net.inet.tcp.rexmit_slop", 200);
-    (0..=12u32)
+    // The first may have been under way when something was last acknowledged.
+    (1..=12u32)
         .map(|i| ((min << i.min(9)) + slop).min(64_000))
         .sum()
 }
@@ -193,7 +216,7 @@ fn was_silent(
     i: usize,
     at: i64,
 ) -> Result<(), String> {
-    let side = if i == 0 { c.from } else { c.from.other() };
+    let side = if i == 0 { c.from } else { c.to() };
     let arrivals = seen.arrivals[i];
     let since = |when: Option<i64>| when.map_or(i64::MAX, |ms| at - ms);
     let keepalive = s.setting(side, "net.inet.tcp.keepidle", 7_200_000)
@@ -225,7 +248,11 @@ pub fn time(s: &Scenario, took_ms: i64) -> Option<String> {
     // On a path without faults only windows, the timers of small segments and the programs' own pauses take time. Not so
     // where a receiver makes its buffer smaller than it was: windows that are small beside the largest so far are filled
     // only when the persist timer expires.
-    let shrunk = s.connections.iter().any(|c| c.ends[1].rcvbuf.is_some());
+    // And a sender that wants only full segments waits for it when its buffer does not hold one.
+    let shrunk = s.connections.iter().any(|c| {
+        let nopush = |end: &End| end.options.iter().any(|(name, _)| *name == TCP_NOPUSH);
+        c.ends[1].rcvbuf.is_some() || c.ends.iter().any(nopush)
+    });
     if !s.is_lossless() || s.forge_ms > 0 || shrunk {
         return None;
     }

@@ -3,7 +3,7 @@
 use crate::lab::{Task, lock, now_ms, pass_ms, spawn};
 use crate::runs::end::{Told, live, prepare};
 use crate::runs::judge::{self, Accepted};
-use crate::runs::scenario::{Connection, Dice, Event, Family, Scenario, Side};
+use crate::runs::scenario::{Connection, Dice, Event, Family, Meet, Scenario, Side};
 use crate::runs::trouble::{self, Shared};
 use core::net::{Ipv4Addr, Ipv6Addr};
 use netinet::if_ether::arp_flush;
@@ -20,6 +20,7 @@ use sys::kern::kern_mbuf::MbufStat;
 use sys::kern::uipc_syscalls::SocketHandle;
 use sys::machine::hosted::Machine;
 use sys::net::ifnet::In6Iff;
+use sys::net::vnet::Vnet;
 use sys::socket::{AF_INET, AF_INET6, IPPROTO_IPV6, IPV6_V6ONLY, SockAddr, SockType};
 use sys::socketvar::PollEvents;
 use sys::time::Sbintime;
@@ -33,11 +34,13 @@ const ADDR6: [Ipv6Addr; 2] = [
 const PORTS: [u16; 2] = [80, 81];
 /// Where nobody listens.
 const NOBODY: u16 = 82;
+/// Port of the other end of the first connection, if it connects too; the others follow.
+const FIRST_PEER_PORT: u16 = 30_000;
 /// Port of the first client; the others follow.
 pub const FIRST_PORT: u16 = 20_000;
 /// What everything must be over by, in ms after the last thing planned: two hours of silence, eight keepalive probes,
-/// thirteen retransmissions, and some.
-const PATIENCE_MS: i64 = 4 * 3_600_000;
+/// thirteen retransmissions; or a reader's patience twice, if it has read a part before.
+const PATIENCE_MS: i64 = 7 * 3_600_000;
 /// What must be forgotten by, in ms after all is over.
 const FORGET_MS: i64 = 3 * 3_600_000;
 
@@ -181,7 +184,7 @@ fn on(scenario: &Scenario, world: &World) -> (Outcome, Vec<String>) {
         over: AtomicBool::new(false),
     });
     let troubles = Arc::new(Mutex::new(false));
-    let hook = trouble::hook(scenario, shared.clone(), troubles.clone());
+    let hook = trouble::hook(scenario, &world.wire, shared.clone(), troubles.clone());
     world.wire.set_hook(Some(hook));
     world
         .wire
@@ -200,6 +203,12 @@ fn on(scenario: &Scenario, world: &World) -> (Outcome, Vec<String>) {
     let clients: Vec<Task<Told>> = (0..scenario.connections.len())
         .map(|i| start_client(&play, host(world, scenario.connections[i].from), i))
         .collect();
+    for (i, connection) in scenario.connections.iter().enumerate() {
+        if connection.meet == Meet::Simultaneous {
+            let task = start_peer(&play, host(world, connection.to()), i);
+            lock(&play.servers).push(Arriving::Server(i, task));
+        }
+    }
     let mut blocks = Blocks::default();
     let late = begun + scenario.planned_ms() as i64 + PATIENCE_MS;
     let mut wrong = Vec::new();
@@ -309,7 +318,9 @@ fn accept_some(play: &Arc<Play>, listener: &SocketHandle, side: Side) {
             SockAddr::In6(sin6) => sin6.port,
         };
         let i = usize::from(port.wrapping_sub(FIRST_PORT));
-        let Some(connection) = play.scenario.connections.get(i).filter(|c| c.from != side) else {
+        let meets =
+            |c: &&Connection| c.to() == side && matches!(c.meet, Meet::Listener | Meet::Loopback);
+        let Some(connection) = play.scenario.connections.get(i).filter(meets) else {
             let what = format!("accept at {side:?}: a stranger, {from}");
             lock(&play.servers).push(Arriving::Stranger(what));
             continue;
@@ -324,40 +335,63 @@ fn accept_some(play: &Arc<Play>, listener: &SocketHandle, side: Side) {
 
 fn start_client(play: &Arc<Play>, host: &Host, i: usize) -> Task<Told> {
     let play = play.clone();
-    let (vnet, from) = (host.vnet.clone(), play.scenario.connections[i].from);
+    let vnet = host.vnet.clone();
     spawn(move || {
-        let Connection {
-            at_ms,
-            family,
-            refused,
-            ref ends,
-            ..
-        } = play.scenario.connections[i];
-        let end = &ends[0];
-        pass_ms(at_ms as i64);
-        let to = from.other();
-        let port = match (refused, family) {
-            (true, _) => NOBODY,
-            (false, Family::V4) => PORTS[0],
-            (false, Family::V6 | Family::Mapped) => PORTS[1],
+        let connection = &play.scenario.connections[i];
+        let port = match (connection.meet, connection.family) {
+            (Meet::Nobody, _) => NOBODY,
+            (Meet::Simultaneous, _) => FIRST_PEER_PORT + i as u16,
+            (_, Family::V4) => PORTS[0],
+            (_, Family::V6 | Family::Mapped) => PORTS[1],
         };
-        let mine = FIRST_PORT + i as u16;
-        let (af, own, peer) = match family {
+        let [mine, theirs] = play.speeches[i].clone();
+        let (own, to) = (FIRST_PORT + i as u16, connection.to());
+        connect(&vnet, connection, 0, own, (to, port), mine, theirs)
+    })
+}
+
+/// Starts the other end of a connection whose ends connect to each other.
+fn start_peer(play: &Arc<Play>, host: &Host, i: usize) -> Task<Told> {
+    let play = play.clone();
+    let vnet = host.vnet.clone();
+    spawn(move || {
+        let connection = &play.scenario.connections[i];
+        let [theirs, mine] = play.speeches[i].clone();
+        let own = FIRST_PEER_PORT + i as u16;
+        let peer = (connection.from, FIRST_PORT + i as u16);
+        connect(&vnet, connection, 1, own, peer, mine, theirs)
+    })
+}
+
+/// Connects from port `own` to `peer` when it is time, and lives as end `which` of the connection.
+fn connect(
+    vnet: &Arc<Vnet>,
+    connection: &Connection,
+    which: usize,
+    own: u16,
+    (to, port): (Side, u16),
+    mine: Arc<Vec<u8>>,
+    theirs: Arc<Vec<u8>>,
+) -> Told {
+    {
+        let end = &connection.ends[which];
+        pass_ms(connection.at_ms as i64);
+        let (af, own, peer) = match connection.family {
             Family::V4 | Family::Mapped => {
                 let addrs = [netsim::world::ADDR_A, netsim::world::ADDR_B];
                 (
                     AF_INET,
-                    SockAddr::v4(Ipv4Addr::UNSPECIFIED, mine),
+                    SockAddr::v4(Ipv4Addr::UNSPECIFIED, own),
                     SockAddr::v4(addrs[to.index()], port),
                 )
             }
             Family::V6 => (
                 AF_INET6,
-                SockAddr::v6(Ipv6Addr::UNSPECIFIED, mine),
+                SockAddr::v6(Ipv6Addr::UNSPECIFIED, own),
                 SockAddr::v6(ADDR6[to.index()], port),
             ),
         };
-        let so = SocketHandle::socket(&vnet, af, SockType::Stream, 0).expect("a socket");
+        let so = SocketHandle::socket(vnet, af, SockType::Stream, 0).expect("a socket");
         prepare(&so, end);
         so.bind(&own).expect("a port of our own");
         if let Err(e) = so.connect(&peer) {
@@ -366,9 +400,8 @@ fn start_client(play: &Arc<Play>, host: &Host, i: usize) -> Task<Told> {
                 ..Told::default()
             };
         }
-        let [mine, theirs] = play.speeches[i].clone();
         live(so, end, mine, theirs)
-    })
+    }
 }
 
 /// Starts a thread for each event, and one that forges.
@@ -405,6 +438,13 @@ fn start_events(play: &Arc<Play>, world: &World, begun: i64) {
                     .set_mtu(mtu)
                     .expect("an MTU that the wire takes"),
                 Event::FlushNeighbours(side) => arp_flush(&hosts[side.index()].1),
+                Event::PathMtu(dir, mtu, told) => {
+                    lock(&shared).path_mtu[usize::from(dir == Dir::BtoA)] = Some((mtu, told));
+                }
+                Event::Set(side, name, value) => {
+                    let sysctl = &hosts[side.index()].1.vnet.sysctl;
+                    sysctl.set(name, value).expect("a setting of TCP");
+                }
             }
         });
     }

@@ -132,6 +132,14 @@ pub struct End {
     pub read_pause: Option<(usize, u64)>,
     /// Whether it looks before it reads (`MSG_PEEK`).
     pub peeks: bool,
+    /// Whether it reads whole pieces only (`MSG_WAITALL`).
+    pub waits_for_all: bool,
+    /// Whether it never blocks, but polls.
+    pub polls: bool,
+    /// Whether it says that it won't read any more (`SHUT_RD`) when it has read what it wants.
+    pub turns_deaf: bool,
+    /// `SO_LINGER` in s.
+    pub linger: Option<u16>,
     /// How it goes.
     pub finale: Finale,
 }
@@ -152,6 +160,19 @@ impl End {
     }
 }
 
+/// How the ends of a connection meet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Meet {
+    /// One listens at the other host.
+    Listener,
+    /// One listens at the same host.
+    Loopback,
+    /// Both connect to each other at once.
+    Simultaneous,
+    /// Nobody listens.
+    Nobody,
+}
+
 /// A connection.
 #[derive(Clone, Debug)]
 pub struct Connection {
@@ -161,10 +182,20 @@ pub struct Connection {
     pub family: Family,
     /// When, in ms after the begin.
     pub at_ms: u64,
-    /// Whether nobody listens.
-    pub refused: bool,
+    /// How the ends meet.
+    pub meet: Meet,
     /// The ends: who connects, who accepts.
     pub ends: [End; 2],
+}
+
+impl Connection {
+    /// Where the server is.
+    pub fn to(&self) -> Side {
+        match self.meet {
+            Meet::Loopback => self.from,
+            Meet::Listener | Meet::Simultaneous | Meet::Nobody => self.from.other(),
+        }
+    }
 }
 
 /// Something that happens in the middle.
@@ -180,6 +211,10 @@ pub enum Event {
     Mtu(Side, u32),
     /// A host forgets all neighbours.
     FlushNeighbours(Side),
+    /// Packets longer than so many bytes are lost one way; whether their sender is told.
+    PathMtu(Dir, usize, bool),
+    /// A host's sysctl is set.
+    Set(Side, &'static str, &'static str),
 }
 
 /// Frames of one kind that are lost: the first so many.
@@ -317,7 +352,13 @@ impl Scenario {
     pub fn outage_ms(&self) -> u64 {
         let of = |event: &Event| match event {
             Event::Outage(_, ms) | Event::Unplug(ms) => *ms,
-            Event::Link(..) | Event::Mtu(..) | Event::FlushNeighbours(_) => 0,
+            // Each segment that is too long is lost as often as it takes to suspect that.
+            Event::PathMtu(_, _, false) => u64::MAX / 8,
+            Event::Link(..)
+            | Event::Mtu(..)
+            | Event::FlushNeighbours(_)
+            | Event::PathMtu(_, _, true)
+            | Event::Set(..) => 0,
         };
         self.events.iter().map(|(_, event)| of(event)).sum()
     }
@@ -367,7 +408,8 @@ impl Scenario {
             c.at_ms + of(client, server) + of(server, client)
         });
         let events = self.events.iter().map(|(at, _)| *at).max().unwrap_or(0);
-        connections.max().unwrap_or(0).max(events) + self.outage_ms()
+        // Longer than a few hours nobody waits.
+        connections.max().unwrap_or(0).max(events) + self.outage_ms().min(20_000_000)
     }
 }
 
@@ -442,8 +484,33 @@ fn events(d: &mut Dice, kinds: &Kinds, last: u64, v6: bool) -> Vec<(u64, Event)>
             4..=6 => d.range(3_000..=30_000),
             _ => d.magnitude(5..=3_000),
         };
-        let event = match d.range(0..=9) {
+        let event = match d.range(0..=14) {
             0..=3 => Event::Outage(way, ms),
+            10 | 11 => Event::PathMtu(
+                d.pick(&[Dir::AtoB, Dir::BtoA]),
+                d.pick(if v6 {
+                    &[1280, 1281, 1400][..]
+                } else {
+                    &[296, 576, 1006]
+                }),
+                d.chance(0.9),
+            ),
+            12 => {
+                let (name, value) = d.pick(&[
+                    ("net.inet.tcp.sack.enable", "0"),
+                    ("net.inet.tcp.rfc1323", "0"),
+                    ("net.inet.tcp.delayed_ack", "0"),
+                    ("net.inet.tcp.syncookies", "0"),
+                    ("net.inet.tcp.do_prr", "0"),
+                    ("net.inet.tcp.initcwnd_segments", "3"),
+                    ("net.inet.tcp.reass.maxqueuelen", "2"),
+                    ("net.inet.tcp.recvbuf_auto", "0"),
+                    ("net.inet.tcp.path_mtu_discovery", "0"),
+                    ("net.inet.tcp.cc.algorithm", "newreno"),
+                    ("net.inet.tcp.ecn.enable", "1"),
+                ]);
+                Event::Set(d.pick(&Side::BOTH), name, value)
+            }
             4 => Event::Unplug(ms),
             5 => {
                 let least = if v6 { 1280 } else { 296 };
@@ -495,7 +562,12 @@ fn connection(d: &mut Dice, kinds: &Kinds, v6: bool) -> Connection {
             true => d.range(0..=5),
             false => d.magnitude(1..=20_000),
         },
-        refused: d.chance(0.03),
+        meet: match d.range(0..=39) {
+            0 => Meet::Nobody,
+            1..=3 => Meet::Loopback,
+            4..=6 => Meet::Simultaneous,
+            _ => Meet::Listener,
+        },
         ends,
     }
 }
@@ -538,6 +610,10 @@ fn end(d: &mut Dice, kinds: &Kinds) -> End {
             )
         }),
         peeks: d.chance(0.15),
+        waits_for_all: d.chance(0.1),
+        polls: d.chance(0.25),
+        turns_deaf: d.chance(0.2),
+        linger: d.chance(0.1).then(|| d.range(1..=20) as u16),
         finale: match d.range(0..=9) {
             0 if kinds.rude => Finale::Abort(d.magnitude(1..=100_000) as usize - 1),
             1..=3 if kinds.rude => Finale::CloseEarly(d.magnitude(1..=100_000) as usize - 1),

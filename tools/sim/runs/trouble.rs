@@ -6,12 +6,14 @@ use crate::runs::play::FIRST_PORT;
 use crate::runs::scenario::{Dice, Scenario, Target};
 use netinet::ip::IPPROTO_TCP;
 use netinet::tcp::TcpFlags;
-use netsim::wire::{Dir, Verdict};
+use netsim::wire::{Dir, Verdict, Wire};
 use std::collections::HashSet;
 use std::hash::{DefaultHasher, Hasher};
 use std::sync::{Arc, Mutex};
 use sys::machine::in_cksum::{in_cksum, in_cksum_partial, in_pseudo};
 
+/// Protocol number of ICMPv6.
+const ICMPV6: u8 = 58;
 /// Length of an Ethernet header.
 const ETHER: usize = 14;
 
@@ -20,6 +22,8 @@ const ETHER: usize = 14;
 pub struct Shared {
     /// Outages that go on: from A, from B.
     pub outages: [u32; 2],
+    /// The longest packet that passes, from A and from B, and whether the sender of a longer one is told.
+    pub path_mtu: [Option<(usize, bool)>; 2],
     /// Of all that crosses.
     digest: DefaultHasher,
     /// Frames that crossed.
@@ -110,6 +114,7 @@ pub fn segment(frame: &[u8]) -> Option<Segment> {
 /// The hook that makes the trouble of a scenario.
 pub fn hook(
     scenario: &Scenario,
+    wire: &Wire,
     shared: Arc<Mutex<Shared>>,
     begun: Arc<Mutex<bool>>,
 ) -> netsim::wire::Hook {
@@ -118,6 +123,7 @@ pub fn hook(
     let garble = scenario.garble;
     let mut standing = HashSet::new();
     let forges = scenario.forge_ms > 0;
+    let wire = wire.clone();
     Box::new(move |dir, _, frame| {
         let ms = crate::lab::now_ms();
         let mut shared = lock(&shared);
@@ -130,6 +136,20 @@ pub fn hook(
             return Verdict::Pass;
         }
         if shared.outages[usize::from(dir == Dir::BtoA)] > 0 {
+            return Verdict::Drop;
+        }
+        if let Some((mtu, told)) = shared.path_mtu[usize::from(dir == Dir::BtoA)]
+            && packet_len(frame) > mtu
+        {
+            drop(shared);
+            if told && let Some(report) = too_big(frame, mtu) {
+                let back = if dir == Dir::AtoB {
+                    Dir::BtoA
+                } else {
+                    Dir::AtoB
+                };
+                wire.inject(back, &report);
+            }
             return Verdict::Drop;
         }
         if let Some(found) = segment(frame)
@@ -145,6 +165,80 @@ pub fn hook(
         }
         Verdict::Pass
     })
+}
+
+/// Length of the IP packet in a frame, padding not counted; 0 if there is none.
+fn packet_len(frame: &[u8]) -> usize {
+    let word = |at: usize| {
+        let bytes = frame.get(at..at + 2).and_then(|b| b.try_into().ok());
+        bytes.map_or(0, |b| usize::from(u16::from_be_bytes(b)))
+    };
+    match frame.get(12..ETHER) {
+        Some([8, 0]) => word(ETHER + 2),
+        Some([0x86, 0xdd]) => 40 + word(ETHER + 4),
+        _ => 0,
+    }
+}
+
+/// What a router says to the sender of a packet that is too long for its next link, as if it stood at the other end.
+fn too_big(frame: &[u8], mtu: usize) -> Option<Vec<u8>> {
+    let mut report = Vec::new();
+    report.extend_from_slice(frame.get(6..12)?);
+    report.extend_from_slice(frame.get(..6)?);
+    report.extend_from_slice(frame.get(12..ETHER)?);
+    let packet = frame.get(ETHER..)?;
+    let v4 = frame[12..ETHER] == [8, 0];
+    // RFC 792: the header and eight bytes; RFC 4443 §3.2: as much as fits 1280 bytes.
+    let quoted = if v4 {
+        packet.get(..28)?
+    } else {
+        &packet[..packet.len().min(1232)]
+    };
+    let mut icmp = if v4 {
+        let mtu = (mtu as u16).to_be_bytes();
+        vec![3, 4, 0, 0, 0, 0, mtu[0], mtu[1]]
+    } else {
+        let mut icmp = vec![2, 0, 0, 0];
+        icmp.extend_from_slice(&(mtu as u32).to_be_bytes());
+        icmp
+    };
+    icmp.extend_from_slice(quoted);
+    let len = icmp.len() as u16;
+    if v4 {
+        let sum = in_cksum(&icmp).to_be_bytes();
+        icmp[2..4].copy_from_slice(&sum);
+        let total = (len + 20).to_be_bytes();
+        let mut ip = vec![0x45, 0, total[0], total[1], 0, 0, 0, 0, 64, 1, 0, 0];
+        ip.extend_from_slice(packet.get(16..20)?);
+        ip.extend_from_slice(packet.get(12..16)?);
+        let sum = in_cksum(&ip).to_be_bytes();
+        ip[10..12].copy_from_slice(&sum);
+        report.extend_from_slice(&ip);
+    } else {
+        let mut ip = vec![0x60, 0, 0, 0];
+        ip.extend_from_slice(&len.to_be_bytes());
+        ip.extend_from_slice(&[ICMPV6, 64]);
+        ip.extend_from_slice(packet.get(24..40)?);
+        ip.extend_from_slice(packet.get(8..24)?);
+        let pseudo = pseudo6(&ip[8..40], ICMPV6, len);
+        let sum = in_cksum_partial(&icmp, false).add_u16(pseudo).finish();
+        icmp[2..4].copy_from_slice(&sum.to_be_bytes());
+        report.extend_from_slice(&ip);
+    }
+    report.extend_from_slice(&icmp);
+    Some(report)
+}
+
+/// The sum of IPv6's pseudo header: both addresses, protocol, length.
+fn pseudo6(addresses: &[u8], proto: u8, len: u16) -> u16 {
+    let words = addresses
+        .chunks_exact(2)
+        .map(|w| u32::from(u16::from_be_bytes([w[0], w[1]])));
+    let mut sum = words.sum::<u32>() + u32::from(proto) + u32::from(len);
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    sum as u16
 }
 
 /// Whether the server's end of a connection has said more than its SYN, and so has a socket.
@@ -245,14 +339,7 @@ pub fn forge(dice: &mut Dice, like: &[u8]) -> Option<Vec<u8>> {
         in_pseudo(addr(26), addr(30), u32::from(IPPROTO_TCP) + u32::from(len))
     } else {
         frame[18..20].copy_from_slice(&len.to_be_bytes());
-        let words = frame[22..54]
-            .chunks_exact(2)
-            .map(|w| u32::from(u16::from_be_bytes([w[0], w[1]])));
-        let mut sum = words.sum::<u32>() + u32::from(IPPROTO_TCP) + u32::from(len);
-        while sum > 0xffff {
-            sum = (sum & 0xffff) + (sum >> 16);
-        }
-        sum as u16
+        pseudo6(&frame[22..54], IPPROTO_TCP, len)
     };
     let sum = in_cksum_partial(&frame[start..], false)
         .add_u16(pseudo)
