@@ -193,6 +193,15 @@ impl Syncache {
         self.count.load(Ordering::Relaxed)
     }
 
+    /// Bytes that the records take, with the room kept for more.
+    pub fn memory(&self) -> usize {
+        let buckets = self.heads.iter().map(|head| {
+            let records = head.bucket.lock().entries.capacity() * size_of::<Entry>();
+            records + size_of::<Head>()
+        });
+        buckets.sum()
+    }
+
     /// The connections half made, for `netstat`.
     #[doc(alias = "syncache_pcblist")]
     pub fn pcblist(&self) -> Vec<InConninfo> {

@@ -270,6 +270,20 @@ impl Wire {
         self.0.schedule(dir);
     }
 
+    /// Puts a frame of a test's own on the wire like those of an interface, but past the hook: it takes the line's time,
+    /// and has its faults.
+    pub fn offer(&self, dir: Dir, frame: &[u8]) {
+        let now = uptime();
+        self.0.record(now, frame);
+        {
+            let lane = &mut *lock(&self.0.lanes[dir.index()]);
+            let flying = &mut lane.flying;
+            lane.lane
+                .offer(now, frame.to_vec(), |at, frame| flying.push(at, frame));
+        }
+        self.0.schedule(dir);
+    }
+
     /// Pulls the plug or puts it back: frames are lost and both interfaces see the link go.
     pub fn set_link_up(&self, up: bool) {
         for lane in &self.0.lanes {

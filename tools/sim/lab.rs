@@ -118,7 +118,7 @@ impl Flow {
             while !asked.load(Ordering::Relaxed) {
                 match a.send(&block, MsgFlags::empty()) {
                     Ok(n) => sent += n as u64,
-                    Err(e) => panic!("the flow died: {e}"),
+                    Err(e) => panic!("the flow died at {} ms: {e}", now_ms()),
                 }
             }
             sent
@@ -130,7 +130,7 @@ impl Flow {
                 match b.recv(&mut block, MsgFlags::empty()) {
                     Ok(0) => return received,
                     Ok(n) => received += n as u64,
-                    Err(e) => panic!("the flow died: {e}"),
+                    Err(e) => panic!("the flow died at {} ms: {e}", now_ms()),
                 }
             }
         });

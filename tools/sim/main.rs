@@ -3,7 +3,7 @@
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use sim::runs::scenario::Scenario;
-use sim::{cc, plot, runs};
+use sim::{cc, flood, plot, runs};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
@@ -33,6 +33,12 @@ enum Command {
         #[arg(long, short)]
         verbose: bool,
     },
+    /// Flood a server with SYNs from sources that never answer
+    Flood {
+        /// How many SYNs
+        #[arg(long, default_value_t = 1_000_000)]
+        syns: u64,
+    },
     /// Draw the congestion window of every algorithm by time
     Plot {
         /// Where to write the SVG
@@ -49,6 +55,10 @@ fn main() -> Result<()> {
             pcap,
             verbose,
         } => run(seed, count, pcap, verbose),
+        Command::Flood { syns } => {
+            println!("{}", flood::check(syns)?);
+            Ok(())
+        }
         Command::Plot { path } => {
             println!("{}", plot::congestion_windows(&path)?);
             Ok(())

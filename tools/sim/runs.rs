@@ -10,6 +10,7 @@ pub mod scenario;
 mod trouble;
 
 pub use play::Outcome;
+pub use trouble::segment;
 
 use anyhow::{Result, bail};
 use scenario::Scenario;

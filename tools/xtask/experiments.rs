@@ -49,6 +49,10 @@ pub fn check(suite: &mut Suite) {
         let said = proc::run(program().arg("cc"), LIMIT)?;
         Ok(format!("\n{}", said.trim_end()))
     });
+    suite.check("a flood of SYNs", || {
+        let said = proc::run(program().arg("flood"), LIMIT)?;
+        Ok(said.trim_end().to_string())
+    });
     suite.check("seeded runs", || {
         let count = SEEDED_RUNS.to_string();
         let said = proc::run(program().args(["run", "--count", &count]), LIMIT)?;
