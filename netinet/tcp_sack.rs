@@ -4,6 +4,8 @@
 //! RFC 2018, RFC 2883, RFC 6675.
 
 use alloc::collections::VecDeque;
+use alloc::sync::Arc;
+use core::sync::atomic::{AtomicU32, Ordering};
 
 use crate::tcp::{SackBlk, TCP_MAX_SACK, TcpOpt, TcpOptFlags};
 use crate::tcp_seq::TcpSeq;
@@ -55,6 +57,16 @@ pub struct SackState {
     pub lost_bytes: u32,
     /// Bytes the last ACK reported for the first time.
     pub delivered_data: u32,
+    /// Where all scoreboards count their holes, and how many of this are in it.
+    global: Option<(Arc<AtomicU32>, u32)>,
+}
+
+impl Drop for SackState {
+    fn drop(&mut self) {
+        if let Some((global, counted)) = &self.global {
+            global.fetch_sub(*counted, Ordering::Relaxed);
+        }
+    }
 }
 
 impl SackState {
@@ -66,6 +78,17 @@ impl SackState {
     /// Whether the scoreboard has holes.
     pub fn has_holes(&self) -> bool {
         !self.snd_holes.is_empty()
+    }
+
+    /// Brings the count of all scoreboards' holes up to date (`V_tcp_sack_globalholes`).
+    pub fn count_holes(&mut self, global: &Arc<AtomicU32>) {
+        let holes = self.snd_holes.len() as u32;
+        if self.global.is_none() && holes == 0 {
+            return;
+        }
+        let (global, counted) = self.global.get_or_insert_with(|| (global.clone(), 0));
+        global.fetch_add(holes.wrapping_sub(*counted), Ordering::Relaxed);
+        *counted = holes;
     }
 
     /// How many holes.

@@ -77,6 +77,8 @@ pub struct TcpVnet {
     pub fastopen: Arc<Ccache>,
     /// What was learned about hosts.
     pub hostcache: Arc<Hostcache>,
+    /// Holes in all scoreboards (`net.inet.tcp.sack.globalholes`).
+    pub sack_holes: Arc<AtomicU32>,
     /// Segments in all reassembly queues (`net.inet.tcp.reass.cursegments`).
     pub reass_segments: Arc<AtomicU32>,
     /// Most of them (`net.inet.tcp.reass.maxsegments`).
@@ -149,6 +151,7 @@ impl TcpVnet {
             fastopen: Ccache::new(vnet),
             toe: ToeDevs::new(),
             hostcache: Hostcache::new(vnet),
+            sack_holes: Arc::default(),
             reass_segments: Arc::default(),
             // FreeBSD: nmbclusters / 16 (tcp_reass_global_init).
             reass_maxsegments: (MbufStat::snapshot().cluster.max / 16).clamp(64, 1 << 24) as u32,

@@ -770,6 +770,7 @@ tunables! {
         sack_enable: bool = true, "net.inet.tcp.sack.enable", "Enable/Disable TCP SACK support";
         sack_revised: bool = true, "net.inet.tcp.sack.revised", "Use revised SACK loss recovery per RFC 6675";
         sack_maxholes: u32 = 128, "net.inet.tcp.sack.maxholes", "Maximum number of TCP SACK holes allowed per connection";
+        sack_globalmaxholes: u32 = 65_536, "net.inet.tcp.sack.globalmaxholes", "Global maximum number of TCP SACK holes";
         ecn_enable: u32 = 2, "net.inet.tcp.ecn.enable", "TCP ECN support: 0 off, 1 asked for, 2 agreed to if the peer asks" (0..=2);
         ecn_maxretries: u32 = 1, "net.inet.tcp.ecn.maxretries", "Max retries before giving up on ECN";
         syncookies: bool = true, "net.inet.tcp.syncookies", "Use TCP SYN cookies if the syncache overflows";

@@ -419,6 +419,11 @@ fn register_figures(inet: &Arc<InetVnet>) {
         |inet| inet.tcp.reass_segments.load(Ordering::Relaxed) as usize,
     );
     figure(
+        "net.inet.tcp.sack.globalholes",
+        "Global number of TCP SACK holes currently allocated",
+        |inet| inet.tcp.sack_holes.load(Ordering::Relaxed) as usize,
+    );
+    figure(
         "net.inet.tcp.pcbcount",
         "Number of TCP control blocks",
         |inet| inet.tcp.tcbinfo.count(),

@@ -2,6 +2,8 @@
 //!
 //! FreeBSD: tcp_do_segment (tcp_input.c), "Ack processing" to "step6", and tcp_xmit_timer
 
+use core::sync::atomic::Ordering;
+
 use sys::sockbuf::SbState;
 
 use crate::cc::CcAck;
@@ -84,12 +86,16 @@ pub(super) fn ack_processing(
         if seg.to.to_nsacks > 0 {
             c.vt.stat.tcps_sack_rcv_blocks.inc();
         }
-        tp.sack_doack(
-            &c.vt.stat,
-            tun.sack_maxholes.get() as usize,
-            &seg.to,
-            th_ack,
-        )
+        // What all connections together still may have.
+        let all = c.vt.sack_holes.load(Ordering::Relaxed);
+        let left = tun.sack_globalmaxholes.get().saturating_sub(all);
+        let mine = tp.t_sack.as_ref().map_or(0, |sack| sack.numholes());
+        let most = (tun.sack_maxholes.get() as usize).min(mine + left as usize);
+        let changed = tp.sack_doack(&c.vt.stat, most, &seg.to, th_ack);
+        if let Some(sack) = &mut tp.t_sack {
+            sack.count_holes(&c.vt.sack_holes);
+        }
+        changed
     } else {
         SackStatus::NoChange
     };
