@@ -4,6 +4,7 @@
 
 use crate::ip::{
     IP_MINMTU, IPPROTO_ICMP, IPTOS_ECN_MASK, Ip, in_experimental, in_loopback, in_multicast,
+    in_zeronet,
 };
 use crate::ip_output::ip_output;
 use crate::ip_var::{IpOptions, IpOutArgs, IpProto, PrcCmd, Quoted};
@@ -384,7 +385,7 @@ pub fn icmp_error(cx: &NetCx<'_>, n: Mbuf, kind: u8, code: u8, info: u32) {
         }
     }
     if n.flags().intersects(MFlags::BCAST | MFlags::MCAST)
-        || !single_host(oip.src())
+        || !single_host(cx, oip.src())
         || in_multicast(oip.dst())
         || oip.dst() == Ipv4Addr::BROADCAST
     {
@@ -451,11 +452,12 @@ pub fn icmp_error(cx: &NetCx<'_>, n: Mbuf, kind: u8, code: u8, info: u32) {
 }
 
 /// Whether `addr` can be the source of a packet one may answer.
-fn single_host(addr: Ipv4Addr) -> bool {
+fn single_host(cx: &NetCx<'_>, addr: Ipv4Addr) -> bool {
     addr != Ipv4Addr::UNSPECIFIED
         && addr != Ipv4Addr::BROADCAST
         && !in_multicast(addr)
-        && !in_experimental(addr)
+        && (!in_experimental(addr) || cx.vnet.ip.allow_net240.get())
+        && (!in_zeronet(addr) || cx.vnet.ip.allow_net0.get())
 }
 
 /// ICMP as a protocol above IP.
@@ -525,7 +527,8 @@ pub fn icmp_input(cx: &NetCx<'_>, m: Mbuf, hlen: usize) {
         _ => Some(m),
     };
     if let Some(m) = m {
-        crate::raw_ip::rip_deliver(cx, m, hlen, IPPROTO_ICMP);
+        // Nobody need listen.
+        drop(crate::raw_ip::rip_deliver(cx, m, IPPROTO_ICMP));
     }
 }
 
@@ -704,7 +707,7 @@ fn icmp_reflect(cx: &NetCx<'_>, mut m: Mbuf, options: Option<IpOptions>) {
         return;
     };
     let (src, dst) = (ip.src(), ip.dst());
-    if !single_host(src) {
+    if !single_host(cx, src) {
         stat.icps_badaddr.inc();
         return;
     }

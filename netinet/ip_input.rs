@@ -6,7 +6,7 @@
 
 use crate::ip::{
     IPOPT_EOL, IPOPT_LSRR, IPOPT_NOP, IPOPT_RA, IPOPT_RR, IPOPT_SSRR, IPOPT_TS, IPVERSION, Ip,
-    MAX_IPOPTLEN, in_loopback, in_multicast,
+    MAX_IPOPTLEN, in_experimental, in_linklocal, in_loopback, in_multicast, in_zeronet,
 };
 use crate::ip_icmp::{
     self, ICMP_PARAMPROB, ICMP_TIMXCEED, ICMP_TIMXCEED_INTRANS, ICMP_UNREACH,
@@ -22,9 +22,10 @@ use sys::errno::Errno;
 use sys::kern::subr_epoch::NetEpoch;
 use sys::machine::in_cksum::in_cksum;
 use sys::mbuf::{CsumFlags, How, MFlags, Mbuf, MbufQueue};
-use sys::net::ifnet::{IfFlags, Ifnet};
+use sys::net::ifnet::{IfFlags, Ifaddr, Ifnet};
 use sys::net::netisr::NetisrHandler;
 use sys::net::pfil::{PfilDir, PfilVerdict};
+use sys::net::route::RtFlags;
 use sys::net::vnet::Vnet;
 use sys::tunables;
 
@@ -108,7 +109,7 @@ pub fn ip_input(cx: &NetCx<'_>, m: Mbuf) {
     match destination(cx, ifp, &m, ip) {
         Destination::Ours => ours(cx, m, hlen),
         Destination::Refused => {}
-        Destination::Elsewhere if cx.vnet.ip.forwarding.get() => ip_forward(cx, ifp, m),
+        Destination::Elsewhere if cx.vnet.ip.forwarding.get() => ip_forward(cx, m),
         Destination::Elsewhere => cx.vnet.ipstat.ips_cantforward.inc(),
     }
 }
@@ -237,8 +238,11 @@ enum Destination {
 fn destination(cx: &NetCx<'_>, ifp: &Arc<Ifnet>, m: &Mbuf, ip: &Ip) -> Destination {
     let dst = ip.dst();
     if let Some(ia) = cx.vnet.ifaddrs.lookup(cx.epoch, dst) {
-        // RFC 1122 §3.3.4.2, the strong model, is off by default.
-        if cx.vnet.ip.rfc1122_strong_es.get() && !Arc::ptr_eq(&ia.ia_ifp, ifp) && !ifp.is_loopback()
+        // RFC 1122 §3.3.4.2, the strong model, is off by default, and is not for routers.
+        if cx.vnet.ip.rfc1122_strong_es.get()
+            && !cx.vnet.ip.forwarding.get()
+            && !Arc::ptr_eq(&ia.ia_ifp, ifp)
+            && !ifp.is_loopback()
         {
             cx.vnet.ipstat.ips_badaddr.inc();
             return Destination::Refused;
@@ -321,12 +325,23 @@ fn ip_dooptions(cx: &NetCx<'_>, ifp: &Arc<Ifnet>, m: Mbuf, hlen: usize) -> Optio
         m.unshare(How::NoWait)?
     };
     let dst = Ip::parse(m.data())?.dst();
-    let own = ifp.addrs(cx.epoch).first().map(|ia| ia.ia_addr);
-    let ours = cx.vnet.ifaddrs.lookup(cx.epoch, dst).is_some();
-    let accept = cx.vnet.ip.accept_sourceroute.get();
-    let now = cx.now.0;
+    let is_own = |addr| cx.vnet.ifaddrs.lookup(cx.epoch, addr).is_some();
+    let ours = is_own(dst);
+    let stop = Stop {
+        ours,
+        accept_sourceroute: cx.vnet.ip.accept_sourceroute.get(),
+        route: if ours {
+            Some(dst)
+        } else {
+            let nhop = cx.vnet.rib.fib4_lookup(dst, cx.epoch);
+            nhop.and_then(|nhop| nhop.src().or_else(|| nearest(cx, &nhop.nh_ifp, dst)))
+        },
+        stamp: nearest(cx, ifp, dst),
+        is_own: &is_own,
+        now: cx.now.0,
+    };
     let header = m.data_mut().get_mut(..hlen)?;
-    match walk_options(header, ours, accept, own, now) {
+    match walk_options(header, &stop) {
         Ok(changed) => {
             if changed && let Some(ip) = Ip::parse_mut(header) {
                 ip.ip_sum.set(0);
@@ -343,15 +358,33 @@ fn ip_dooptions(cx: &NetCx<'_>, ifp: &Arc<Ifnet>, m: Mbuf, hlen: usize) -> Optio
     }
 }
 
-/// Walks the options of a header: records route and time stamp, refuses source routes and malformed options.
-/// Says whether it changed the header.
-fn walk_options(
-    header: &mut [u8],
+/// The address of an interface that is on the network of `addr`, or its first (`ifaof_ifpforaddr`).
+fn nearest(cx: &NetCx<'_>, ifp: &Ifnet, addr: Ipv4Addr) -> Option<Ipv4Addr> {
+    let addrs = ifp.addrs(cx.epoch);
+    let near =
+        |ia: &&Arc<Ifaddr>| (ia.ia_addr.to_bits() ^ addr.to_bits()) & ia.ia_netmask.to_bits() == 0;
+    let ia = addrs.iter().find(near).or(addrs.first());
+    ia.map(|ia| ia.ia_addr)
+}
+
+/// What a stop of the packet's way enters into its options.
+struct Stop<'a> {
+    /// The packet's destination is an address of ours.
     ours: bool,
     accept_sourceroute: bool,
-    own: Option<Ipv4Addr>,
+    /// For a record of the route: the destination if it is ours, else the address the packet leaves by.
+    route: Option<Ipv4Addr>,
+    /// For a time stamp: of the interface the packet came in by.
+    stamp: Option<Ipv4Addr>,
+    /// Whether an address named beforehand is one of ours.
+    is_own: &'a dyn Fn(Ipv4Addr) -> bool,
+    /// Milliseconds since boot.
     now: u32,
-) -> Result<bool, BadOption> {
+}
+
+/// Walks the options of a header: records route and time stamp, refuses source routes and malformed options.
+/// Says whether it changed the header.
+fn walk_options(header: &mut [u8], stop: &Stop<'_>) -> Result<bool, BadOption> {
     // The pointer of a parameter problem: where the fault is, from the start of the header (RFC 792).
     let param = |at: usize| BadOption {
         kind: ICMP_PARAMPROB,
@@ -374,14 +407,14 @@ fn walk_options(
         let body = header.get_mut(at..at + optlen).ok_or(param(at + 1))?;
         match opt {
             // A source route that ends here is only a record of the way; anything else would be forwarded.
-            IPOPT_LSRR | IPOPT_SSRR if !accept_sourceroute || !ours => {
+            IPOPT_LSRR | IPOPT_SSRR if !stop.accept_sourceroute || !stop.ours => {
                 return Err(BadOption {
                     kind: ICMP_UNREACH,
                     code: ip_icmp::ICMP_UNREACH_SRCFAIL,
                 });
             }
-            IPOPT_RR => changed |= record_route(body, own).map_err(|off| param(at + off))?,
-            IPOPT_TS => changed |= record_time(body, own, now).map_err(|off| param(at + off))?,
+            IPOPT_RR => changed |= record_route(body, stop.route).map_err(|off| param(at + off))?,
+            IPOPT_TS => changed |= record_time(body, stop).map_err(|off| param(at + off))?,
             IPOPT_RA if optlen != 4 => return Err(param(at + 1)),
             _ => {}
         }
@@ -410,7 +443,7 @@ fn record_route(option: &mut [u8], own: Option<Ipv4Addr>) -> Result<bool, usize>
 }
 
 /// RFC 791, Internet Timestamp: enters the time, and our address if asked for; a full option counts in its overflow field.
-fn record_time(option: &mut [u8], own: Option<Ipv4Addr>, now: u32) -> Result<bool, usize> {
+fn record_time(option: &mut [u8], stop: &Stop<'_>) -> Result<bool, usize> {
     const TSONLY: u8 = 0;
     const TSANDADDR: u8 = 1;
     const PRESPEC: u8 = 3;
@@ -439,15 +472,17 @@ fn record_time(option: &mut [u8], own: Option<Ipv4Addr>, now: u32) -> Result<boo
     match flag {
         TSONLY => {}
         TSANDADDR => {
-            let Some(own) = own else { return Ok(false) };
+            let Some(own) = stop.stamp else {
+                return Ok(false);
+            };
             if let Some(slot) = option.get_mut(at..at + 4) {
                 slot.copy_from_slice(&own.octets());
             }
             at += 4;
         }
         PRESPEC => {
-            let ours = own.is_some_and(|own| option.get(at..at + 4) == Some(&own.octets()[..]));
-            if !ours {
+            let named = option.get(at..).and_then(|rest| rest.first_chunk::<4>());
+            if !named.is_some_and(|&named| (stop.is_own)(named.into())) {
                 return Ok(false);
             }
             at += 4;
@@ -455,7 +490,7 @@ fn record_time(option: &mut [u8], own: Option<Ipv4Addr>, now: u32) -> Result<boo
         _ => return Err(3),
     }
     // Not milliseconds since midnight UT, which we do not know: RFC 792's high bit says so.
-    let stamp = now | 0x8000_0000;
+    let stamp = stop.now | 0x8000_0000;
     if let Some(slot) = option.get_mut(at..at + 4) {
         slot.copy_from_slice(&stamp.to_be_bytes());
     }
@@ -468,7 +503,7 @@ fn record_time(option: &mut [u8], own: Option<Ipv4Addr>, now: u32) -> Result<boo
 /// Sends a packet on towards its destination (`ip_forward`).
 ///
 /// Not carried over: redirects, source routes, the fast path of `ip_tryforward`.
-fn ip_forward(cx: &NetCx<'_>, ifp: &Arc<Ifnet>, m: Mbuf) {
+fn ip_forward(cx: &NetCx<'_>, m: Mbuf) {
     let stat = &cx.vnet.ipstat;
     let Some(ip) = Ip::parse(m.data()) else {
         return;
@@ -476,8 +511,8 @@ fn ip_forward(cx: &NetCx<'_>, ifp: &Arc<Ifnet>, m: Mbuf) {
     let dst = ip.dst();
     // RFC 1812 §5.3.4: what came as a link-layer broadcast is not forwarded.
     if m.flags().intersects(MFlags::BCAST | MFlags::MCAST)
-        || !can_forward(dst)
-        || !can_forward(ip.src())
+        || !can_forward(cx, dst)
+        || !can_forward(cx, ip.src())
     {
         stat.ips_cantforward.inc();
         return;
@@ -492,8 +527,11 @@ fn ip_forward(cx: &NetCx<'_>, ifp: &Arc<Ifnet>, m: Mbuf) {
         ip_icmp::icmp_error(cx, m, ICMP_UNREACH, ICMP_UNREACH_HOST, 0);
         return;
     };
+    if nhop.nh_flags.contains(RtFlags::BLACKHOLE) {
+        stat.ips_cantforward.inc();
+        return;
+    }
     let mtu = nhop.nh_mtu;
-    let _ = ifp;
     // Enough of the packet for an error, should it not go out: what fits into an mbuf, as in FreeBSD.
     let copy = ip_icmp::error_copy(&m);
     let Some(mut m) = (if m.writable() {
@@ -512,8 +550,9 @@ fn ip_forward(cx: &NetCx<'_>, ifp: &Arc<Ifnet>, m: Mbuf) {
     // Checksums the receiving interface vouched for are no business of the sending one.
     let csum = &mut m.pkthdr_mut().csum_flags;
     *csum &= CsumFlags::DELAY_DATA | CsumFlags::IP_TSO;
+    // Without ALLOWBROADCAST: a broadcast to another network ends here (RFC 2644).
     let args = IpOutArgs {
-        flags: IpOutFlags::FORWARDING | IpOutFlags::ALLOWBROADCAST,
+        flags: IpOutFlags::FORWARDING,
         ..Default::default()
     };
     let (code, next_mtu) = match ip_output(cx, m, &args) {
@@ -536,9 +575,15 @@ fn ip_forward(cx: &NetCx<'_>, ifp: &Arc<Ifnet>, m: Mbuf) {
 }
 
 /// Whether packets from or to `addr` may leave their network (`in_canforward`).
-fn can_forward(addr: Ipv4Addr) -> bool {
-    let [a, ..] = addr.octets();
-    a != 0 && a != 127 && a < 224 && !crate::ip::in_linklocal(addr)
+fn can_forward(cx: &NetCx<'_>, addr: Ipv4Addr) -> bool {
+    let never = addr == Ipv4Addr::UNSPECIFIED
+        || addr == Ipv4Addr::BROADCAST
+        || in_multicast(addr)
+        || in_loopback(addr)
+        || in_linklocal(addr);
+    !never
+        && (!in_zeronet(addr) || cx.vnet.ip.allow_net0.get())
+        && (!in_experimental(addr) || cx.vnet.ip.allow_net240.get())
 }
 
 #[cfg(test)]
@@ -552,7 +597,15 @@ mod tests {
     fn walk(options: &[u8]) -> Result<Vec<u8>, (u8, u8)> {
         let mut header = [0; Ip::LEN].to_vec();
         header.extend_from_slice(options);
-        walk_options(&mut header, true, false, Some(OWN), 0x0102_0304)
+        let stop = Stop {
+            ours: true,
+            accept_sourceroute: false,
+            route: Some(OWN),
+            stamp: Some(OWN),
+            is_own: &|addr| addr == OWN,
+            now: 0x0102_0304,
+        };
+        walk_options(&mut header, &stop)
             .map(|_| header[Ip::LEN..].to_vec())
             .map_err(|bad| (bad.kind, bad.code))
     }

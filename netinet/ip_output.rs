@@ -151,7 +151,12 @@ pub fn ip_output(cx: &NetCx<'_>, m: Mbuf, args: &IpOutArgs<'_>) -> Result<(), Er
 
     let way = match find_way(cx, ip, dst, args) {
         Ok(way) => way,
-        Err(error) => {
+        // A black hole swallows without a word.
+        Err(NoWay::BlackHole) => {
+            stat.ips_odropped.inc();
+            return Ok(());
+        }
+        Err(NoWay::Error(error)) => {
             if error == Errno::EHOSTUNREACH || error == Errno::ENETUNREACH {
                 stat.ips_noroute.inc();
             } else {
@@ -193,6 +198,20 @@ pub fn ip_output(cx: &NetCx<'_>, m: Mbuf, args: &IpOutArgs<'_>) -> Result<(), Er
     send_along(cx, m, &way, args)
 }
 
+/// Why a packet goes nowhere.
+enum NoWay {
+    /// The sender is told.
+    Error(Errno),
+    /// A route says that it is to vanish (`RTF_BLACKHOLE`).
+    BlackHole,
+}
+
+impl From<Errno> for NoWay {
+    fn from(error: Errno) -> Self {
+        NoWay::Error(error)
+    }
+}
+
 /// Finds interface and neighbour for a destination (`ip_output`: "Route packet").
 #[inline]
 fn find_way<'e>(
@@ -200,7 +219,7 @@ fn find_way<'e>(
     ip: &Ip,
     dst: Ipv4Addr,
     args: &IpOutArgs<'e>,
-) -> Result<Way<'e>, Errno> {
+) -> Result<Way<'e>, NoWay> {
     let by_index = |index: IfIndex| cx.vnet.ifnet_byindex(index, cx.epoch).ok_or(Errno::ENXIO);
     if args.flags.contains(IpOutFlags::SENDTOIF) {
         return Ok(Way::by_interface(cx, by_index(args.ifindex)?, dst));
@@ -271,18 +290,13 @@ fn find_way<'e>(
                 dst,
             ));
         }
-        return Err(Errno::EHOSTUNREACH);
+        return Err(Errno::EHOSTUNREACH.into());
     };
-    if nhop
-        .nh_flags
-        .intersects(RtFlags::REJECT | RtFlags::BLACKHOLE)
-    {
-        // A black hole swallows: the sender hears of nothing but a lost packet.
-        return Err(if nhop.nh_flags.contains(RtFlags::BLACKHOLE) {
-            Errno::ENETDOWN
-        } else {
-            Errno::EHOSTUNREACH
-        });
+    if nhop.nh_flags.contains(RtFlags::BLACKHOLE) {
+        return Err(NoWay::BlackHole);
+    }
+    if nhop.nh_flags.contains(RtFlags::REJECT) {
+        return Err(Errno::EHOSTUNREACH.into());
     }
     let way = Way::by_nexthop(cx, nhop, dst);
     if let Some(ro) = args.ro

@@ -44,14 +44,14 @@ pub(crate) struct RawIp {
 }
 
 impl IpProto for RawIp {
-    fn input(&self, cx: &NetCx<'_>, m: Mbuf, hlen: usize) {
+    fn input(&self, cx: &NetCx<'_>, m: Mbuf, _hlen: usize) {
         let proto = Ip::parse(m.data()).map_or(0, |ip| ip.ip_p);
-        if rip_wants(cx, proto) {
-            rip_deliver(cx, m, hlen, proto);
+        let Some(m) = rip_deliver(cx, m, proto) else {
             return;
-        }
+        };
         cx.vnet.ipstat.ips_noproto.inc();
-        // ips_delivered had counted it too early.
+        // It had been counted as delivered too early.
+        cx.vnet.ipstat.ips_delivered.dec();
         if !m.flags().intersects(MFlags::BCAST | MFlags::MCAST) {
             icmp_error(cx, m, ICMP_UNREACH, ICMP_UNREACH_PROTOCOL, 0);
         }
@@ -74,13 +74,13 @@ fn hears(inp: &InpRead<'_, RawPcb>, proto: u8) -> bool {
     inp.ppcb.proto == 0 || inp.ppcb.proto == proto
 }
 
-/// Gives every raw socket that would hear it a copy of a packet, IP header included.
-pub(crate) fn rip_deliver(cx: &NetCx<'_>, m: Mbuf, _hlen: usize, proto: u8) {
+/// Gives every raw socket that would hear it a copy of a packet, IP header included; gives it back if there is none.
+pub(crate) fn rip_deliver(cx: &NetCx<'_>, m: Mbuf, proto: u8) -> Option<Mbuf> {
     if cx.vnet.raw_proto.sockets.load(Ordering::Relaxed) == 0 {
-        return;
+        return Some(m);
     }
     let Some(&ip) = Ip::parse(m.data()) else {
-        return;
+        return Some(m);
     };
     let mut receivers = cx.vnet.ripcbinfo.snapshot();
     receivers.retain(|inp| {
@@ -90,13 +90,16 @@ pub(crate) fn rip_deliver(cx: &NetCx<'_>, m: Mbuf, _hlen: usize, proto: u8) {
             && (inp.faddr() == Ipv4Addr::UNSPECIFIED || inp.faddr() == ip.src())
             && ip.ip_ttl >= inp.inp_ip_minttl
     });
-    let Some(last) = receivers.pop() else { return };
+    let Some(last) = receivers.pop() else {
+        return Some(m);
+    };
     for inp in receivers {
         if let Some(copy) = m.copypacket(How::NoWait) {
             rip_append(cx, &inp.read(), copy, &ip);
         }
     }
     rip_append(cx, &last.read(), m, &ip);
+    None
 }
 
 fn rip_append(cx: &NetCx<'_>, inp: &InpRead<'_, RawPcb>, m: Mbuf, ip: &Ip) {

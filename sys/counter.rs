@@ -63,6 +63,12 @@ impl Counter {
         unsafe { machine::counter_u64_add(self.slot.as_ptr(), n) }
     }
 
+    /// Takes one back that was counted before.
+    #[inline]
+    pub fn dec(&self) {
+        self.add(1u64.wrapping_neg());
+    }
+
     /// Returns the sum over all CPUs. Additions that happen meanwhile may or may not be in it.
     #[doc(alias = "counter_u64_fetch")]
     pub fn fetch(&self) -> u64 {

@@ -4,13 +4,17 @@ mod common;
 
 use common::*;
 use core::net::Ipv4Addr;
-use netinet::in_control::{AddrArgs, in_aifaddr, in_difaddr, len_mask};
+use netinet::in_control::{AddrArgs, in_aifaddr, in_difaddr, in_sifaddr, len_mask};
 use netinet::ip::{IP_DF, IP_MF, IPPROTO_ICMP, IPPROTO_UDP, IPTOS_ECN_CE, IPTOS_ECN_ECT0, Ip};
 use netinet::ip_icmp::icmp_echo_message;
 use netsim::wire::Dir;
 use netsim::world::World;
+use std::sync::{Arc, Mutex};
 use sys::errno::Errno;
-use sys::net::ifnet::IfCap;
+use sys::kern::subr_epoch::NetEpoch;
+use sys::mbuf::Mbuf;
+use sys::net::ifnet::{IfCap, IfDriver, IfFlags, Ifnet, IfnetInit};
+use sys::net::route::{RouteSpec, RtFlags};
 use sys::socket::*;
 
 const IP: u16 = 0x0800;
@@ -419,6 +423,177 @@ fn a_packet_too_big_for_a_router_says_which_mtu_fits() {
     });
 }
 
+/// The other leg of a router: an interface that records what is sent on it.
+#[derive(Clone, Default)]
+struct Leg(Arc<Mutex<Vec<Vec<u8>>>>);
+
+impl IfDriver for Leg {
+    fn transmit(&self, _ifp: &Ifnet, m: Mbuf) -> Result<(), Errno> {
+        let mut frame = vec![0; m.pkt_len()];
+        assert!(m.copydata(0, &mut frame));
+        self.0.lock().unwrap().push(frame);
+        Ok(())
+    }
+
+    fn init(&self, ifp: &Ifnet) -> Result<(), Errno> {
+        ifp.set_drv_flags(IfFlags::RUNNING, IfFlags::empty());
+        Ok(())
+    }
+}
+
+impl Leg {
+    /// Makes `world.b` a router to 192.0.2.0/24, where it is 192.0.2.1 and 192.0.2.7 is its neighbour.
+    fn to_another_network(world: &World) -> (Self, Arc<Ifnet>) {
+        let (leg, b) = (Self::default(), &world.b);
+        let ifp = b.vnet.if_attach(
+            IfnetInit::ether("leg", 0, [2, 0, 0, 0, 9, 1]),
+            Arc::new(leg.clone()),
+        );
+        b.configure(&ifp, Ipv4Addr::new(192, 0, 2, 1), 24);
+        netinet::if_ether::arp_set(&b.inet, BEYOND, [2, 0, 0, 0, 9, 7], false).unwrap();
+        b.inet.ip.forwarding.set(true);
+        leg.0.lock().unwrap().clear();
+        (leg, ifp)
+    }
+
+    /// The packets sent on it since last asked.
+    fn sent(&self) -> Vec<Vec<u8>> {
+        let frames = std::mem::take(&mut *self.0.lock().unwrap());
+        frames.iter().map(|frame| frame[14..].to_vec()).collect()
+    }
+}
+
+const BEYOND: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 7);
+
+fn datagram(src: Ipv4Addr, dst: Ipv4Addr) -> Packet {
+    Packet::new(src, dst, IPPROTO_UDP, &udp_bytes(src, dst, 1, 7, b"x"))
+}
+
+#[test]
+fn a_router_does_not_carry_broadcasts_to_another_network() {
+    World::run(WireConfig::default(), |world| {
+        let (leg, _) = Leg::to_another_network(world);
+        let tap = Tap::on(world);
+        inject(world, &datagram(ADDR_A, BEYOND));
+        assert_eq!(leg.sent().len(), 1);
+        inject(world, &datagram(ADDR_A, Ipv4Addr::new(192, 0, 2, 255)));
+        assert_eq!(leg.sent().len(), 0);
+        assert_eq!(world.b.inet.ipstat.ips_cantforward.fetch(), 1);
+        // And says nothing about it.
+        pass_ms(10);
+        assert_eq!(tap.seen(Dir::BtoA, IP).len(), 0);
+    });
+}
+
+#[test]
+fn a_black_hole_swallows_and_a_rejecting_route_says_so() {
+    World::run(WireConfig::default(), |world| {
+        let (leg, ifp) = Leg::to_another_network(world);
+        let route = |last: u8, flags| {
+            let spec = RouteSpec {
+                dst: Ipv4Addr::new(198, 51, 100, last),
+                prefix_len: 32,
+                gw: Some(BEYOND),
+                ifp: ifp.clone(),
+                ifa: None,
+                flags,
+                mtu: 0,
+            };
+            let dst = spec.dst;
+            world.b.inet.rib.add(spec).unwrap();
+            dst
+        };
+        let hole = route(1, RtFlags::BLACKHOLE);
+        let rejecting = route(2, RtFlags::REJECT);
+        let tap = Tap::on(world);
+        inject(world, &datagram(ADDR_A, hole));
+        pass_ms(10);
+        assert_eq!(tap.seen(Dir::BtoA, IP).len(), 0);
+        inject(world, &datagram(ADDR_A, rejecting));
+        pass_ms(10);
+        let errors = tap.seen(Dir::BtoA, IP);
+        assert_eq!((errors.len(), &errors[0][20..22]), (1, &[3, 1][..]));
+        let stat = &world.b.inet.ipstat;
+        assert_eq!(stat.ips_cantforward.fetch(), 2);
+        assert_eq!(stat.ips_forward.fetch(), 0);
+        // Our own packets fare alike.
+        let so = udp(&world.b, 0);
+        let dropped = stat.ips_odropped.fetch();
+        assert_eq!(send_to(&so, b"x", hole, 7), Ok(1));
+        assert_eq!(stat.ips_odropped.fetch(), dropped + 1);
+        assert_eq!(send_to(&so, b"x", rejecting, 7), Err(Errno::EHOSTUNREACH));
+        assert_eq!(leg.sent().len(), 0);
+    });
+}
+
+#[test]
+fn reserved_networks_work_like_others_once_they_are_allowed() {
+    World::run(WireConfig::default(), |world| {
+        let (leg, _) = Leg::to_another_network(world);
+        for (net, switch) in [
+            (240, &world.b.inet.ip.allow_net240),
+            (0, &world.b.inet.ip.allow_net0),
+        ] {
+            let from = Ipv4Addr::new(net, 0, 0, 2);
+            inject(world, &datagram(from, BEYOND));
+            assert_eq!(leg.sent().len(), 0);
+            switch.set(true);
+            inject(world, &datagram(from, BEYOND));
+            assert_eq!(leg.sent().len(), 1);
+        }
+        let (own, peer) = (Ipv4Addr::new(240, 0, 0, 1), Ipv4Addr::new(240, 0, 0, 2));
+        world.a.inet.ip.allow_net240.set(true);
+        world.a.configure(&world.a.ifp, own, 24);
+        world.b.configure(&world.b.ifp, peer, 24);
+        assert!(ping(world, peer, 1, b"").is_ok());
+    });
+}
+
+#[test]
+fn a_router_is_not_bound_to_the_strong_model() {
+    World::run(WireConfig::default(), |world| {
+        let (_, ifp) = Leg::to_another_network(world);
+        let ip = &world.b.inet.ip;
+        ip.rfc1122_strong_es.set(true);
+        let so = udp(&world.b, 7);
+        let far = ifp.addrs(&NetEpoch::enter())[0].ia_addr;
+        inject(world, &datagram(ADDR_A, far));
+        assert_eq!(receive(&so).expect("a datagram").0, b"x");
+        ip.forwarding.set(false);
+        inject(world, &datagram(ADDR_A, far));
+        assert_eq!(world.b.inet.ipstat.ips_badaddr.fetch(), 1);
+    });
+}
+
+#[test]
+fn a_router_records_the_address_that_a_packet_leaves_by() {
+    World::run(WireConfig::default(), |world| {
+        let (leg, _) = Leg::to_another_network(world);
+        let mut packet = datagram(ADDR_A, BEYOND);
+        packet.options = vec![7, 7, 4, 0, 0, 0, 0, 0];
+        inject(world, &packet);
+        assert_eq!(leg.sent()[0][20..27], [7, 7, 8, 192, 0, 2, 1]);
+        // A time stamp is made where the packet comes in, or by whom it names.
+        packet.options = vec![68, 12, 5, 1, 0, 0, 0, 0, 0, 0, 0, 0];
+        inject(world, &packet);
+        assert_eq!(leg.sent()[0][20..28], [68, 12, 13, 1, 10, 0, 0, 2]);
+        packet.options = vec![68, 12, 5, 3, 192, 0, 2, 1, 0, 0, 0, 0];
+        inject(world, &packet);
+        let stamped = &leg.sent()[0];
+        assert_eq!(stamped[20..28], [68, 12, 13, 3, 192, 0, 2, 1]);
+        assert_ne!(stamped[28..32], [0; 4]);
+        // At the end, the address the packet was for, not the first of the interface.
+        let alias = Ipv4Addr::new(10, 0, 0, 22);
+        world.b.configure(&world.b.ifp, alias, 24);
+        let tap = Tap::on(world);
+        packet = Packet::new(ADDR_A, alias, IPPROTO_ICMP, &icmp_echo_message(1, 1, b""));
+        packet.options = vec![7, 7, 4, 0, 0, 0, 0, 0];
+        inject(world, &packet);
+        pass_ms(10);
+        assert_eq!(tap.seen(Dir::BtoA, IP)[0][20..27], [7, 7, 8, 10, 0, 0, 22]);
+    });
+}
+
 #[test]
 fn an_unknown_protocol_earns_an_unreachable() {
     World::run(WireConfig::default(), |world| {
@@ -438,6 +613,17 @@ fn an_unknown_protocol_earns_an_unreachable() {
         inject(world, &Packet::new(ADDR_A, ADDR_B, 200, b"whatever"));
         assert_eq!(&receive(&so).expect("a packet").0[20..], b"whatever");
         assert_eq!(world.b.inet.ipstat.ips_noproto.fetch(), 1);
+        assert_eq!(world.b.inet.ipstat.ips_delivered.fetch(), 1);
+        // Unless it listens to somebody else.
+        so.connect(&SockAddr::v4(Ipv4Addr::new(10, 0, 0, 77), 0))
+            .unwrap();
+        tap.clear();
+        inject(world, &Packet::new(ADDR_A, ADDR_B, 200, b"whatever"));
+        pass_ms(10);
+        let errors = tap.seen(Dir::BtoA, IP);
+        assert_eq!((errors.len(), &errors[0][20..22]), (1, &[3, 2][..]));
+        assert_eq!(world.b.inet.ipstat.ips_noproto.fetch(), 2);
+        assert_eq!(world.b.inet.ipstat.ips_delivered.fetch(), 1);
     });
 }
 
