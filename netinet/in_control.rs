@@ -197,8 +197,9 @@ pub struct AddrArgs {
     pub dest: Option<Ipv4Addr>,
 }
 
-/// Adds an address to an interface (`ifconfig em0 inet A alias`); the first one is the primary. Brings the interface up,
-/// adds the route to the network and, on Ethernet, announces the address.
+/// Adds an address to an interface (`ifconfig em0 inet A alias`); the first one is the primary. One that the interface has
+/// is added anew, perhaps with another mask. Brings the interface up, adds the route to the network and, on Ethernet,
+/// announces the address. `EEXIST` if another interface has it.
 #[doc(alias = "SIOCAIFADDR")]
 #[doc(alias = "in_aifaddr_ioctl")]
 pub fn in_aifaddr(
@@ -221,6 +222,10 @@ pub fn in_aifaddr(
     }
     let mask = args.netmask.unwrap_or_else(|| class_mask(addr));
     let len = mask_len(mask).ok_or(Errno::EINVAL)?;
+    let has = |epoch: &NetEpoch| ifp.addrs(epoch).iter().any(|ia| ia.ia_addr == addr);
+    if has(&NetEpoch::enter()) {
+        in_difaddr(inet, ifp, addr)?;
+    }
     let broadcast = flags.contains(IfFlags::BROADCAST).then(|| {
         // RFC 3021: a /31 has no broadcast address, nor has a host of its own.
         let of_network = Ipv4Addr::from_bits(addr.to_bits() | !mask.to_bits());
@@ -261,7 +266,7 @@ pub fn in_aifaddr(
     Ok(())
 }
 
-/// Removes an address: its routes, its neighbours, its entry.
+/// Removes an address: its routes and those that send from it, its neighbours, its entry.
 #[doc(alias = "SIOCDIFADDR")]
 #[doc(alias = "in_difaddr_ioctl")]
 pub fn in_difaddr(inet: &Arc<InetVnet>, ifp: &Arc<Ifnet>, addr: Ipv4Addr) -> Result<(), Errno> {
@@ -275,6 +280,8 @@ pub fn in_difaddr(inet: &Arc<InetVnet>, ifp: &Arc<Ifnet>, addr: Ipv4Addr) -> Res
         let _ = inet.rib.delete(addr, 32);
     }
     scrub_prefix_route(inet, &ia);
+    // What is left would send from an address that is ours no more (`in_ifadown`).
+    inet.rib.purge_ifa(&ia);
     let epoch = NetEpoch::enter();
     let last = ifp.addrs(&epoch).is_empty();
     let net = network(ia.ia_addr, ia.ia_netmask);

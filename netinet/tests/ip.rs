@@ -818,10 +818,8 @@ fn an_address_comes_with_its_routes_and_goes_with_them() {
             .map(|r| (r.dst, r.prefix_len))
             .collect();
         in_aifaddr(&a.inet, &a.ifp, extra, &args).unwrap();
-        assert_eq!(
-            in_aifaddr(&a.inet, &a.ifp, extra, &args),
-            Err(Errno::EEXIST)
-        );
+        // Another interface can't have it too.
+        assert_eq!(in_aifaddr(&a.inet, &a.lo, extra, &args), Err(Errno::EEXIST));
         let network = a
             .inet
             .rib
@@ -859,6 +857,57 @@ fn a_network_keeps_its_route_while_an_address_is_left() {
         let (data, from) = receive(&so).expect("a datagram");
         assert_eq!(data, b"still");
         assert_eq!(from.as_in().unwrap().addr, second);
+    });
+}
+
+#[test]
+fn an_address_given_again_gets_its_new_mask() {
+    World::run(WireConfig::default(), |world| {
+        let a = &world.a;
+        let second = Ipv4Addr::new(10, 0, 1, 9);
+        a.configure(&a.ifp, second, 24);
+        a.configure(&a.ifp, second, 28);
+        let masks: Vec<_> = a
+            .ifp
+            .addrs(&NetEpoch::enter())
+            .iter()
+            .map(|ia| (ia.ia_addr, ia.ia_netmask))
+            .collect();
+        assert_eq!(masks, [(ADDR_A, len_mask(24)), (second, len_mask(28))]);
+        assert!(a.inet.rib.get(Ipv4Addr::new(10, 0, 1, 0), 28).is_some());
+        assert!(a.inet.rib.get(Ipv4Addr::new(10, 0, 1, 0), 24).is_none());
+        // As the only address too, where the old primary goes first.
+        let args = AddrArgs {
+            netmask: Some(len_mask(24)),
+            ..AddrArgs::default()
+        };
+        in_sifaddr(&a.inet, &a.ifp, second, &args).unwrap();
+        let left: Vec<_> = a.inet.ifaddrs.all(&NetEpoch::enter()).to_vec();
+        let left: Vec<_> = left.iter().map(|ia| ia.ia_addr).collect();
+        assert_eq!(left, [Ipv4Addr::LOCALHOST, second]);
+    });
+}
+
+#[test]
+fn routes_that_send_from_an_address_go_with_it() {
+    World::run(WireConfig::default(), |world| {
+        let a = &world.a;
+        let far = Ipv4Addr::new(203, 0, 113, 0);
+        let ifa = a.ifp.addrs(&NetEpoch::enter())[0].clone();
+        let spec = RouteSpec {
+            dst: far,
+            prefix_len: 24,
+            gw: Some(ADDR_B),
+            ifp: a.ifp.clone(),
+            ifa: Some(ifa),
+            flags: RtFlags::STATIC,
+            mtu: 0,
+        };
+        a.inet.rib.add(spec).unwrap();
+        a.configure(&a.ifp, Ipv4Addr::new(10, 0, 0, 9), 24);
+        in_difaddr(&a.inet, &a.ifp, ADDR_A).unwrap();
+        assert!(a.inet.rib.get(far, 24).is_none());
+        assert!(a.inet.rib.get(Ipv4Addr::new(10, 0, 0, 0), 24).is_some());
     });
 }
 

@@ -374,10 +374,24 @@ impl<A: InAddr> Rib<A> {
     /// Removes every route through `ifp`.
     #[doc(alias = "rt_ifdetach")]
     pub fn purge_ifp(&self, ifp: &Ifnet) {
+        self.purge(|nhop| nhop.nh_ifp.if_index == ifp.if_index);
+    }
+
+    /// Removes every route whose preferred source is `ifa`.
+    #[doc(alias = "in_ifadown")]
+    pub fn purge_ifa(&self, ifa: &Arc<A::Ifaddr>) {
+        self.purge(|nhop| {
+            nhop.nh_ifa
+                .as_ref()
+                .is_some_and(|own| Arc::ptr_eq(own, ifa))
+        });
+    }
+
+    fn purge(&self, goes: impl Fn(&Nexthop<A>) -> bool) {
         let mut tree = self.tree.lock();
         let gone: Vec<Prefix<A::Bits>> = tree
             .iter()
-            .filter(|(_, nhop)| nhop.nh_ifp.if_index == ifp.if_index)
+            .filter(|(_, nhop)| goes(nhop))
             .map(|(prefix, _)| prefix)
             .collect();
         for prefix in &gone {
