@@ -286,6 +286,18 @@ pub fn arp_ifinit(cx: &NetCx<'_>, ifp: &Arc<Ifnet>, addr: Ipv4Addr) {
     let _ = arprequest(cx, ifp, Some(addr), addr);
 }
 
+/// An interface has another Ethernet address: announces it for every address it has.
+pub(crate) fn arp_iflladdr(inet: &Arc<InetVnet>, ifp: &Arc<Ifnet>) {
+    if !has_arp(ifp) || !ifp.flags().contains(IfFlags::UP) {
+        return;
+    }
+    let epoch = NetEpoch::enter();
+    let cx = NetCx::new(inet, &epoch);
+    for ia in ifp.addrs(&epoch) {
+        arp_ifinit(&cx, ifp, ia.ia_addr);
+    }
+}
+
 /// Takes ARP packets from netisr.
 pub struct ArpHandler {
     inet: Arc<InetVnet>,
@@ -395,7 +407,7 @@ fn in_arpinput(cx: &NetCx<'_>, ifp: &Arc<Ifnet>, ea: &EtherArp) {
         return;
     }
     stat.rxrequests.inc();
-    if let Some(sha) = answer_for(cx, ifp, itaddr, myaddr) {
+    if let Some(sha) = answer_for(cx, ifp, isaddr, itaddr, myaddr) {
         let reply = EtherArp {
             ar_op: U16::new(ARPOP_REPLY),
             ar_sha: sha,
@@ -420,6 +432,7 @@ fn in_arpinput(cx: &NetCx<'_>, ifp: &Arc<Ifnet>, ea: &EtherArp) {
 fn answer_for(
     cx: &NetCx<'_>,
     ifp: &Arc<Ifnet>,
+    isaddr: Ipv4Addr,
     itaddr: Ipv4Addr,
     myaddr: Ipv4Addr,
 ) -> Option<EtherAddr> {
@@ -438,9 +451,12 @@ fn answer_for(
     if !cx.vnet.arp.proxyall.get() {
         return None;
     }
-    // For hosts that we reach through another interface.
-    let nhop = cx.vnet.rib.fib4_lookup(itaddr, cx.epoch)?;
-    (!Arc::ptr_eq(&nhop.nh_ifp, ifp)).then(|| ifp.lladdr())
+    // For hosts that we reach through another interface, and to those that we reach through this one.
+    let here = |addr| {
+        let nhop = cx.vnet.rib.fib4_lookup(addr, cx.epoch);
+        nhop.map(|nhop| Arc::ptr_eq(&nhop.nh_ifp, ifp))
+    };
+    (here(itaddr) == Some(false) && here(isaddr) != Some(false)).then(|| ifp.lladdr())
 }
 
 /// Enters or updates the sender's entry; a new one only if the packet was for us.

@@ -516,6 +516,12 @@ impl IfEvent for InetIfEvents {
         }
     }
 
+    fn lladdr_changed(&self, ifp: &Arc<Ifnet>) {
+        if let Some(inet) = self.0.upgrade() {
+            crate::if_ether::arp_iflladdr(&inet, ifp);
+        }
+    }
+
     fn link_changed(&self, ifp: &Arc<Ifnet>, state: LinkState) {
         // The link may be another one now: its routers, and what its switches know, are others (RFC 4861 §6.3.7).
         if state == LinkState::Up

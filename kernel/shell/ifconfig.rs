@@ -431,7 +431,8 @@ impl Request {
             if ifp.if_type != IFT_ETHER || lladdr[0] & 1 != 0 {
                 return Err(failed("ioctl (SIOCSIFLLADDR)")(Errno::EINVAL));
             }
-            ifp.set_lladdr(lladdr);
+            ifp.set_lladdr(lladdr)
+                .map_err(failed("ioctl (SIOCSIFLLADDR)"))?;
         }
         if !(self.enable | self.disable).is_empty() {
             let lacking = self.enable - ifp.capabilities();

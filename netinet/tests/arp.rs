@@ -7,7 +7,10 @@ use core::net::Ipv4Addr;
 use netinet::if_ether::{arp_delete, arp_set, arp_table};
 use netsim::wire::Dir;
 use netsim::world::World;
+use std::sync::{Arc, Mutex};
 use sys::errno::Errno;
+use sys::mbuf::Mbuf;
+use sys::net::ifnet::{IfDriver, IfFlags, Ifnet, IfnetInit};
 
 const ARP: u16 = 0x0806;
 const NOBODY: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 77);
@@ -167,6 +170,89 @@ fn an_address_is_announced_when_it_is_assigned() {
         assert_eq!(&seen[0][24..28], [10, 0, 0, 5]);
         // Who did not know the address before learns nothing from it.
         assert!(known(world).is_empty());
+    });
+}
+
+/// An interface that notes with which address it starts, and what it sends.
+#[derive(Default)]
+struct Leg {
+    starts: Mutex<Vec<[u8; 6]>>,
+    sent: Mutex<Vec<Vec<u8>>>,
+}
+
+impl IfDriver for Leg {
+    fn transmit(&self, _ifp: &Ifnet, m: Mbuf) -> Result<(), Errno> {
+        let mut frame = vec![0; m.pkt_len()];
+        assert!(m.copydata(0, &mut frame));
+        self.sent.lock().unwrap().push(frame);
+        Ok(())
+    }
+
+    fn init(&self, ifp: &Ifnet) -> Result<(), Errno> {
+        self.starts.lock().unwrap().push(ifp.lladdr());
+        ifp.set_drv_flags(IfFlags::RUNNING, IfFlags::empty());
+        Ok(())
+    }
+
+    fn stop(&self, ifp: &Ifnet) {
+        ifp.set_drv_flags(IfFlags::empty(), IfFlags::RUNNING);
+    }
+}
+
+impl Leg {
+    /// One more interface of `b`, at `addr` in a network of 24 bits.
+    fn of_b(world: &World, addr: Ipv4Addr) -> (Arc<Self>, Arc<Ifnet>) {
+        let leg = Arc::new(Self::default());
+        let init = IfnetInit::ether("leg", 0, OLD);
+        let ifp = world.b.vnet.if_attach(init, leg.clone());
+        world.b.configure(&ifp, addr, 24);
+        (leg, ifp)
+    }
+}
+
+const OLD: [u8; 6] = [2, 0, 0, 0, 9, 1];
+const NEW: [u8; 6] = [2, 0, 0, 0, 9, 2];
+
+#[test]
+fn another_link_layer_address_is_told_to_the_driver_and_the_neighbours() {
+    World::run(WireConfig::default(), |world| {
+        let addr = Ipv4Addr::new(192, 0, 2, 1);
+        let (leg, ifp) = Leg::of_b(world, addr);
+        leg.sent.lock().unwrap().clear();
+        ifp.set_lladdr(NEW).unwrap();
+        assert_eq!(*leg.starts.lock().unwrap(), [OLD, NEW]);
+        let sent = leg.sent.lock().unwrap().clone();
+        let announcement = arp_packet(1, NEW, addr, [0; 6], addr);
+        let arp: Vec<_> = sent.iter().filter(|f| f[12..14] == [8, 6]).collect();
+        assert_eq!(arp.len(), 1);
+        assert_eq!(arp[0][14..42], announcement);
+        // What is down learns of it when it comes up.
+        ifp.change_flags(IfFlags::empty(), IfFlags::UP).unwrap();
+        ifp.set_lladdr(OLD).unwrap();
+        assert_eq!(leg.starts.lock().unwrap().len(), 2);
+        ifp.change_flags(IfFlags::UP, IfFlags::empty()).unwrap();
+        assert_eq!(leg.starts.lock().unwrap().last(), Some(&OLD));
+    });
+}
+
+#[test]
+fn a_proxy_answers_for_hosts_elsewhere_to_hosts_that_belong_here() {
+    World::run(WireConfig::default(), |world| {
+        let (_leg, _) = Leg::of_b(world, Ipv4Addr::new(192, 0, 2, 1));
+        let elsewhere = Ipv4Addr::new(192, 0, 2, 7);
+        let tap = Tap::on(world);
+        let mac = world.a.ifp.lladdr();
+        let ask = |spa| {
+            tap.clear();
+            inject(world, &arp_packet(1, mac, spa, [0; 6], elsewhere));
+            pass_ms(10);
+            tap.seen(Dir::BtoA, ARP).len()
+        };
+        assert_eq!(ask(ADDR_A), 0);
+        world.b.inet.arp.proxyall.set(true);
+        assert_eq!(ask(ADDR_A), 1);
+        // This one's network is behind the other interface.
+        assert_eq!(ask(Ipv4Addr::new(192, 0, 2, 9)), 0);
     });
 }
 

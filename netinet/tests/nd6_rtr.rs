@@ -561,7 +561,7 @@ fn an_advertised_address_that_somebody_has_is_not_used() {
 #[test]
 fn two_hosts_of_one_link_layer_address_do_not_both_speak() {
     World::run(WireConfig::default(), |world| {
-        world.b.ifp.set_lladdr(world.a.ifp.lladdr());
+        world.b.ifp.set_lladdr(world.a.ifp.lladdr()).unwrap();
         let wake = |host: &Host| {
             nd6_set_ifflags(&host.inet, &host.ifp, Nd6Iff::empty(), Nd6Iff::IFDISABLED);
             pass_s(3);

@@ -275,6 +275,8 @@ pub trait IfEvent: Send + Sync {
     fn departing(&self, _ifp: &Arc<Ifnet>) {}
     /// `ifp` went UP or DOWN administratively.
     fn flags_changed(&self, _ifp: &Arc<Ifnet>, _old: IfFlags) {}
+    /// `ifp` has another link-layer address.
+    fn lladdr_changed(&self, _ifp: &Arc<Ifnet>) {}
     /// The link came or went.
     fn link_changed(&self, _ifp: &Arc<Ifnet>, _state: LinkState) {}
 }
@@ -637,9 +639,21 @@ impl Ifnet {
         unpack_lladdr(self.lladdr.load(Ordering::Relaxed))
     }
 
-    /// Changes the link-layer address; the driver learns of it at the next init.
-    pub fn set_lladdr(&self, addr: [u8; 6]) {
-        self.lladdr.store(pack_lladdr(addr), Ordering::Relaxed);
+    /// Changes the link-layer address (`ifconfig em0 ether …`): a running interface starts again with it, and the
+    /// protocols are told.
+    #[doc(alias = "if_setlladdr")]
+    #[doc(alias = "SIOCSIFLLADDR")]
+    pub fn set_lladdr(self: &Arc<Self>, addr: [u8; 6]) -> Result<(), Errno> {
+        {
+            let _control = self.control.xlock();
+            self.lladdr.store(pack_lladdr(addr), Ordering::Relaxed);
+            if self.flags().contains(IfFlags::RUNNING) {
+                self.driver.stop(self);
+                self.driver.init(self)?;
+            }
+        }
+        self.vnet.announce(|handler| handler.lladdr_changed(self));
+        Ok(())
     }
 
     /// Flags of both kinds merged, as programs see them.
