@@ -302,10 +302,13 @@ fn ours(cx: &NetCx<'_>, m: Mbuf, hlen: usize) {
     cx.vnet.protox(proto).input(cx, m, hlen);
 }
 
-/// What an option asks for, when it can't be had.
-struct BadOption {
-    kind: u8,
-    code: u8,
+/// What becomes of a packet whose options can't be had.
+#[derive(Debug, PartialEq, Eq)]
+enum BadOption {
+    /// The sender is told by an error of this type and code.
+    Told { kind: u8, code: u8 },
+    /// A host that is no router says nothing about a route through it (RFC 1122 §3.3.5).
+    NoRouter,
 }
 
 /// Handles options as `net.inet.ip.process_options` says (`ip_dooptions`): ignores, processes, or refuses them.
@@ -330,6 +333,7 @@ fn ip_dooptions(cx: &NetCx<'_>, ifp: &Arc<Ifnet>, m: Mbuf, hlen: usize) -> Optio
     let stop = Stop {
         ours,
         accept_sourceroute: cx.vnet.ip.accept_sourceroute.get(),
+        forwarding: cx.vnet.ip.forwarding.get(),
         route: if ours {
             Some(dst)
         } else {
@@ -350,9 +354,13 @@ fn ip_dooptions(cx: &NetCx<'_>, ifp: &Arc<Ifnet>, m: Mbuf, hlen: usize) -> Optio
             }
             Some(m)
         }
-        Err(bad) => {
+        Err(BadOption::Told { kind, code }) => {
             cx.vnet.ipstat.ips_badoptions.inc();
-            ip_icmp::icmp_error(cx, m, bad.kind, bad.code, 0);
+            ip_icmp::icmp_error(cx, m, kind, code, 0);
+            None
+        }
+        Err(BadOption::NoRouter) => {
+            cx.vnet.ipstat.ips_cantforward.inc();
             None
         }
     }
@@ -372,6 +380,7 @@ struct Stop<'a> {
     /// The packet's destination is an address of ours.
     ours: bool,
     accept_sourceroute: bool,
+    forwarding: bool,
     /// For a record of the route: the destination if it is ours, else the address the packet leaves by.
     route: Option<Ipv4Addr>,
     /// For a time stamp: of the interface the packet came in by.
@@ -386,7 +395,7 @@ struct Stop<'a> {
 /// Says whether it changed the header.
 fn walk_options(header: &mut [u8], stop: &Stop<'_>) -> Result<bool, BadOption> {
     // The pointer of a parameter problem: where the fault is, from the start of the header (RFC 792).
-    let param = |at: usize| BadOption {
+    let param = |at: usize| BadOption::Told {
         kind: ICMP_PARAMPROB,
         code: at as u8,
     };
@@ -406,12 +415,24 @@ fn walk_options(header: &mut [u8], stop: &Stop<'_>) -> Result<bool, BadOption> {
         }
         let body = header.get_mut(at..at + optlen).ok_or(param(at + 1))?;
         match opt {
-            // A source route that ends here is only a record of the way; anything else would be forwarded.
-            IPOPT_LSRR | IPOPT_SSRR if !stop.accept_sourceroute || !stop.ours => {
-                return Err(BadOption {
-                    kind: ICMP_UNREACH,
-                    code: ip_icmp::ICMP_UNREACH_SRCFAIL,
-                });
+            IPOPT_LSRR | IPOPT_SSRR => {
+                let &mut [_, _, pointer, ..] = body else {
+                    return Err(param(at + 1));
+                };
+                if pointer < 4 {
+                    return Err(param(at + 2));
+                }
+                // A route that ends here is only a record of the way; anything else would be forwarded.
+                let ended = usize::from(pointer) + 3 > optlen;
+                if stop.ours && !ended && !stop.forwarding {
+                    return Err(BadOption::NoRouter);
+                }
+                if !(stop.ours && ended && stop.accept_sourceroute) {
+                    return Err(BadOption::Told {
+                        kind: ICMP_UNREACH,
+                        code: ip_icmp::ICMP_UNREACH_SRCFAIL,
+                    });
+                }
             }
             IPOPT_RR => changed |= record_route(body, stop.route).map_err(|off| param(at + off))?,
             IPOPT_TS => changed |= record_time(body, stop).map_err(|off| param(at + off))?,
@@ -600,6 +621,7 @@ mod tests {
         let stop = Stop {
             ours: true,
             accept_sourceroute: false,
+            forwarding: false,
             route: Some(OWN),
             stamp: Some(OWN),
             is_own: &|addr| addr == OWN,
@@ -607,7 +629,10 @@ mod tests {
         };
         walk_options(&mut header, &stop)
             .map(|_| header[Ip::LEN..].to_vec())
-            .map_err(|bad| (bad.kind, bad.code))
+            .map_err(|bad| match bad {
+                BadOption::Told { kind, code } => (kind, code),
+                BadOption::NoRouter => panic!("no source route here"),
+            })
     }
 
     #[test]

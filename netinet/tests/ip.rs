@@ -641,11 +641,33 @@ fn record_route_is_filled_in_and_source_routes_are_refused() {
         assert_eq!(&answers[0][20..27], [7, 7, 8, 10, 0, 0, 2]);
         tap.clear();
         packet.options = vec![131, 7, 4, 192, 0, 2, 1, 0];
+        // A host drops what would have to go on, without a word, whatever it accepts for itself.
+        world.b.inet.ip.accept_sourceroute.set(true);
+        inject(world, &packet);
+        pass_ms(10);
+        assert!(tap.seen(Dir::BtoA, IP).is_empty());
+        assert_eq!(world.b.inet.ipstat.ips_cantforward.fetch(), 1);
+        // A route that ends here has done its work.
+        let ended = Packet {
+            options: vec![131, 7, 8, 192, 0, 2, 1, 0],
+            ..packet.clone()
+        };
+        inject(world, &ended);
+        pass_ms(10);
+        assert_eq!(tap.seen(Dir::BtoA, IP)[0][20], 0);
+        tap.clear();
+        // By default it is refused, as a router refuses all.
+        world.b.inet.ip.accept_sourceroute.set(false);
+        inject(world, &ended);
+        pass_ms(10);
+        assert_eq!(&tap.seen(Dir::BtoA, IP)[0][20..22], [3, 5]);
+        tap.clear();
+        world.b.inet.ip.forwarding.set(true);
         inject(world, &packet);
         pass_ms(10);
         // ICMP errors are sent about an echo request: source route failed.
         assert_eq!(&tap.seen(Dir::BtoA, IP)[0][20..22], [3, 5]);
-        assert_eq!(world.b.inet.ipstat.ips_badoptions.fetch(), 1);
+        assert_eq!(world.b.inet.ipstat.ips_badoptions.fetch(), 2);
         tap.clear();
         packet.options = vec![7, 1, 4, 0];
         inject(world, &packet);
