@@ -128,7 +128,7 @@ trait Family: InAddr {
     fn text(vnet: &Vnet, addr: Self) -> String;
     fn network(vnet: &Vnet, addr: Self, len: u8) -> String;
     fn mask_text(len: u8) -> String;
-    /// The first address of an interface.
+    /// The address of an interface to send from, if the table is not to choose it.
     fn source(ifp: &Ifnet) -> Option<Arc<Self::Ifaddr>>;
 }
 
@@ -175,8 +175,8 @@ impl Family for Ipv4Addr {
         format!("{}", format::len_mask(len))
     }
 
-    fn source(ifp: &Ifnet) -> Option<Arc<Self::Ifaddr>> {
-        ifp.addrs(&NetEpoch::enter()).first().cloned()
+    fn source(_ifp: &Ifnet) -> Option<Arc<Self::Ifaddr>> {
+        None
     }
 }
 

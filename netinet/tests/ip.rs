@@ -925,10 +925,25 @@ fn routes_that_send_from_an_address_go_with_it() {
             flags: RtFlags::STATIC,
             mtu: 0,
         };
-        a.inet.rib.add(spec).unwrap();
+        a.inet.rib.add(spec.clone()).unwrap();
         a.configure(&a.ifp, Ipv4Addr::new(10, 0, 0, 9), 24);
+        // One that names no address sends from the one on its gateway's network.
+        let (alias, beyond) = (Ipv4Addr::new(172, 16, 0, 1), Ipv4Addr::new(198, 51, 100, 0));
+        a.configure(&a.ifp, alias, 16);
+        let spec = RouteSpec {
+            dst: beyond,
+            gw: Some(Ipv4Addr::new(172, 16, 0, 9)),
+            ifa: None,
+            ..spec
+        };
+        a.inet.rib.add(spec).unwrap();
+        let sends_from = a.inet.rib.get(beyond, 24).expect("the route").nhop.src();
+        assert_eq!(sends_from, Some(alias));
         in_difaddr(&a.inet, &a.ifp, ADDR_A).unwrap();
         assert!(a.inet.rib.get(far, 24).is_none());
+        assert!(a.inet.rib.get(beyond, 24).is_some());
+        in_difaddr(&a.inet, &a.ifp, alias).unwrap();
+        assert!(a.inet.rib.get(beyond, 24).is_none());
         assert!(a.inet.rib.get(Ipv4Addr::new(10, 0, 0, 0), 24).is_some());
     });
 }

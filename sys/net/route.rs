@@ -77,6 +77,8 @@ pub trait InAddr: Copy + Ord + fmt::Debug + fmt::Display + Send + Sync + 'static
     fn of_bits(bits: Self::Bits) -> Self;
     /// Largest packet of the family on an interface.
     fn link_mtu(ifp: &Ifnet) -> u32;
+    /// The address of an interface to send from to its neighbour `addr`, where the route says it (`ifaof_ifpforaddr`).
+    fn ifa_for(ifp: &Ifnet, addr: Self) -> Option<Arc<Self::Ifaddr>>;
 }
 
 impl InAddr for Ipv4Addr {
@@ -95,6 +97,15 @@ impl InAddr for Ipv4Addr {
     #[inline]
     fn link_mtu(ifp: &Ifnet) -> u32 {
         ifp.mtu()
+    }
+
+    fn ifa_for(ifp: &Ifnet, addr: Self) -> Option<Arc<Ifaddr>> {
+        let epoch = NetEpoch::enter();
+        let addrs = ifp.addrs(&epoch);
+        let near = |ia: &&Arc<Ifaddr>| {
+            (ia.ia_addr.to_bits() ^ addr.to_bits()) & ia.ia_netmask.to_bits() == 0
+        };
+        addrs.iter().find(near).or(addrs.first()).cloned()
     }
 }
 
@@ -115,6 +126,11 @@ impl InAddr for Ipv6Addr {
     fn link_mtu(ifp: &Ifnet) -> u32 {
         ifp.link_mtu6()
     }
+
+    /// None: the source is chosen for each destination (RFC 6724).
+    fn ifa_for(_ifp: &Ifnet, _addr: Self) -> Option<Arc<In6Ifaddr>> {
+        None
+    }
 }
 
 /// A route as it is added.
@@ -127,7 +143,7 @@ pub struct RouteSpec<A: InAddr = Ipv4Addr> {
     pub gw: Option<A>,
     /// Interface.
     pub ifp: Arc<Ifnet>,
-    /// Preferred source.
+    /// Preferred source; none: the interface's address on the network of the gateway, or its first.
     pub ifa: Option<Arc<A::Ifaddr>>,
     /// Flags (UP is added).
     pub flags: RtFlags,
@@ -441,7 +457,9 @@ impl<A: InAddr> RouteSpec<A> {
         flags.set(RtFlags::GATEWAY, self.gw.is_some());
         flags.set(RtFlags::HOST, self.prefix_len == A::Bits::LEN);
         flags.set(RtFlags::FIXEDMTU, self.mtu != 0);
+        let neighbour = self.gw.unwrap_or(self.dst);
         Nexthop {
+            nh_ifa: self.ifa.or_else(|| A::ifa_for(&self.ifp, neighbour)),
             nh_mtu: if self.mtu != 0 {
                 self.mtu
             } else {
@@ -450,7 +468,6 @@ impl<A: InAddr> RouteSpec<A> {
             nh_ifp: self.ifp,
             gw: self.gw,
             nh_flags: flags,
-            nh_ifa: self.ifa,
         }
     }
 }
