@@ -1,7 +1,7 @@
 //! Coverage-guided fuzzing: builds the targets (`tools/fuzz/targets`) around libFuzzer, gives them first inputs, runs them.
 //!
 //! The instrumentation is the compiler's own, by flags that the stable one takes; libFuzzer comes as a crate and needs a C++
-//! compiler. What a target has learned is kept in `target/xtask/fuzz/TARGET/corpus` and used the next time; what it finds is
+//! compiler. Only what is under test is instrumented: this program stands between cargo and the compiler (`compile`). What a target has learned is kept in `target/xtask/fuzz/TARGET/corpus` and used the next time; what it finds is
 //! kept beside it, with the command that runs it again.
 
 use crate::image;
@@ -12,16 +12,27 @@ use anyhow::{Context, Result, bail};
 use std::collections::VecDeque;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitCode, Stdio};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 /// The host, named so that programs which run during the build are not instrumented.
 const HOST: &str = "x86_64-unknown-linux-gnu";
-/// Counters for each edge, and what is compared with what.
-const FLAGS: &str = "--cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
-    -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
-    -Cllvm-args=-sanitizer-coverage-trace-compares";
+/// A counter for each edge.
+const EDGES: [&str; 4] = [
+    "-Cpasses=sancov-module",
+    "-Cllvm-args=-sanitizer-coverage-level=3",
+    "-Cllvm-args=-sanitizer-coverage-inline-8bit-counters",
+    "-Cllvm-args=-sanitizer-coverage-pc-table",
+];
+/// What is compared with what, so that libFuzzer can put it into inputs.
+const COMPARES: &str = "-Cllvm-args=-sanitizer-coverage-trace-compares";
+/// The parsers: all of it.
+const PARSERS: [&str; 3] = ["netinet", "kernel", "packetdrill"];
+/// What they stand on: edges alone. Its locks compare much that no input can change.
+const BELOW: [&str; 1] = ["sys"];
+/// Set for this program when it stands before the compiler.
+pub const COMPILER: &str = "XTASK_FUZZ_COMPILER";
 /// Names the directory of FreeBSD's TCP test suite, whose scripts are good first inputs.
 const SUITE: &str = "TCP_TESTSUITE";
 /// Our own scripts.
@@ -117,7 +128,8 @@ fn build() -> Result<PathBuf> {
     ui::step("building the fuzz targets");
     let dir = image::target_dir().join("fuzz");
     let mut cargo = image::cargo();
-    cargo.env("RUSTFLAGS", FLAGS).env("CARGO_TARGET_DIR", &dir);
+    cargo.env("CARGO_TARGET_DIR", &dir).env(COMPILER, "1");
+    cargo.env("RUSTC_WRAPPER", std::env::current_exe()?);
     cargo.args(["build", "--quiet", "--profile", "fuzz", "--target", HOST]);
     cargo.args(["--package", "fuzz", "--bin", "fuzz-targets"]);
     cargo.args(["--no-default-features", "--features", "engine"]);
@@ -129,6 +141,28 @@ fn build() -> Result<PathBuf> {
         bail!("the fuzz targets do not build");
     }
     Ok(dir.join(HOST).join("fuzz").join("fuzz-targets"))
+}
+
+/// Compiles as cargo asks, with the instrumentation that the crate is to have.
+pub fn compile() -> Result<ExitCode> {
+    let mut words = std::env::args_os().skip(1);
+    let mut compiler = Command::new(words.next().context("which compiler?")?);
+    let words: Vec<_> = words.collect();
+    let name = words
+        .iter()
+        .skip_while(|word| *word != "--crate-name")
+        .nth(1)
+        .and_then(|name| name.to_str())
+        .unwrap_or_default();
+    compiler.args(&words);
+    if PARSERS.contains(&name) {
+        compiler.args(EDGES).arg(COMPARES);
+    } else if BELOW.contains(&name) {
+        compiler.args(EDGES);
+    }
+    let status = compiler.status().context("can't run the compiler")?;
+    let code = status.code().and_then(|code| u8::try_from(code).ok());
+    Ok(code.map_or(ExitCode::FAILURE, ExitCode::from))
 }
 
 /// Runs the targets that are asked for, so many at once.

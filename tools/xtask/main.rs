@@ -39,7 +39,11 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     cleanup::install();
-    match cli::main() {
+    let done = match std::env::var_os(fuzz::COMPILER) {
+        Some(_) => fuzz::compile(),
+        None => cli::main(),
+    };
+    match done {
         Ok(code) => code,
         Err(e) => {
             cleanup::run_all();

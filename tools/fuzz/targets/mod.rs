@@ -53,6 +53,7 @@ pub const TARGETS: &[Target] = &[
     pure("tcp-options", pure::tcp_options),
     pure("headers", pure::headers),
     pure("checksums", pure::checksums),
+    pure("lro", pure::lro),
     pure("dhcp", kernel::apps::dhclient::properties::check),
     pure("iperf3", kernel::apps::iperf3::properties::check),
     pure("packetdrill", pure::packetdrill),

@@ -1,13 +1,19 @@
 //! Parsers that need no stack: what they must do with any bytes, and what must come back of what they wrote.
 
-use super::input::Reader;
+use super::frame::{self, Layer};
+use super::input::{Control, Reader, Record, records};
 use crate::generate::checksum;
 use netinet::ip::Ip;
+use netinet::ip_input::IpTunables;
 use netinet::tcp::{TCP_HLEN, TCP_MAXOLEN, TcpHeader, TcpOpt, TcpOptFlags};
+use netinet::tcp_lro::{LroStat, TcpLro};
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use sys::machine::in_cksum::{
     CksumAccum, in_cksum, in_cksum_copy, in_cksum_partial, in_cksum_update,
 };
-use sys::mbuf::{How, Mbuf};
+use sys::mbuf::{How, Mbuf, MbufQueue};
+use sys::net::iflib::Lro;
 
 /// Reads TCP options, writes what was read, and reads it again.
 pub fn tcp_options(input: &[u8]) {
@@ -133,5 +139,81 @@ pub fn packetdrill(input: &[u8]) {
         let place = 1..=lines + 1;
         assert!(place.contains(&error.pos.line), "{error} of {lines} lines");
         assert!(!error.reason.is_empty());
+    }
+}
+
+/// Puts frames through LRO: none is lost, each connection's data keeps its order, and what was joined has right sums.
+pub fn lro(input: &[u8]) {
+    let mut lro = TcpLro::new(Arc::new(IpTunables::new()), Arc::new(LroStat::new()), 4);
+    let (mut before, mut after) = (Streams::default(), Streams::default());
+    let mut out = MbufQueue::new();
+    let mut collect = |out: &mut MbufQueue| {
+        while let Some(m) = out.pop() {
+            let frame: Vec<u8> = m.segments().flatten().copied().collect();
+            assert_eq!(frame.len(), m.pkt_len(), "length of the packet");
+            after.take(frame);
+        }
+    };
+    for record in records(input) {
+        let layer = match record.control.0 >> 6 {
+            3 => Layer::Ip,
+            2 => Layer::Ether,
+            _ => Layer::Tcp,
+        };
+        // Frames to a group are no matter of the parser's.
+        let control = Control(record.control.0 & 0x3f);
+        let frame = frame::frame(layer, &Record { control, ..record });
+        if frame.is_empty() {
+            continue;
+        }
+        let m = Mbuf::from_bytes(&frame, How::Wait).expect("memory");
+        before.take(frame);
+        lro.rx(m, &mut out);
+        if control.pause_us() > 0 {
+            lro.flush_all(&mut out);
+        }
+        collect(&mut out);
+    }
+    lro.flush_all(&mut out);
+    collect(&mut out);
+    assert_eq!(before.data, after.data, "data of connections");
+    assert_eq!(before.others, after.others, "frames that LRO leaves alone");
+}
+
+/// What frames carry.
+#[derive(Default)]
+struct Streams {
+    /// By addresses and ports, in order.
+    data: BTreeMap<Vec<u8>, Vec<u8>>,
+    /// What is no good TCP segment.
+    others: Vec<Vec<u8>>,
+}
+
+impl Streams {
+    fn take(&mut self, mut frame: Vec<u8>) {
+        if let Some([high, low]) = frame.get(16..18) {
+            // Padding behind the datagram is nothing.
+            let len = 14 + usize::from(u16::from_be_bytes([*high, *low]));
+            if frame[12..14] == [8, 0] && len >= 34 {
+                frame.truncate(len);
+            }
+        }
+        let tcp = frame.get(12..14) == Some(&[8, 0])
+            && frame.get(23) == Some(&6)
+            && frame
+                .get(20..22)
+                .is_some_and(|off| off[0] & 0x3f == 0 && off[1] == 0);
+        let mut ours = frame.clone();
+        if let Some(source) = ours.get_mut(6..12) {
+            source.copy_from_slice(&frame::OUR_MAC);
+        }
+        if !tcp || frame::fault(&ours).is_some() {
+            self.others.push(frame);
+            return;
+        }
+        let start = 14 + usize::from(frame[14] & 15) * 4;
+        let payload = start + usize::from(frame[start + 12] >> 4) * 4;
+        let flow = [&frame[26..34], &frame[start..start + 4]].concat();
+        self.data.entry(flow).or_default().extend(&frame[payload..]);
     }
 }

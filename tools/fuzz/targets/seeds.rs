@@ -25,6 +25,7 @@ pub fn built_in(target: &Target) -> Vec<Vec<u8>> {
         "reassembly" | "frag6" => fragments(),
         "udp" => udp(),
         "tcp" => tcp(),
+        "lro" => lro(),
         "ipv6" => ipv6(),
         "ip6-headers" => ip6_headers(),
         "icmp6" => icmp6(),
@@ -52,7 +53,7 @@ pub fn from_script(target: &Target, text: &str) -> Vec<Vec<u8>> {
         return Vec::new();
     };
     match target.name {
-        "tcp" => vec![segments_of(&script)],
+        "tcp" | "lro" => vec![segments_of(&script)],
         "tcp-options" => options_of(&script),
         "headers" => inbound(&script).map(|spec| header_of(spec, 0, 0)).collect(),
         "icmp" => icmps_of(&script),
@@ -63,7 +64,7 @@ pub fn from_script(target: &Target, text: &str) -> Vec<Vec<u8>> {
 
 /// Whether a target has inputs of records, which `mutate` knows how to change.
 pub fn has_records(target: &Target) -> bool {
-    matches!(target.kind, Kind::Frames(_))
+    matches!(target.kind, Kind::Frames(_)) || target.name == "lro"
 }
 
 /// A script as short as it can be said: licences and explanations are nothing to a parser.
@@ -515,6 +516,26 @@ fn tcp() -> Vec<Vec<u8>> {
         together(&[(0x80, &syn), (0xc0, &ack)]),
         together(&[(0, &syn), (0x40, &segment(4, 0, 0, &[], 0))]),
         together(&[(0, &segment(0x10, 5, 5, &[], 10))]),
+    ]
+}
+
+fn lro() -> Vec<Vec<u8>> {
+    let stamps = [1, 1, 8, 10, 0, 0, 0, 2, 0, 0, 0, 0];
+    let data = |seq, options: &[u8]| segment(0x10, seq, 7, options, 100);
+    let (first, second, third) = (data(0, &stamps), data(100, &stamps), data(200, &stamps));
+    vec![
+        together(&[(0, &first), (0, &second), (0, &third)]),
+        together(&[(0, &first), (0, &third), (0, &second)]),
+        together(&[
+            (0, &data(0, &[])),
+            (0x20, &data(100, &[])),
+            (0, &data(200, &[])),
+        ]),
+        together(&[
+            (0, &first),
+            (0, &segment(0x11, 100, 7, &stamps, 0)),
+            (0, &second),
+        ]),
     ]
 }
 
