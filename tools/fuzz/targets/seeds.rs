@@ -487,6 +487,13 @@ fn fragments() -> Vec<Vec<u8>> {
         together(&[(0, &first), (0x38, &second)]),
         together(&[(0, &piece(8180, false, 200)), (0, &first)]),
         together(&[(0, &piece(0, false, 20))]),
+        // Pieces of a datagram whose end never comes.
+        together(
+            &[0, 8, 16, 24, 32]
+                .map(|off| piece(off, true, 64))
+                .each_ref()
+                .map(|p| (0, p.as_slice())),
+        ),
     ]
 }
 
@@ -712,7 +719,18 @@ fn connection() -> Vec<Vec<u8>> {
     push_step(&mut active, Step::Shutdown, &[0, 1]);
     push_step(&mut active, Step::Pause, &[22]);
     push_step(&mut active, Step::Close, &[0]);
-    vec![passive, active]
+    // Data out of order, then more that overlaps it, then what fills the gap.
+    let mut disorder = vec![0];
+    push_step(&mut disorder, Step::Syn, &[0, 7, 15, 5, 0xb4, 6, 0]);
+    push_step(&mut disorder, Step::AckAll, &[0]);
+    push_step(&mut disorder, Step::Accept, &[]);
+    for (far, unit, len) in [(2, 2, 536_u16), (80, 1, 600), (0, 0, 1072)] {
+        let [high, low] = len.to_be_bytes();
+        let segment = [0, 1, 1, far, unit, 0, 0, 0xff, 0, high, low];
+        push_step(&mut disorder, Step::Segment, &segment);
+    }
+    push_step(&mut disorder, Step::Receive, &[0, 16, 0, 0]);
+    vec![passive, active, disorder]
 }
 
 fn pair() -> Vec<Vec<u8>> {
