@@ -218,7 +218,7 @@ fn was_silent(
 ) -> Result<(), String> {
     let side = if i == 0 { c.from } else { c.to() };
     let arrivals = seen.arrivals[i];
-    let since = |when: Option<i64>| when.map_or(i64::MAX, |ms| at - ms);
+    let since = |when: Option<i64>| when.map_or(i64::MAX / 2, |ms| at - ms);
     let keepalive = s.setting(side, "net.inet.tcp.keepidle", 7_200_000)
         + 8 * s.setting(side, "net.inet.tcp.keepintvl", 75_000);
     let connecting = seen.client.connect_error.is_some();
