@@ -378,6 +378,10 @@ impl Socket {
     /// Closes one or both directions.
     pub fn soshutdown(self: &Arc<Self>, how: Shutdown) -> Result<(), Errno> {
         if self.is_listening() {
+            if how != Shutdown::Write {
+                self.set_error(Errno::ECONNABORTED);
+                self.solisten_wakeup();
+            }
             return Err(Errno::ENOTCONN);
         }
         let connected =
@@ -925,12 +929,7 @@ impl Socket {
                 if got > 0 {
                     return Ok(Stream::End);
                 }
-                let error = if flags.contains(MsgFlags::PEEK) {
-                    self.error()
-                } else {
-                    self.take_error()
-                };
-                if let Some(error) = error {
+                if let Some(error) = self.receive_error(flags) {
                     return Err(error);
                 }
             }
@@ -964,6 +963,15 @@ impl Socket {
             let (guard, result) = sbwait(rcv, WChan::of(&self.rcv), "sbwait");
             result?;
             rcv = guard;
+        }
+    }
+
+    /// The socket's error, which is told once, but stays for a call that only peeks.
+    fn receive_error(&self, flags: MsgFlags) -> Option<Errno> {
+        if flags.contains(MsgFlags::PEEK) {
+            self.error()
+        } else {
+            self.take_error()
         }
     }
 
@@ -1017,7 +1025,7 @@ impl Socket {
             if !rcv.sb_records.is_empty() {
                 break;
             }
-            if let Some(error) = self.take_error() {
+            if let Some(error) = self.receive_error(flags) {
                 return Err(error);
             }
             if rcv.sb_state.contains(SbState::CANTRCVMORE) {

@@ -283,6 +283,59 @@ fn waitall_waits_for_all_and_peek_takes_nothing() {
     });
 }
 
+/// Each small cluster costs the buffer more than it holds: the window closes before `sb_hiwat` bytes are there.
+#[test]
+fn waitall_empties_a_buffer_that_takes_no_more() {
+    on_a_machine(|| {
+        let (client, server) = pair();
+        let sender = spawn(move || {
+            for _ in 0..100 {
+                // More than is copied into the mbuf before it.
+                client.send(&[7; 600], NONE).unwrap();
+            }
+            while client.inner().snd.lock().used() > 0 {
+                pause_sbt("drain", MS(1));
+            }
+        });
+        server.inner().rcv.lock().sb_mbmax = 8192;
+        server.set_rcvtimeo(Some(MS(1000))).unwrap();
+        let mut block = vec![0; 60_000];
+        assert_eq!(server.recv(&mut block, MsgFlags::WAITALL), Ok(60_000));
+        sender.join();
+    });
+}
+
+#[test]
+fn shutdown_of_a_listening_socket_wakes_accept() {
+    on_a_machine(|| {
+        let listener = Arc::new(listener(&net(), 4));
+        let theirs = listener.clone();
+        let accepting = spawn(move || {
+            assert_eq!(theirs.accept().err(), Some(Errno::ECONNABORTED));
+        });
+        pause_sbt("wait", MS(10));
+        assert_eq!(listener.shutdown(Shutdown::Write), Err(Errno::ENOTCONN));
+        pause_sbt("wait", MS(10));
+        assert_eq!(listener.shutdown(Shutdown::Both), Err(Errno::ENOTCONN));
+        accepting.join();
+    });
+}
+
+#[test]
+fn peeking_at_datagrams_leaves_the_error() {
+    on_a_machine(|| {
+        let so = SocketHandle::socket(&PipeDomain(net()), AF_INET, SockType::Dgram, 0).unwrap();
+        so.inner().set_error(Errno::ECONNREFUSED);
+        let peek = || so.recv(&mut [0; 8], MsgFlags::PEEK);
+        assert_eq!(
+            (peek(), peek()),
+            (Err(Errno::ECONNREFUSED), Err(Errno::ECONNREFUSED))
+        );
+        assert_eq!(so.recv(&mut [0; 8], NONE), Err(Errno::ECONNREFUSED));
+        assert_eq!(so.recv(&mut [0; 8], MsgFlags::DONTWAIT), Err(Errno::EAGAIN));
+    });
+}
+
 #[test]
 fn calls_that_may_not_wait_say_so() {
     on_a_machine(|| {
