@@ -18,6 +18,8 @@ const HPET_PERIOD: usize = 0x04;
 const HPET_CONFIG: usize = 0x10;
 const HPET_CONFIG_ENABLE: u32 = 1;
 const HPET_MAIN_COUNTER: usize = 0xf0;
+/// The longest period there may be: 100 ns. A register that is not there reads as all ones.
+const HPET_PERIOD_MAX_FS: u32 = 100_000_000;
 
 /// A MADT entry describes a CPU that can be started.
 const CPU_ENABLED: u32 = 1;
@@ -87,8 +89,10 @@ pub unsafe fn acpi_init(rsdp: u64) -> Platform {
             set_s5(control.address as u16, sleep_type << 10);
         }
     }
-    if let Ok(hpet) = HpetInfo::new(&tables) {
-        platform.reference = hpet_start(hpet.base_address as u64);
+    if let Ok(hpet) = HpetInfo::new(&tables)
+        && let Some(reference) = hpet_start(hpet.base_address as u64)
+    {
+        platform.reference = reference;
     }
     platform
 }
@@ -137,16 +141,21 @@ fn parse_madt(madt: &PhysicalMapping<Handler, Madt>, platform: &mut Platform) {
     }
 }
 
-fn hpet_start(pa: u64) -> Reference {
+/// Starts the HPET; `None` if it does not say how fast it counts, as it must (IA-PC HPET 1.0a §2.3.4).
+fn hpet_start(pa: u64) -> Option<Reference> {
     let registers = pmap_mapdev(pa, 0x400).as_ptr() as usize;
     // SAFETY: `registers` maps the HPET, which nobody else uses; 32-bit accesses are allowed.
     unsafe {
+        let period_fs = ((registers + HPET_PERIOD) as *const u32).read_volatile();
+        if !(1..=HPET_PERIOD_MAX_FS).contains(&period_fs) {
+            return None;
+        }
         let config = (registers + HPET_CONFIG) as *mut u32;
         config.write_volatile(config.read_volatile() | HPET_CONFIG_ENABLE);
-        Reference::Hpet {
+        Some(Reference::Hpet {
             counter: registers + HPET_MAIN_COUNTER,
-            period_fs: ((registers + HPET_PERIOD) as *const u32).read_volatile(),
-        }
+            period_fs,
+        })
     }
 }
 
