@@ -85,8 +85,12 @@ fn accept(env: &Env, service: Service, listener: &SocketHandle) {
                 continue;
             }
         };
-        if connections.len() == MAX_CONNECTIONS {
-            connections.remove(0).join();
+        loop {
+            connections.retain(|thread| !thread.is_done());
+            if connections.len() < MAX_CONNECTIONS || env.interrupted() {
+                break;
+            }
+            env.sleep(io::POLL);
         }
         let env_of_thread = env.clone();
         // What ends a connection is the peer's affair.

@@ -8,6 +8,7 @@ use alloc::vec;
 use alloc::vec::Vec;
 use core::net::Ipv4Addr;
 
+use netinet::ip::IP_MAXPACKET;
 use netinet::ip_ctloutput::control_messages;
 use sys::errno::Errno;
 use sys::kern::uipc_syscalls::{PollEvents, SocketHandle};
@@ -17,8 +18,8 @@ use sys::mbuf::Mbuf;
 use sys::socket::{
     AF_INET, AF_INET6, ICMP6_FILTER, IP_DONTFRAG, IP_TTL, IPPROTO_ICMP, IPPROTO_ICMPV6, IPPROTO_IP,
     IPPROTO_IPV6, IPV6_DONTFRAG, IPV6_HOPLIMIT, IPV6_MULTICAST_HOPS, IPV6_MULTICAST_IF,
-    IPV6_RECVHOPLIMIT, IPV6_UNICAST_HOPS, MsgFlags, SO_BROADCAST, SO_RCVBUF, SOL_SOCKET, SockAddr,
-    SockType,
+    IPV6_RECVHOPLIMIT, IPV6_UNICAST_HOPS, MsgFlags, SO_BROADCAST, SO_RCVBUF, SO_SNDBUF, SOL_SOCKET,
+    SockAddr, SockType,
 };
 use sys::time::Sbintime;
 
@@ -245,8 +246,9 @@ impl<'a> Ping<'a> {
         } else {
             socket4(env, &options)?
         };
-        // Room for many answers; less will do.
+        // Room for many answers, and for the longest packet: `net.inet.raw.maxdgram` is short of it. Less will do.
         let _ = so.setsockopt_int(SOL_SOCKET, SO_RCVBUF, 192 * 1024);
+        let _ = so.setsockopt_int(SOL_SOCKET, SO_SNDBUF, IP_MAXPACKET as i32 + 128);
         if let Some(source) = &options.source {
             so.bind(source).map_err(call("bind"))?;
         }

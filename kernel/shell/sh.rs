@@ -9,9 +9,11 @@ use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 
 use sys::kern::kern_mutex::Mutex;
+use sys::kern::kern_synch::pause_sbt;
 use sys::kern::kern_thread::{Pri, ThreadHandle, curthread, kthread_add};
 use sys::kern::lock_order::App;
 use sys::net::vnet::Vnet;
+use sys::time::Sbintime;
 
 use crate::apps::{Env, Output};
 use crate::console::{self, Foreground};
@@ -19,6 +21,9 @@ use crate::outln;
 use crate::shell::commands::{self, Program};
 use crate::shell::line::{Event, LineEditor};
 use crate::shell::syntax::{self, Command};
+
+/// How often `wait` looks whether its jobs have ended, or it should.
+const WAIT_POLL: Sbintime = Sbintime::from_ms(10);
 
 /// What the shell shows when it waits for a line.
 pub const PROMPT: &str = "# ";
@@ -204,11 +209,12 @@ impl Shell {
         if background {
             self.start_job(program, env)
         } else {
-            self.run_in_foreground(program, &env)
+            self.run_in_foreground(&env, |_| (program.main)(&env))
         }
     }
 
-    fn run_in_foreground(&self, program: &Program, env: &Env) -> i32 {
+    /// Runs what Ctrl-C on the console ends.
+    fn run_in_foreground(&mut self, env: &Env, run: impl FnOnce(&mut Shell) -> i32) -> i32 {
         let me = curthread();
         // What was meant for an earlier program.
         me.take_interrupt();
@@ -218,7 +224,7 @@ impl Shell {
                 thread: me,
             }));
         }
-        let status = (program.main)(env);
+        let status = run(self);
         if self.on_console {
             console::set_foreground(None);
         }
@@ -333,23 +339,21 @@ impl Shell {
                 return 64;
             }
         };
-        let mut status = 0;
-        let mut found = number.is_none();
-        let (chosen, kept): (Vec<Job>, Vec<Job>) = core::mem::take(&mut self.jobs)
-            .into_iter()
-            .partition(|job| number.is_none_or(|number| number == job.number));
-        self.jobs = kept;
-        for job in chosen {
-            found = true;
-            let Job {
-                thread,
-                status: result,
-                ..
-            } = job;
-            thread.join();
-            status = result.load(Ordering::Acquire);
+        let chosen = |job: &Job| number.is_none_or(|number| number == job.number);
+        if number.is_some() && !self.jobs.iter().any(chosen) {
+            return 127;
         }
-        if found { status } else { 127 }
+        self.run_in_foreground(env, |shell| {
+            let running = |job: &Job| chosen(job) && !job.thread.is_done();
+            while shell.jobs.iter().any(running) {
+                if env.interrupted() {
+                    return INTERRUPTED;
+                }
+                pause_sbt("wait", WAIT_POLL);
+            }
+            let ended = shell.jobs.extract_if(.., |job| chosen(job)).last();
+            ended.map_or(0, |job| job.status.load(Ordering::Acquire))
+        })
     }
 
     fn help(&mut self, env: &Env) -> i32 {

@@ -6,18 +6,23 @@ use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec;
 use alloc::vec::Vec;
+use core::net::Ipv4Addr;
 
 use netsim::wire::WireConfig;
 use netsim::world::World;
 use sys::kern::kern_intr::{FilterStatus, bus_setup_intr};
 use sys::kern::kern_mutex::Mutex;
-use sys::kern::kern_synch::pause;
-use sys::kern::kern_thread::threads;
+use sys::kern::kern_synch::{pause, pause_sbt};
+use sys::kern::kern_thread::{Pri, kthread_add, threads};
 use sys::kern::lock_order::Leaf;
+use sys::kern::uipc_syscalls::SocketHandle;
 use sys::machine::IrqSource;
+use sys::socket::{AF_INET, MsgFlags, Shutdown, SockAddr, SockType};
+use sys::time::Sbintime;
 
 use super::sh::{Shell, Vnets};
 use crate::apps::Output;
+use crate::console::cn_input;
 
 /// A screen that remembers.
 struct Screen(Mutex<String, Leaf>);
@@ -150,6 +155,8 @@ fn ping_reports_as_in_freebsd() {
         // Large ones travel in fragments, unless they may not.
         let text = desk.ok("ping -c 1 -s 8000 10.0.0.2");
         assert!(text.contains("8008 bytes from 10.0.0.2"));
+        let text = desk.ok("ping -c 1 -s 20000 10.0.0.2");
+        assert!(text.contains("20008 bytes from 10.0.0.2"));
         let text = desk.fails("ping -c 1 -D -s 8000 10.0.0.2");
         assert!(text.contains("ping: sendto: Message too long"), "{text}");
         assert!(text.contains("1 packets transmitted, 0 packets received, 100.0% packet loss"));
@@ -429,6 +436,117 @@ fn iperf3_measures_over_ipv6_in_both_directions() {
         assert!(text.contains("unable to bind to the address"), "{text}");
         let tcp = &world.b.inet.tcp.tcbinfo;
         assert!(tcp.snapshot().iter().any(|inp| inp.read().is_ipv6()));
+    });
+}
+
+/// A connection to the iperf3 server of stack b that has shown its cookie.
+fn iperf3_connection(world: &World) -> SocketHandle {
+    let so = SocketHandle::socket(&world.a.vnet, AF_INET, SockType::Stream, 0).unwrap();
+    let server = SockAddr::v4(Ipv4Addr::new(10, 0, 0, 2), 5201);
+    so.connect(&server).unwrap();
+    so.send(&[b'c'; 37], MsgFlags::empty()).unwrap();
+    so
+}
+
+/// Asks an iperf3 server for a test; the `answer` that comes.
+fn iperf3_ask<const N: usize>(control: &SocketHandle, parameters: &str) -> [u8; N] {
+    // PARAM_EXCHANGE.
+    assert_eq!(heard(control), [9]);
+    let len = (parameters.len() as u32).to_be_bytes();
+    control.send(&len, MsgFlags::empty()).unwrap();
+    control
+        .send(parameters.as_bytes(), MsgFlags::empty())
+        .unwrap();
+    heard(control)
+}
+
+fn heard<const N: usize>(control: &SocketHandle) -> [u8; N] {
+    let mut bytes = [0; N];
+    assert_eq!(control.recv(&mut bytes, MsgFlags::WAITALL), Ok(N));
+    bytes
+}
+
+#[test]
+fn an_iperf3_client_that_stops_reading_does_not_hold_up_the_server() {
+    with_shell(|desk, world| {
+        desk.ok("vnet b iperf3 -s -D; sleep 0.1");
+        let control = iperf3_connection(world);
+        let reverse = r#"{"tcp":true,"time":10,"parallel":1,"len":131072,"reverse":true}"#;
+        // CREATE_STREAMS, TEST_START, TEST_RUNNING.
+        assert_eq!(iperf3_ask(&control, reverse), [10]);
+        let stream = iperf3_connection(world);
+        assert_eq!(heard(&control), [1, 2]);
+        // The buffers fill, and the client is gone but for its stream.
+        desk.ok("sleep 1");
+        drop(control);
+        desk.ok("sleep 1");
+        let text = desk.ok("iperf3 -c 10.0.0.2 -t 1");
+        assert!(text.contains("iperf Done."), "{text}");
+        drop(stream);
+    });
+}
+
+#[test]
+fn an_iperf3_server_says_what_it_has_not() {
+    with_shell(|desk, world| {
+        desk.ok("vnet b iperf3 -s -D; sleep 0.1");
+        for parameters in [r#"{"tcp":true,"bidirectional":true}"#, r#"{"sctp":true}"#] {
+            // SERVER_ERROR, and IEUNIMP.
+            let control = iperf3_connection(world);
+            let answer = iperf3_ask(&control, parameters);
+            assert_eq!(answer, [0xfe, 0, 0, 0, 13], "{parameters}");
+        }
+    });
+}
+
+#[test]
+fn an_iperf3_test_shorter_than_an_interval_is_reported_as_one() {
+    with_shell(|desk, _| {
+        desk.ok("vnet b iperf3 -s -D; sleep 0.1");
+        let rows = |text: &str| text.matches("/sec").count();
+        // The interval, sender and receiver; all of it from the client and from the server.
+        let text = desk.ok("iperf3 -c 10.0.0.2 -n 100K; sleep 0.1");
+        assert_eq!(rows(&text), 6, "{text}");
+        let text = desk.ok("iperf3 -c 10.0.0.2 -n 100K -i 0; sleep 0.1");
+        assert_eq!(rows(&text), 5, "{text}");
+    });
+}
+
+#[test]
+fn an_idle_connection_to_inetd_keeps_nobody_out() {
+    with_shell(|desk, world| {
+        desk.ok("vnet b inetd discard & sleep 0.1");
+        let connect = || {
+            let so = SocketHandle::socket(&world.a.vnet, AF_INET, SockType::Stream, 0).unwrap();
+            so.connect(&SockAddr::v4(Ipv4Addr::new(10, 0, 0, 2), 9))
+                .unwrap();
+            so
+        };
+        let idle = connect();
+        for _ in 0..100 {
+            let so = connect();
+            so.set_rcvtimeo(Some(Sbintime::from_s(2))).unwrap();
+            so.shutdown(Shutdown::Write).unwrap();
+            // The service ends the connection too.
+            assert_eq!(so.recv(&mut [0; 1], MsgFlags::empty()), Ok(0));
+        }
+        drop(idle);
+    });
+}
+
+#[test]
+fn ctrl_c_ends_the_wait_for_jobs_and_leaves_them() {
+    with_shell(|_, world| {
+        let vnets = Arc::new(Vnets::new(vec![world.a.vnet.clone()]));
+        let mut shell = Shell::on_console(vnets);
+        let typist = kthread_add("typist", Pri::PUSER, None, || {
+            pause_sbt("type", Sbintime::from_ms(500));
+            cn_input([3]);
+        });
+        assert_eq!(shell.run_line("sleep 5 & wait"), 130);
+        typist.join();
+        assert_eq!(shell.run_line("wait %1"), 0);
+        assert_eq!(shell.run_line("wait %1"), 127);
     });
 }
 

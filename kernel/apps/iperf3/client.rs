@@ -163,7 +163,7 @@ fn open_tcp(
         .map_err(doing("set TCP maximum segment size"))?;
     }
     so.connect(server).map_err(doing("connect a stream"))?;
-    super::protocol::write_all(&so, cookie)?;
+    super::protocol::write_all(env, &so, cookie)?;
     Ok(so)
 }
 

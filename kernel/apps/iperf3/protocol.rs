@@ -70,7 +70,10 @@ impl fmt::Display for Failure {
 
 /// Wraps an error of a socket call with what was being done.
 pub(super) fn doing(what: &'static str) -> impl Fn(Errno) -> Failure {
-    move |errno| Failure::Socket(what, errno)
+    move |errno| match errno {
+        Errno::EINTR => Failure::Interrupted,
+        errno => Failure::Socket(what, errno),
+    }
 }
 
 /// The states of a test, as their bytes stand on the control connection (`iperf_api.h`).
@@ -125,6 +128,7 @@ impl<'a> Control<'a> {
     /// Takes over a connected socket.
     pub(super) fn new(env: &'a Env, so: SocketHandle) -> Result<Control<'a>, Failure> {
         so.set_rcvtimeo(Some(POLL))
+            .and_then(|()| so.set_sndtimeo(Some(POLL)))
             .map_err(doing("set a timeout"))?;
         // States are single bytes that follow each other.
         so.setsockopt_int(IPPROTO_TCP, TCP_NODELAY, 1)
@@ -213,7 +217,7 @@ impl<'a> Control<'a> {
 
     /// Writes all of `bytes`.
     pub(super) fn write(&self, bytes: &[u8]) -> Result<(), Failure> {
-        write_all(&self.so, bytes)
+        write_all(self.env, &self.so, bytes)
     }
 }
 
@@ -235,13 +239,18 @@ pub(super) fn read_exact(env: &Env, so: &SocketHandle, buf: &mut [u8]) -> Result
     Ok(())
 }
 
-/// Writes all of `bytes` to a stream.
-pub(super) fn write_all(so: &SocketHandle, mut bytes: &[u8]) -> Result<(), Failure> {
+/// Writes all of `bytes` to a stream whose send timeout is [`POLL`], within [`PATIENCE`].
+pub(super) fn write_all(env: &Env, so: &SocketHandle, mut bytes: &[u8]) -> Result<(), Failure> {
+    let deadline = machine::sbinuptime() + PATIENCE;
     while !bytes.is_empty() {
-        let n = so
-            .send(bytes, MsgFlags::empty())
-            .map_err(doing("write to the control connection"))?;
-        bytes = bytes.get(n..).unwrap_or(&[]);
+        match so.send(bytes, MsgFlags::empty()) {
+            Ok(n) => bytes = bytes.get(n..).unwrap_or(&[]),
+            Err(Errno::EINTR) => return Err(Failure::Interrupted),
+            Err(Errno::EAGAIN) if env.interrupted() => return Err(Failure::Interrupted),
+            Err(Errno::EAGAIN) if machine::sbinuptime() > deadline => return Err(Failure::Silent),
+            Err(Errno::EAGAIN) => {}
+            Err(errno) => return Err(Failure::Socket("write to the control connection", errno)),
+        }
     }
     Ok(())
 }

@@ -140,10 +140,10 @@ impl<'a> Reporter<'a> {
         }
     }
 
-    /// Reports the rest of the last interval, unless it is too short to say anything.
+    /// Reports the rest of the last interval, unless it is too short to say anything; of a short test that is all of it.
     pub(super) fn last_interval(&self, running: &Running, now: Sbintime) {
         let from = *self.last.borrow();
-        if now - from > Sbintime::from_ms(100) && from > Sbintime::ZERO {
+        if now - from > Sbintime::from_ms(100) || from == Sbintime::ZERO {
             self.interval(running, now);
         }
     }

@@ -25,8 +25,8 @@ use super::stream::{Direction, Running, Shared, Stream, prepare};
 use super::test::{Test, receive_then_send};
 
 const BACKLOG: i32 = 64;
-/// `IENUMSTREAMS`, the error number of iperf3 that comes nearest to "these parameters cannot be".
-const PARAMETERS_REFUSED: i32 = 12;
+/// What a client is told whose parameters cannot be: "an option you are trying to set is not implemented yet".
+const IEUNIMP: i32 = 13;
 
 /// Serves until interrupted, or for one test with `-1`.
 pub(super) fn run(env: &Env, options: &ServerOptions) -> Result<(), Failure> {
@@ -125,7 +125,7 @@ fn serve(
         Ok(request) => request,
         Err(reason) => {
             control.say(State::ServerError)?;
-            control.write(&PARAMETERS_REFUSED.to_be_bytes())?;
+            control.write(&IEUNIMP.to_be_bytes())?;
             control.write(&(Errno::EOPNOTSUPP as i32).to_be_bytes())?;
             return Err(Failure::Protocol(reason));
         }

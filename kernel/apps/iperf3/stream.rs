@@ -184,7 +184,9 @@ const UDP_RCVBUF: i32 = 212_992;
 
 /// Sets a stream's socket to the test's options.
 pub(super) fn prepare(so: &SocketHandle, options: &TestOptions) -> Result<(), Failure> {
+    // A sender too looks at times whether it should end: a peer that stops reading does not hold it up.
     so.set_rcvtimeo(Some(POLL))
+        .and_then(|()| so.set_sndtimeo(Some(POLL)))
         .map_err(doing("set a timeout"))?;
     if options.window > 0 {
         for buffer in [SO_SNDBUF, SO_RCVBUF] {
@@ -336,9 +338,14 @@ impl<'a> Mover<'a> {
                 return Ok(());
             }
             while !left.is_empty() && !self.shared.finished() {
-                let n = self.stream.so.send(left, MsgFlags::empty())?;
-                self.count(n);
-                left = left.get(n..).unwrap_or(&[]);
+                match self.stream.so.send(left, MsgFlags::empty()) {
+                    Ok(n) => {
+                        self.count(n);
+                        left = left.get(n..).unwrap_or(&[]);
+                    }
+                    Err(Errno::EAGAIN) => {}
+                    Err(errno) => return Err(errno),
+                }
             }
             self.pace();
         }

@@ -45,7 +45,9 @@ impl<'a> Test<'a> {
     pub(super) fn stop(&mut self) -> Sbintime {
         let elapsed = self.running.elapsed();
         self.running.stop();
-        self.reporter.last_interval(&self.running, elapsed);
+        if self.display.interval.is_some() {
+            self.reporter.last_interval(&self.running, elapsed);
+        }
         elapsed
     }
 
