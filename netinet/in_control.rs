@@ -11,7 +11,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::net::Ipv4Addr;
 use sys::errno::Errno;
-use sys::kern::kern_mutex::Mutex;
+use sys::kern::kern_sx::Sx;
 use sys::kern::lock_order::InControl;
 use sys::kern::subr_epoch::{EpochCell, NetEpoch};
 use sys::mbuf::IfIndex;
@@ -112,7 +112,7 @@ impl AddrTable {
 pub struct IfAddrs {
     table: EpochCell<AddrTable>,
     /// Held by whoever changes addresses.
-    change: Mutex<(), InControl>,
+    change: Sx<(), InControl>,
 }
 
 impl IfAddrs {
@@ -120,7 +120,7 @@ impl IfAddrs {
     pub fn new() -> Self {
         Self {
             table: EpochCell::new(AddrTable::build(Vec::new(), Vec::new())),
-            change: Mutex::new(()),
+            change: Sx::new(()),
         }
     }
 
@@ -232,7 +232,7 @@ pub fn in_aifaddr(
         args.broadcast.or((len < 31).then_some(of_network))
     });
 
-    let change = inet.ifaddrs.change.lock();
+    let change = inet.ifaddrs.change.xlock();
     let epoch = NetEpoch::enter();
     if inet.ifaddrs.lookup(&epoch, addr).is_some() {
         return Err(Errno::EEXIST);
@@ -270,7 +270,7 @@ pub fn in_aifaddr(
 #[doc(alias = "SIOCDIFADDR")]
 #[doc(alias = "in_difaddr_ioctl")]
 pub fn in_difaddr(inet: &Arc<InetVnet>, ifp: &Arc<Ifnet>, addr: Ipv4Addr) -> Result<(), Errno> {
-    let change = inet.ifaddrs.change.lock();
+    let change = inet.ifaddrs.change.xlock();
     let ia = ifp.addr_remove(addr).ok_or(Errno::EADDRNOTAVAIL)?;
     inet.ifaddrs
         .update(|list, _| list.retain(|other| !Arc::ptr_eq(other, &ia)));
@@ -419,7 +419,7 @@ pub(crate) fn in_ifdetach(inet: &Arc<InetVnet>, ifp: &Arc<Ifnet>) {
             _ => break,
         }
     }
-    let change = inet.ifaddrs.change.lock();
+    let change = inet.ifaddrs.change.xlock();
     inet.ifaddrs
         .update(|_, multi| multi.retain(|im| im.ifindex != ifp.if_index));
     drop(change);
@@ -432,7 +432,7 @@ pub fn in_joingroup(inet: &InetVnet, ifp: &Arc<Ifnet>, group: Ipv4Addr) -> Resul
     if !in_multicast(group) {
         return Err(Errno::EINVAL);
     }
-    let _change = inet.ifaddrs.change.lock();
+    let _change = inet.ifaddrs.change.xlock();
     let mut first = true;
     inet.ifaddrs.update(|_, multi| {
         match multi
@@ -458,7 +458,7 @@ pub fn in_joingroup(inet: &InetVnet, ifp: &Arc<Ifnet>, group: Ipv4Addr) -> Resul
 
 /// Leaves a multicast group; `EADDRNOTAVAIL` if it was not joined.
 pub fn in_leavegroup(inet: &InetVnet, ifp: &Arc<Ifnet>, group: Ipv4Addr) -> Result<(), Errno> {
-    let _change = inet.ifaddrs.change.lock();
+    let _change = inet.ifaddrs.change.xlock();
     let mut found = false;
     let mut last = false;
     inet.ifaddrs.update(|_, multi| {

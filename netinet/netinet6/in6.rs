@@ -15,7 +15,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::net::Ipv6Addr;
 use sys::errno::Errno;
-use sys::kern::kern_mutex::Mutex;
+use sys::kern::kern_sx::Sx;
 use sys::kern::lock_order::InControl;
 use sys::kern::subr_epoch::{EpochCell, NetEpoch};
 use sys::kprintf;
@@ -48,7 +48,7 @@ struct AddrTable {
 pub struct In6IfAddrs {
     table: EpochCell<AddrTable>,
     /// Held by whoever changes addresses.
-    change: Mutex<(), InControl>,
+    change: Sx<(), InControl>,
 }
 
 impl In6IfAddrs {
@@ -56,7 +56,7 @@ impl In6IfAddrs {
     pub fn new() -> Self {
         Self {
             table: EpochCell::new(AddrTable::default()),
-            change: Mutex::new(()),
+            change: Sx::new(()),
         }
     }
 
@@ -144,7 +144,7 @@ pub fn in6_update_ifa(
         && !flags.contains(In6Iff::NODAD)
         && !ifp.nd6.flags().contains(Nd6Iff::NO_DAD)
         && inet.ip6.dad_count.get() > 0;
-    let change = inet.in6_ifaddrs.change.lock();
+    let change = inet.in6_ifaddrs.change.xlock();
     if inet.in6_ifaddrs.lookup(&NetEpoch::enter(), addr).is_some() {
         return Err(Errno::EEXIST);
     }
@@ -314,7 +314,7 @@ fn add_routes(inet: &InetVnet, ia: &Arc<In6Ifaddr>) -> Result<(), Errno> {
 /// Removes an address: its routes, its groups, its entry (`SIOCDIFADDR_IN6`). `addr` carries its zone.
 pub fn in6_purgeaddr(inet: &Arc<InetVnet>, ifp: &Arc<Ifnet>, addr: Ipv6Addr) -> Result<(), Errno> {
     let addr = in6_setscope(addr, ifp);
-    let change = inet.in6_ifaddrs.change.lock();
+    let change = inet.in6_ifaddrs.change.xlock();
     let ia = ifp.addr6_remove(addr).ok_or(Errno::EADDRNOTAVAIL)?;
     inet.in6_ifaddrs
         .update(|list, _| list.retain(|other| !Arc::ptr_eq(other, &ia)));
@@ -354,7 +354,7 @@ pub(crate) fn in6_ifdetach(inet: &Arc<InetVnet>, ifp: &Arc<Ifnet>) {
     }
     inet.nd6.purge(ifp);
     inet.mld.purge(ifp);
-    let _change = inet.in6_ifaddrs.change.lock();
+    let _change = inet.in6_ifaddrs.change.xlock();
     inet.in6_ifaddrs
         .update(|_, multi| multi.retain(|im| im.ifindex != ifp.if_index));
 }
@@ -365,7 +365,7 @@ pub fn in6_joingroup(inet: &InetVnet, ifp: &Arc<Ifnet>, group: Ipv6Addr) -> Resu
         return Err(Errno::EINVAL);
     }
     let group = in6_setscope(group, ifp);
-    let change = inet.in6_ifaddrs.change.lock();
+    let change = inet.in6_ifaddrs.change.xlock();
     let mut first = true;
     inet.in6_ifaddrs.update(|_, multi| {
         match multi
@@ -396,7 +396,7 @@ pub fn in6_joingroup(inet: &InetVnet, ifp: &Arc<Ifnet>, group: Ipv6Addr) -> Resu
 /// Leaves a multicast group; `EADDRNOTAVAIL` if it was not joined.
 pub fn in6_leavegroup(inet: &InetVnet, ifp: &Arc<Ifnet>, group: Ipv6Addr) -> Result<(), Errno> {
     let group = in6_setscope(group, ifp);
-    let change = inet.in6_ifaddrs.change.lock();
+    let change = inet.in6_ifaddrs.change.xlock();
     let (mut found, mut last) = (false, false);
     inet.in6_ifaddrs.update(|_, multi| {
         if let Some(im) = multi
