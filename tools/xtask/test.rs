@@ -255,6 +255,16 @@ fn hosted(suite: &mut Suite, size: &Size, soak: bool) {
         let tests = host_tests()?;
         Ok((tests, format!("{tests} tests")))
     });
+    suite.check("lock profile", || {
+        let mut cargo = image::cargo();
+        cargo.args(["test", "--quiet", "--package", "sys", "--lib"]);
+        cargo.args(["--features", "lock_profiling", "subr_lock::profile"]);
+        let said = proc::run(&mut cargo, CARGO_LIMIT)?;
+        match said.lines().filter_map(passed_tests).sum::<u64>() {
+            0 => bail!("there is no test of it"),
+            tests => Ok(format!("{tests} tests")),
+        }
+    });
     suite.check("native machine", || {
         let mut cargo = image::native_cargo();
         cargo.args(["test", "--quiet", "--package", "sys", "--test", "native"]);
