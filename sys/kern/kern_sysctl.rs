@@ -19,6 +19,23 @@ use crate::sysctl::{SysctlBranch, SysctlNode};
 type Leaf = Arc<dyn SysctlNode>;
 type Branch = (&'static str, Arc<dyn SysctlBranch>);
 
+/// A leaf that is set no more.
+struct Sealed(Leaf);
+
+impl SysctlNode for Sealed {
+    fn get(&self) -> String {
+        self.0.get()
+    }
+
+    fn set(&self, _value: &str) -> Result<(), Errno> {
+        Err(Errno::EPERM)
+    }
+
+    fn description(&self) -> &str {
+        self.0.description()
+    }
+}
+
 /// A tree of settings and figures.
 pub struct SysctlTree {
     leaves: RmSleepable<BTreeMap<String, Leaf>, lock_order::SysctlTree>,
@@ -43,6 +60,14 @@ impl SysctlTree {
             crate::kprintf!("{name}: cannot be set to '{value}'\n");
         }
         self.leaves.write().insert(name.to_string(), leaf);
+    }
+
+    /// From now on the leaf at `name` can only be read: what it says is looked at once, when the kernel starts.
+    #[doc(alias = "CTLFLAG_RDTUN")]
+    pub fn seal(&self, name: &str) {
+        if let Some(leaf) = self.leaves.write().get_mut(name) {
+            *leaf = Arc::new(Sealed(leaf.clone()));
+        }
     }
 
     /// Lets `branch` say what there is below `name`.

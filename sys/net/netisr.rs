@@ -339,6 +339,9 @@ fn start_worker(netisr: &'static Netisr, i: usize, bind: bool) -> Worker {
 
 fn register_sysctls(netisr: &'static Netisr) {
     netisr.tunables.register(root());
+    for name in ["maxthreads", "bindthreads", "defaultqlimit", "maxqlimit"] {
+        root().seal(&format!("net.isr.{name}"));
+    }
     root().register(
         "net.isr.dispatch",
         Arc::new(Procedure::new(
@@ -648,4 +651,24 @@ pub fn protocols() -> Vec<ProtoRow> {
             .load(Ordering::Relaxed),
     };
     netisr.registered.lock().iter().map(row).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::machine::hosted::Machine;
+
+    #[test]
+    fn what_is_looked_at_once_cannot_be_set_later() {
+        Machine::builder().run(|| {
+            let _vnet = Vnet::new("a");
+            for name in ["maxthreads", "bindthreads", "defaultqlimit", "maxqlimit"] {
+                let name = format!("net.isr.{name}");
+                let before = root().get(&name).expect("a setting");
+                assert_eq!(root().set(&name, "2"), Err(Errno::EPERM), "{name}");
+                assert_eq!(root().get(&name), Some(before));
+            }
+            assert!(root().set("net.isr.dispatch", "hybrid").is_ok());
+        });
+    }
 }
