@@ -350,7 +350,9 @@ impl Shared {
         // whoever needs it spins. Not preempted, or the one who spins may be the one who preempts.
         critical_enter();
         let mut hook = loop {
-            match std::mem::replace(&mut *lock(&self.hook), HookSlot::Busy) {
+            // Not in the head of the match, which would hold the host's lock while others run.
+            let taken = std::mem::replace(&mut *lock(&self.hook), HookSlot::Busy);
+            match taken {
                 HookSlot::Busy => cpu_spinwait(),
                 HookSlot::Free(hook) => break hook,
             }

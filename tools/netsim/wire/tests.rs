@@ -2,6 +2,7 @@ use super::*;
 use crate::impair::Loss;
 use std::sync::atomic::{AtomicU64, Ordering};
 use sys::kern::kern_mbuf::MbufStat;
+use sys::kern::kern_thread::{Pri, ThreadHandle, kthread_add};
 use sys::machine::hosted::{Machine, pump};
 use sys::net::if_ethersubr::{ETHERTYPE_IP, ether_output};
 use sys::net::netisr::{NetisrDispatch, NetisrHandler, NetisrInfo, NetisrPolicy, NetisrProto};
@@ -99,6 +100,29 @@ fn short_frames_are_padded_as_ethernet_demands() {
     joined(WireConfig::default(), |ends| {
         ends.send(&[7; 10]);
         assert_eq!(ends.arrived()[0].1.len(), MIN_FRAME - ETHER_HDR_LEN);
+    });
+}
+
+#[test]
+fn a_hook_that_lets_other_cpus_run_is_waited_for() {
+    joined(WireConfig::default(), |ends| {
+        ends.wire.set_hook(Some(Box::new(|_, _, _| {
+            // As a hook does that looks at the clock, or takes a lock.
+            (0..3).for_each(|_| cpu_spinwait());
+            Verdict::Pass
+        })));
+        let senders = [0, 1].map(|cpu| {
+            let (a, to) = (ends.a.clone(), ends.b.lladdr());
+            kthread_add("sends", Pri::PUSER, Some(cpu), move || {
+                for _ in 0..50 {
+                    let m = Mbuf::from_bytes(&[0; 100], How::NoWait).unwrap();
+                    let epoch = NetEpoch::enter();
+                    ether_output(&a, &epoch, m, to, ETHERTYPE_IP).unwrap();
+                }
+            })
+        });
+        senders.into_iter().for_each(ThreadHandle::join);
+        assert_eq!(ends.arrived().len(), 100);
     });
 }
 
