@@ -422,9 +422,10 @@ mod tests {
             let tree = root();
             tree.set("debug.lock.prof.enable", "1").unwrap();
             let lock = Arc::new(Mutex::<u32, Leaf>::new(0));
-            let guard = lock.lock();
-            let line = line!() - 1;
             let theirs = Arc::clone(&lock);
+            let owners_line = line!() + 1;
+            let guard = lock.lock();
+            let waiters_line = line!() + 1;
             let waiter = kthread_add("waiter", Pri(60), None, move || *theirs.lock() += 1);
             let end = machine::sbinuptime() + Sbintime::from_us(300);
             while machine::sbinuptime() < end {
@@ -437,12 +438,15 @@ mod tests {
             let stats = tree.get("debug.lock.prof.stats").unwrap();
             let columns = |line: u32| {
                 let name = alloc::format!("profile.rs:{line} (sleep mutex:leaf)");
-                let line = stats.lines().find(|l| l.ends_with(&name)).expect("a line");
+                let line = stats
+                    .lines()
+                    .find(|l| l.ends_with(&name))
+                    .unwrap_or_else(|| panic!("no {name} in\n{stats}"));
                 let columns = line.split_whitespace().take(9);
                 columns.map(|c| c.parse().unwrap()).collect::<Vec<u64>>()
             };
-            let owner = columns(line);
-            let waiter = columns(line + 2);
+            let owner = columns(owners_line);
+            let waiter = columns(waiters_line);
             // max, wait_max, total, wait_total, count, avg, wait_avg, cnt_hold, cnt_lock
             assert!((300..2_000).contains(&owner[0]), "{stats}");
             assert_eq!(
