@@ -23,6 +23,7 @@ use sys::net::vnet::Vnet;
 use sys::socketvar::Socket;
 use sys::sysctl::ReadOnly;
 use sys::time::{Sbintime, Ticks};
+use sys::vm::uma::{How, TypedZone, ZBox};
 
 use crate::in_pcb::{In6pFlags, InConninfo, hash_addr};
 use crate::netinet6::ip6_output::ip6_randomflowlabel;
@@ -91,7 +92,7 @@ struct Entry {
 
 /// The records of one hash value, oldest first.
 struct Bucket {
-    entries: Vec<Entry>,
+    entries: Vec<ZBox<Entry>>,
     armed: bool,
     fires: Ticks,
     /// When a record last gave way to another: its ACK, if it comes, is known by its cookie.
@@ -109,6 +110,7 @@ struct Head {
 /// The SYN cache of a stack instance.
 pub struct Syncache {
     heads: Box<[Arc<Head>]>,
+    zone: TypedZone<Entry>,
     key: [u8; 16],
     secrets: Secrets,
     count: Arc<AtomicU32>,
@@ -160,7 +162,8 @@ impl Syncache {
         let head = |_| {
             Arc::new(Head {
                 bucket: Mutex::new(Bucket {
-                    entries: Vec::new(),
+                    // All it ever holds, so that no SYN waits for an allocation of it.
+                    entries: Vec::with_capacity(TCP_SYNCACHE_BUCKETLIMIT),
                     armed: false,
                     fires: Ticks(0),
                     last_overflow: None,
@@ -171,6 +174,7 @@ impl Syncache {
         };
         Arc::new(Syncache {
             heads: (0..TCP_SYNCACHE_HASHSIZE).map(head).collect(),
+            zone: TypedZone::new("syncache"),
             key: random_key(),
             secrets: Secrets::new(),
             count,
@@ -184,7 +188,7 @@ impl Syncache {
             let mut bucket = head.bucket.lock();
             self.count
                 .fetch_sub(bucket.entries.len() as u32, Ordering::Relaxed);
-            bucket.entries = Vec::new();
+            bucket.entries.clear();
         }
     }
 
@@ -195,11 +199,10 @@ impl Syncache {
 
     /// Bytes that the records take, with the room kept for more.
     pub fn memory(&self) -> usize {
-        let buckets = self.heads.iter().map(|head| {
-            let records = head.bucket.lock().entries.capacity() * size_of::<Entry>();
-            records + size_of::<Head>()
-        });
-        buckets.sum()
+        let zone = self.zone.stats();
+        let places = TCP_SYNCACHE_BUCKETLIMIT * size_of::<ZBox<Entry>>();
+        zone.size * (zone.used + zone.free) as usize
+            + self.heads.len() * (size_of::<Head>() + places)
     }
 
     /// The connections half made, for `netstat`.
@@ -224,7 +227,7 @@ impl Syncache {
 
     fn remove(&self, bucket: &mut Bucket, at: usize) -> Entry {
         self.count.fetch_sub(1, Ordering::Relaxed);
-        bucket.entries.remove(at)
+        *bucket.entries.remove(at)
     }
 
     /// Answers a SYN for the listening socket, and remembers it. With a cookie of Fast Open it makes the connection at once:
@@ -254,7 +257,7 @@ impl Syncache {
                 }
                 known.ecn &= tcp_ecn_syncache_add(&vt.tun, th.th_flags);
                 known.rxmits = 0;
-                let again = *known;
+                let again = **known;
                 drop(bucket);
                 if respond(cx, vt, &again, TcpFlags::SYN | TcpFlags::ACK) {
                     self.note_sent(vt, head, cx.now, &inc);
@@ -328,6 +331,18 @@ impl Syncache {
             bucket.last_overflow = Some(now);
             vt.stat.tcps_sc_bucketoverflow.inc();
         }
+        let entry = self.zone.alloc(entry, How::NoWait).or_else(|entry| {
+            vt.stat.tcps_sc_zonefail.inc();
+            bucket.last_overflow = Some(now);
+            if !bucket.entries.is_empty() {
+                self.remove(&mut bucket, 0);
+            }
+            self.zone.alloc(entry, How::NoWait)
+        });
+        let Ok(entry) = entry else {
+            // What has been sent is a cookie, unless there are to be none.
+            return;
+        };
         bucket.entries.push(entry);
         let at = bucket.entries.len() - 1;
         timeout(vt, &mut bucket, at, now);
@@ -346,7 +361,7 @@ impl Syncache {
         let Some(at) = bucket.entries.iter().position(|entry| entry.inc == *inc) else {
             return;
         };
-        let entry = bucket.entries[at];
+        let entry = *bucket.entries[at];
         if entry.port != seg.port {
             return;
         }
@@ -371,7 +386,7 @@ impl Syncache {
     pub fn badack(&self, vt: &TcpVnet, inc: &InConninfo, port: u16) {
         let head = self.head(inc);
         let mut bucket = head.bucket.lock();
-        let is = |entry: &Entry| entry.inc == *inc && entry.port == port;
+        let is = |entry: &ZBox<Entry>| entry.inc == *inc && entry.port == port;
         if let Some(at) = bucket.entries.iter().position(is) {
             self.remove(&mut bucket, at);
             vt.stat.tcps_sc_badack.inc();
@@ -412,7 +427,7 @@ impl Syncache {
                 drop(bucket);
                 return self.expand_cookie(l, inc, seg, overflow);
             };
-            let entry = bucket.entries[at];
+            let entry = *bucket.entries[at];
             if entry.port != seg.port || th.th_ack != entry.iss + 1 {
                 return Expanded::Bad;
             }
@@ -580,7 +595,7 @@ impl CalloutTarget for Head {
                     continue;
                 }
                 if let Some(slot) = slots.next() {
-                    *slot = Some(bucket.entries[at]);
+                    *slot = Some(*bucket.entries[at]);
                 }
                 timeout(vt, &mut bucket, at, cx.now);
                 let entry = &mut bucket.entries[at];

@@ -17,6 +17,7 @@ use sys::socket::{
     AF_INET6, IPPROTO_IPV6, IPPROTO_TCP, IPV6_UNICAST_HOPS, IPV6_V6ONLY, MsgFlags, SO_ERROR,
     SO_RCVBUF, SOL_SOCKET, SockAddr, SockType,
 };
+use sys::vm::uma::{Zone, zones};
 use tcp_common::*;
 
 const ACK: TcpFlags = TcpFlags::ACK;
@@ -477,6 +478,64 @@ fn a_syn_flood_is_bounded_and_the_oldest_give_way() {
                 + stat.tcps_sc_stale.fetch()
         );
         assert!(listen.accept_nowait().is_err());
+    });
+}
+
+/// The zone of half-made connections.
+fn syncache_zone() -> &'static Zone {
+    zones()
+        .find(|zone| zone.name() == "syncache")
+        .expect("a stack that speaks TCP")
+}
+
+#[test]
+fn half_made_connections_are_items_of_a_zone_and_go_back_to_it() {
+    in_world(|world| {
+        let _listen = listener(&world.a, 5);
+        let mut peer = Peer::new(world);
+        let first = peer.seq;
+        for i in 0..100 {
+            peer.port = 2000 + i;
+            peer.send_at(first, TcpFlags::SYN, &[]);
+        }
+        let cache = &world.a.inet.tcp.syncache;
+        assert_eq!(cache.count(), 100);
+        assert_eq!(syncache_zone().stats().used, 100);
+        assert!(cache.memory() >= 100 * syncache_zone().stats().size);
+        for i in 0..100 {
+            peer.port = 2000 + i;
+            peer.send_at(first + 1, TcpFlags::RST, &[]);
+        }
+        assert_eq!(cache.count(), 0);
+        assert_eq!(syncache_zone().stats().used, 0);
+    });
+}
+
+#[test]
+fn a_syn_for_which_there_is_no_memory_is_known_by_its_cookie() {
+    in_world(|world| {
+        let listen = listener(&world.a, 128);
+        let mut peer = Peer::new(world);
+        syncache_zone().set_max(10);
+        let mut answers = Vec::new();
+        for i in 0..100 {
+            peer.port = 2000 + i;
+            peer.send(TcpFlags::SYN, &[]);
+            answers.push((peer.port, peer.seq, peer.expect().th.th_seq));
+        }
+        let stat = &world.a.inet.tcp.stat;
+        let cache = &world.a.inet.tcp.syncache;
+        assert!(cache.count() <= 10);
+        assert!(stat.tcps_sc_zonefail.fetch() >= 90);
+        assert_eq!(syncache_zone().stats().used, u64::from(cache.count()));
+        for (port, seq, iss) in answers {
+            peer.port = port;
+            peer.ack = iss + 1;
+            peer.send_at(seq, ACK, &[]);
+            listen.accept_nowait().expect("a connection");
+        }
+        assert!(stat.tcps_sc_recvcookie.fetch() >= 90);
+        assert_eq!(cache.count(), 0);
     });
 }
 
