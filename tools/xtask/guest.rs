@@ -1,7 +1,7 @@
 //! What the guest's own commands say about its state.
 
 use crate::console::Console;
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
@@ -112,6 +112,19 @@ fn parse_statistics(text: &str) -> BTreeMap<String, u64> {
         }
     }
     counts
+}
+
+/// The number before `words` in a line of statistics.
+pub fn count(text: &str, words: &str) -> Result<u64> {
+    // One of a thing is written without the "s".
+    let single = words.replacen("s ", " ", 1);
+    let line = text
+        .lines()
+        .find(|line| line.ends_with(words) || line.ends_with(&single));
+    let number = line.and_then(|line| line.split_whitespace().next());
+    number
+        .and_then(|number| number.parse().ok())
+        .with_context(|| format!("no line \"{words}\" in:\n{text}"))
 }
 
 /// Sum of the counters whose names speak of something dropped or wrong.

@@ -1,6 +1,7 @@
 //! IPv6 between a guest and others: an address by router advertisement, and a Linux host as neighbour and as router.
 
 use crate::console::Console;
+use crate::guest::count;
 use crate::image::Image;
 use crate::netns::{self, Netns};
 use crate::peer::{IperfTest, Peer};
@@ -216,19 +217,6 @@ impl Fragments {
             created: count(&text, " fragments created")?,
         })
     }
-}
-
-/// The number before `words` in a line of statistics.
-fn count(text: &str, words: &str) -> Result<u64> {
-    // One of a thing is written without the "s".
-    let single = words.replacen("s ", " ", 1);
-    let line = text
-        .lines()
-        .find(|line| line.ends_with(words) || line.ends_with(&single));
-    let number = line.and_then(|line| line.split_whitespace().next());
-    number
-        .and_then(|number| number.parse().ok())
-        .with_context(|| format!("no line \"{words}\" in:\n{text}"))
 }
 
 /// The host's address goes while the guest pings it, and comes back. Returns how long the guest believed in it.

@@ -7,6 +7,7 @@ mod cleanup;
 mod cli;
 mod console;
 mod experiments;
+mod flood;
 mod fuzz;
 mod fuzz_wire;
 mod guest;

@@ -3,7 +3,10 @@
 use crate::cleanup::Cleanup;
 use crate::setup;
 use anyhow::{Context, Result, bail};
+use nix::sched::{CloneFlags, setns};
+use std::fs::File;
 use std::process::Command;
+use std::thread::JoinHandle;
 
 /// Address of the namespace's end of the tap.
 pub const HOST: &str = "10.0.0.1";
@@ -142,6 +145,19 @@ impl Netns {
         let mut command = Command::new("ip");
         command.args(["netns", "exec", &self.name, program]);
         command
+    }
+
+    /// Runs `f` in a thread of its own inside; what it opens there stays there.
+    pub fn spawn<T: Send + 'static>(
+        &self,
+        f: impl FnOnce() -> Result<T> + Send + 'static,
+    ) -> JoinHandle<Result<T>> {
+        let path = format!("/run/netns/{}", self.name);
+        std::thread::spawn(move || {
+            setns(File::open(path)?, CloneFlags::CLONE_NEWNET)
+                .context("can't enter the namespace")?;
+            f()
+        })
     }
 
     fn ip(&self, args: &[&str]) -> Result<()> {

@@ -28,6 +28,29 @@ pub struct RelayStat {
     pub refused: u64,
 }
 
+/// Which way a frame goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// From the tap to the guest.
+    ToGuest,
+    /// From the guest to the tap.
+    FromGuest,
+}
+
+/// What a hook has decided about a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It goes on.
+    Pass,
+    /// It goes on after this time more.
+    Late(Duration),
+    /// It ends here.
+    Drop,
+}
+
+/// Looks at every frame that comes to the relay.
+pub type Hook = Box<dyn FnMut(Way, &[u8]) -> Verdict + Send>;
+
 /// A relay at work, in a thread of its own.
 pub struct Relay {
     stop: Arc<AtomicBool>,
@@ -37,10 +60,16 @@ pub struct Relay {
 impl Relay {
     /// Starts to relay between `wire` and `tap`.
     pub fn start(wire: Wire, tap: Tap, link: &Link, seed: u64) -> Self {
+        Self::start_with(wire, tap, link, seed, Box::new(|_, _| Verdict::Pass))
+    }
+
+    /// Starts to relay what `hook` lets pass.
+    pub fn start_with(wire: Wire, tap: Tap, link: &Link, seed: u64, hook: Hook) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let mut work = Work {
             wire,
             tap,
+            hook,
             began: Instant::now(),
             lanes: [
                 Lane::new(link.clone(), seed.wrapping_mul(2)),
@@ -90,16 +119,10 @@ impl Drop for Relay {
     }
 }
 
-/// Which way a frame goes.
-#[derive(Clone, Copy)]
-enum Way {
-    ToGuest,
-    FromGuest,
-}
-
 struct Work {
     wire: Wire,
     tap: Tap,
+    hook: Hook,
     began: Instant,
     lanes: [Lane; 2],
     flying: InFlight<(Way, Vec<u8>)>,
@@ -156,9 +179,16 @@ impl Work {
     }
 
     fn offer(&mut self, way: Way, frame: Vec<u8>) {
+        let late = match (self.hook)(way, &frame) {
+            Verdict::Pass => Duration::ZERO,
+            Verdict::Late(time) => time,
+            Verdict::Drop => return,
+        };
         let now = self.began.elapsed();
         let flying = &mut self.flying;
-        self.lanes[way as usize].offer(now, frame, |at, frame| flying.push(at, (way, frame)));
+        self.lanes[way as usize].offer(now, frame, |at, frame| {
+            flying.push(at + late, (way, frame));
+        });
     }
 
     fn deliver(&mut self) -> Result<()> {

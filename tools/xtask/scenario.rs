@@ -77,6 +77,14 @@ pub struct Relay {
     pub delay_us: u64,
 }
 
+/// A flood of SYNs.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Flood {
+    /// SYNs in a second.
+    pub per_s: u64,
+}
+
 /// How much of everything.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -93,6 +101,8 @@ pub struct Size {
     pub ip6_mib: u64,
     /// Seconds of each run of iperf3 by IPv6.
     pub ip6_s: u64,
+    /// SYNs of a flood.
+    pub flood_syns: u64,
     /// Seconds of malformed frames on the wire.
     pub fuzz_s: u64,
     /// Malformed frames for the hosted stack.
@@ -113,6 +123,8 @@ pub struct Scenarios {
     pub boot: Vec<Boot>,
     /// The relay.
     pub relay: Relay,
+    /// The flood.
+    pub flood: Flood,
     size: BTreeMap<String, Size>,
 }
 

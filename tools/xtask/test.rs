@@ -2,6 +2,7 @@
 
 use crate::cable;
 use crate::experiments;
+use crate::flood;
 use crate::fuzz;
 use crate::fuzz_wire;
 use crate::guest::{self, MbufUse};
@@ -51,6 +52,7 @@ const PAIR: &str = "pair";
 const IP6_AUTOCONF: &str = "IPv6 address by router advertisement";
 const IP6_NEIGHBOUR: &str = "IPv6 with a Linux host as neighbour";
 const RELAY: &str = "relay with loss, reordering, duplication";
+const FLOOD: &str = "a flood of SYNs at a guest";
 const WIRE_FUZZ: &str = "malformed frames on the wire";
 
 /// Which checks, and how large.
@@ -141,6 +143,19 @@ pub fn run_all(plan: &Plan) -> Result<Suite> {
             }),
         }
     }
+    match Netns::obstacle() {
+        Some(why) => suite.skip(FLOOD, &why),
+        None => suite.check(FLOOD, || {
+            let per_s = scenarios.flood.per_s;
+            flood::check(
+                &guest_of(plan, "flood"),
+                &image,
+                &dir,
+                size.flood_syns,
+                per_s,
+            )
+        }),
+    }
     for seed in SEED..SEED + size.seeds {
         suite.check(&with_seed(WIRE_FUZZ, seed), || {
             let time = Duration::from_secs(size.fuzz_s);
@@ -165,6 +180,7 @@ fn any_guest_wanted(suite: &Suite, boots: &[&Boot], size: &Size) -> bool {
         PAIR,
         IP6_AUTOCONF,
         IP6_NEIGHBOUR,
+        FLOOD,
     ]
     .map(String::from);
     let lending = LENDING_SMP.map(lending_name);

@@ -23,10 +23,8 @@ pub fn socket_path(dir: &Path, name: &str) -> PathBuf {
 
 /// The other end of a guest's NIC.
 pub struct Wire {
-    socket: UnixDatagram,
+    talker: Talker,
     local: PathBuf,
-    remote: PathBuf,
-    connected: Cell<bool>,
 }
 
 impl Wire {
@@ -41,30 +39,58 @@ impl Wire {
         }
         let socket = UnixDatagram::bind(&local)
             .with_context(|| format!("can't bind {}", local.display()))?;
-        socket.set_nonblocking(true)?;
-        Ok(Self {
-            socket,
-            local,
-            remote,
-            connected: Cell::new(false),
-        })
+        let talker = Talker::new(socket, remote)?;
+        Ok(Self { talker, local })
     }
 
     /// What the guest's NIC is plugged into.
     pub fn netdev(&self) -> Netdev {
         Netdev::Dgram {
-            local: self.remote.clone(),
+            local: self.talker.remote.clone(),
             remote: self.local.clone(),
         }
     }
 
+    /// One more that sends to the guest, and hears nothing from it.
+    pub fn talker(&self) -> Result<Talker> {
+        Talker::new(UnixDatagram::unbound()?, self.talker.remote.clone())
+    }
+
     /// Receives a frame into `buffer`, if one is there.
     pub fn receive<'b>(&self, buffer: &'b mut [u8]) -> Result<Option<&'b [u8]>> {
-        match self.socket.recv(buffer) {
+        match self.talker.socket.recv(buffer) {
             Ok(n) => Ok(Some(&buffer[..n])),
             Err(e) if e.kind() == ErrorKind::WouldBlock => Ok(None),
             Err(e) => Err(e).context("the wire to the guest"),
         }
+    }
+
+    /// Sends a frame; false if the guest's side is full (the frame is not sent) or not there.
+    pub fn send(&self, frame: &[u8]) -> Result<bool> {
+        self.talker.send(frame)
+    }
+
+    /// Sends a frame, waiting while the guest's side is full, at most for `within`.
+    pub fn send_patiently(&self, frame: &[u8], within: Duration) -> Result<bool> {
+        self.talker.send_patiently(frame, within)
+    }
+}
+
+/// The way to a guest's NIC.
+pub struct Talker {
+    socket: UnixDatagram,
+    remote: PathBuf,
+    connected: Cell<bool>,
+}
+
+impl Talker {
+    fn new(socket: UnixDatagram, remote: PathBuf) -> Result<Self> {
+        socket.set_nonblocking(true)?;
+        Ok(Self {
+            socket,
+            remote,
+            connected: Cell::new(false),
+        })
     }
 
     /// Sends a frame; false if the guest's side is full (the frame is not sent) or not there.
@@ -108,13 +134,13 @@ impl Wire {
 
 impl AsFd for Wire {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
+        self.talker.socket.as_fd()
     }
 }
 
 impl Drop for Wire {
     fn drop(&mut self) {
-        for path in [&self.local, &self.remote] {
+        for path in [&self.local, &self.talker.remote] {
             let _ = std::fs::remove_file(path);
         }
     }
