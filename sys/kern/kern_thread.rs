@@ -540,12 +540,15 @@ fn kthread_exit() -> ! {
     let me = curthread();
     kern_rmlock::check_thread_end(me);
     me.td_pinned.store(0, Ordering::Relaxed);
-    me.td_flags.fetch_or(TDF_EXITED, Ordering::Relaxed);
     sched::throw()
 }
 
 /// Puts a thread that has ended on the free list, after it is off its CPU.
 pub(crate) fn reap(thread: ThreadRef) {
+    debug_assert!(
+        !thread.td_runq.is_linked(),
+        "a thread that has ended waits for a CPU"
+    );
     THREADS.get().lock().free.push(thread);
 }
 

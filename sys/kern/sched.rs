@@ -550,7 +550,10 @@ pub(crate) fn throw() -> ! {
     let tdq = mine();
     tdq.lock.lock();
     spinlock_exit();
-    curthread().set_state(ThreadState::Inactive);
+    let me = curthread();
+    // Not before the queue is locked: until then another may take the CPU, and what waits for it again must not be recycled.
+    me.td_flags.fetch_or(TDF_EXITED, Ordering::Relaxed);
+    me.set_state(ThreadState::Inactive);
     mi_switch(tdq);
     unreachable!("a thread that has ended does not run")
 }
