@@ -49,6 +49,7 @@ const LOCK_PATHS: &str = "instructions of the locks";
 const LOCK_TORTURE: &str = "locks on 4 CPUs";
 const CABLE: &str = "cable pulled and plugged in";
 const PAIR: &str = "pair";
+const WITNESS: &str = "order of locks in a guest";
 const IP6_AUTOCONF: &str = "IPv6 address by router advertisement";
 const IP6_NEIGHBOUR: &str = "IPv6 with a Linux host as neighbour";
 const RELAY: &str = "relay with loss, reordering, duplication";
@@ -167,7 +168,24 @@ pub fn run_all(plan: &Plan) -> Result<Suite> {
             ))
         });
     }
+    // At the end: this kernel takes the other's place in the build directory.
+    if soak {
+        suite.check(WITNESS, || witness(plan, &dir, size.pair_mib));
+    }
     Ok(suite)
+}
+
+/// Lets a kernel that checks the order of locks, and profiles them, do what `pair` does: everything between two stacks.
+fn witness(plan: &Plan, dir: &Path, mib: u64) -> Result<String> {
+    const REPORT: &str = "lock order reversal";
+    let image = image::build_with(&["witness", "lock_profiling"])?;
+    let said = pair::check(&guest_of(plan, "witness"), &image, dir, mib)?;
+    let log = dir.join("witness.console");
+    let text = std::fs::read_to_string(&log)?;
+    if text.contains(REPORT) {
+        bail!("{REPORT}: see {}", log.display());
+    }
+    Ok(said)
 }
 
 fn any_guest_wanted(suite: &Suite, boots: &[&Boot], size: &Size) -> bool {
@@ -181,6 +199,7 @@ fn any_guest_wanted(suite: &Suite, boots: &[&Boot], size: &Size) -> bool {
         IP6_AUTOCONF,
         IP6_NEIGHBOUR,
         FLOOD,
+        WITNESS,
     ]
     .map(String::from);
     let lending = LENDING_SMP.map(lending_name);
