@@ -248,6 +248,12 @@ pub fn tsleep(
     sleep(chan, wmesg, until(timo, catch), ())
 }
 
+/// What locks and `join` sleep by, for a model of it: until a wakeup of `chan`, unless `ready` holds.
+#[cfg(loom)]
+pub fn sleep_unless(chan: WChan, ready: impl Fn() -> bool) {
+    sleepq::wait_unless(chan, "model", None, ready);
+}
+
 #[cfg(test)]
 mod tests {
     use alloc::collections::VecDeque;

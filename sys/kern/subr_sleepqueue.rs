@@ -21,9 +21,9 @@ use crate::time::Sbintime;
 
 intrusive_adapter!(SleepAdapter = ThreadRef: Thread { td_slpq => LinkedListLink });
 
-/// FreeBSD has 256 (`SC_TABLESIZE`).
-/// In a model one: which chain an address belongs to is not the same in all executions.
-const CHAINS: usize = if cfg!(loom) { 1 } else { 256 };
+/// FreeBSD has 256 (`SC_TABLESIZE`). A model has one for even addresses and one for odd ones: of others it is not the same in
+/// all executions which belong together.
+const CHAINS: usize = if cfg!(loom) { 2 } else { 256 };
 
 struct Chain {
     lock: RawSpin,
@@ -47,7 +47,12 @@ machine_local! {
 impl Chain {
     fn of(wchan: usize) -> &'static Chain {
         // FreeBSD: SC_HASH
-        &SLEEPQ_CHAIN.get()[(wchan >> 8 ^ wchan >> 3) % CHAINS].0
+        let hash = if cfg!(loom) {
+            wchan
+        } else {
+            wchan >> 8 ^ wchan >> 3
+        };
+        &SLEEPQ_CHAIN.get()[hash % CHAINS].0
     }
 
     /// # Safety
@@ -158,7 +163,7 @@ pub(crate) fn wait_unless(
     };
     add(wchan, wmesg, until);
     if ready() {
-        remove(curthread());
+        remove(wchan);
         if deadline.is_some() {
             curthread().td_slpcallout.stop();
         }
@@ -167,17 +172,16 @@ pub(crate) fn wait_unless(
     let _ = wait(wchan, until);
 }
 
-/// Takes a thread off its queue, if it is on one.
+/// Takes the running thread off the queue of `wchan`, if nobody else has.
+///
+/// Always under the lock: whoever takes it off looks at its state until then, and would take its next sleep for this one.
 #[doc(alias = "sleepq_remove")]
-fn remove(thread: ThreadRef) {
-    let wchan = thread.td_wchan.load(Ordering::Relaxed);
-    if wchan == 0 {
-        return;
-    }
-    let chain = Chain::of(wchan);
+fn remove(wchan: WChan) {
+    let me = curthread();
+    let chain = Chain::of(wchan.0);
     chain.lock.lock();
-    if thread.td_wchan.load(Ordering::Relaxed) == wchan {
-        chain.resume(thread);
+    if me.td_wchan.load(Ordering::Relaxed) != 0 {
+        chain.resume(me);
     }
     chain.lock.unlock();
 }

@@ -4,9 +4,10 @@ use crate::runner::{Mutant, Subject};
 use std::sync::Arc;
 use sys::kern::kern_mutex::{Mutex, MutexGuard};
 use sys::kern::kern_sx::Sx;
-use sys::kern::kern_synch::{PSOCK, SleepError, WChan, wakeup};
+use sys::kern::kern_synch::{PSOCK, SleepError, WChan, sleep_unless, wakeup};
 use sys::kern::kern_thread::curthread;
 use sys::kern::lock_order::Leaf;
+use sys::machine::atomic::{AtomicBool, Ordering};
 use sys::machine::model::{Model, SiteKind, Watched, spawn, timer_interrupt};
 use sys::time::Sbintime;
 
@@ -60,6 +61,18 @@ pub const MODELS: &[Subject] = &[
         )],
     },
     Subject {
+        name: "sleep-unless",
+        about: "a wakeup that comes when its reason to sleep is gone already does not end the next sleep",
+        model: || Model::new(2),
+        body: sleep_unless_set,
+        bounds: [3, 5],
+        mutants: &[Mutant::of(
+            "subr_sleepqueue.rs",
+            "sched::wakeup(thread)",
+            SiteKind::Wakeup,
+        )],
+    },
+    Subject {
         name: "sx-three",
         about: "an exclusive holder wakes those who sleep for it",
         model: || Model::new(3),
@@ -73,15 +86,19 @@ pub const MODELS: &[Subject] = &[
     },
 ];
 
-struct Flag(Mutex<Watched<bool>, Leaf>);
+struct Flag(Mutex<Watched<bool>, Leaf>, Address);
+
+/// Has an odd address in it, and so a sleep queue chain that is not that of a lock.
+#[repr(align(2))]
+struct Address([u8; 2]);
 
 impl Flag {
     fn new() -> Arc<Flag> {
-        Arc::new(Flag(Mutex::new(Watched::new(false))))
+        Arc::new(Flag(Mutex::new(Watched::new(false)), Address([0; 2])))
     }
 
     fn chan(&self) -> WChan {
-        WChan::of(self)
+        WChan::of(&self.1.0[1])
     }
 
     fn set(&self) {
@@ -166,6 +183,24 @@ fn exclusive_and_shared() {
     let _ = data.read();
     other.join();
     assert_eq!(data.read(), 2);
+}
+
+fn sleep_unless_set() {
+    let ready = Arc::new(AtomicBool::new(false));
+    let flag = Flag::new();
+    let theirs = (Arc::clone(&ready), Arc::clone(&flag));
+    let other = spawn(move || {
+        theirs.0.store(true, Ordering::SeqCst);
+        wakeup(WChan::of(&*theirs.0));
+        theirs.1.set();
+    });
+    sleep_unless(WChan::of(&*ready), || ready.load(Ordering::SeqCst));
+    let guard = flag.0.lock();
+    if !guard.get() {
+        let (guard, end) = MutexGuard::msleep(guard, flag.chan(), PSOCK, "flag", None, false);
+        assert_eq!((end, guard.get()), (Ok(()), true));
+    }
+    other.join();
 }
 
 fn three_lock() {
