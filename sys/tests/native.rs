@@ -40,6 +40,10 @@ mod native {
         ("writers_of_an_rwlock_are_alone", rwlock),
         ("the_timer_preempts_a_thread_that_never_waits", preemption),
         ("programs_take_turns_on_one_cpu", turns),
+        (
+            "threads_whose_cpu_is_taken_as_they_end_are_recycled_once",
+            ends,
+        ),
         ("a_critical_section_is_not_preempted", critical),
         ("a_rendezvous_interrupts_threads_that_compute", rendezvous),
         (
@@ -273,6 +277,25 @@ mod native {
                     });
                 })
             }));
+        });
+    }
+
+    fn ends() {
+        run(1, || {
+            let done = Arc::new(AtomicBool::new(false));
+            let theirs = Arc::clone(&done);
+            let urgent = kthread_add("urgent", Pri::PI_NET, None, move || {
+                while !theirs.load(Ordering::Relaxed) {
+                    pause_sbt("alarm", Sbintime::from_us(20));
+                }
+            });
+            let end = machine::sbinuptime() + Sbintime::from_ms(1500);
+            while machine::sbinuptime() < end {
+                let threads = [(); 8].map(|()| kthread_add("short", Pri::PUSER, None, || {}));
+                threads.into_iter().for_each(ThreadHandle::join);
+            }
+            done.store(true, Ordering::Relaxed);
+            urgent.join();
         });
     }
 
