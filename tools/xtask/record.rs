@@ -13,6 +13,7 @@ use std::time::Duration;
 
 const PATH: &str = "tools/doc/soak.md";
 const FENCE: &str = "```";
+const INDENT: &str = "    ";
 /// Limit for `git` and `date`.
 const LIMIT: Duration = Duration::from_secs(10);
 
@@ -57,16 +58,23 @@ fn commit() -> String {
     format!("{}{mark}", commit.trim())
 }
 
-/// The lines of the record `old`, with those of `new` in place of older ones of the same checks.
+/// The entries of the record `old`, with those of `new` in place of older ones of the same checks. What a check says in further
+/// lines follows indented.
 fn merge(old: &str, new: &[String], stamp: &str) -> Vec<String> {
-    let mut lines: Vec<String> = old
+    let mut lines: Vec<String> = Vec::new();
+    let record = old
         .lines()
         .skip_while(|line| !line.starts_with(FENCE))
         .skip(1)
-        .take_while(|line| !line.starts_with(FENCE))
-        .map(str::to_string)
-        .collect();
+        .take_while(|line| !line.starts_with(FENCE));
+    for line in record {
+        match lines.last_mut().filter(|_| line.starts_with(INDENT)) {
+            Some(entry) => *entry = format!("{entry}\n{line}"),
+            None => lines.push(line.to_string()),
+        }
+    }
     for line in new {
+        let line = line.replace('\n', &format!("\n{INDENT}"));
         let stamped = format!("{stamp}  {line}");
         match lines.iter_mut().find(|old| name(old) == name(&stamped)) {
             Some(old) => *old = stamped,
@@ -118,11 +126,12 @@ mod tests {
     fn a_part_renews_its_own_lines_and_keeps_the_others() {
         let whole = [
             "ok      format (0.9 s)".to_string(),
+            "ok      theory (3.0 s): \nnewreno: well\ncubic: well".to_string(),
             "FAILED  boot pc with 1 CPUs, 128M (27.4 s): no prompt".to_string(),
             "skipped relay, seed 1: no root".to_string(),
         ];
         let old = render(&merge("", &whole, "2026-01-01 aaaa"));
-        assert!(old.ends_with("1 checks passed, 1 failed, 1 skipped.\n"));
+        assert!(old.ends_with("2 checks passed, 1 failed, 1 skipped.\n"));
         let part = [
             "ok      boot pc with 1 CPUs, 128M (3.0 s): prompt".to_string(),
             "ok      relay, seed 1 (9.0 s): 1 MiB".to_string(),
@@ -132,6 +141,7 @@ mod tests {
             lines,
             [
                 "2026-01-01 aaaa  ok      format (0.9 s)",
+                "2026-01-01 aaaa  ok      theory (3.0 s): \n    newreno: well\n    cubic: well",
                 "2026-02-02 bbbb+  ok      boot pc with 1 CPUs, 128M (3.0 s): prompt",
                 "2026-02-02 bbbb+  ok      relay, seed 1 (9.0 s): 1 MiB",
             ]
