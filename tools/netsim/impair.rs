@@ -31,6 +31,8 @@ pub struct Link {
     pub rate: Option<u64>,
     /// Frames that may wait for the line when there is a rate; more are dropped.
     pub queue_limit: usize,
+    /// Frames that wait for the line before those that come are marked (CE of RFC 3168) if their senders understand it.
+    pub mark_above: Option<usize>,
     /// Frames lost.
     pub loss: Loss,
     /// Probability that a frame is held back by `reorder_by`, so that later ones overtake it.
@@ -49,6 +51,7 @@ impl Default for Link {
             delay: Duration::from_micros(50),
             rate: None,
             queue_limit: 1000,
+            mark_above: None,
             loss: Loss::None,
             reorder: 0.0,
             reorder_by: Duration::from_millis(1),
@@ -71,6 +74,8 @@ pub struct LinkStat {
     pub lost: u64,
     /// Frames dropped at a full queue.
     pub queue_drops: u64,
+    /// Frames marked.
+    pub marked: u64,
     /// Frames held back.
     pub reordered: u64,
     /// Frames that arrive twice.
@@ -204,6 +209,10 @@ impl Lane {
             self.stat.queue_drops += 1;
             return;
         };
+        let waiting = self.leaving.len();
+        if self.link.mark_above.is_some_and(|most| waiting > most) && mark(&mut frame) {
+            self.stat.marked += 1;
+        }
         if self.loses() {
             self.stat.lost += 1;
             return;
@@ -261,6 +270,42 @@ impl Lane {
         // A link without a fault draws nothing, so that adding one does not move the others.
         p > 0.0 && self.rng.rand_float() < p
     }
+}
+
+/// Marks an IP packet in an Ethernet frame as one that met congestion; tells whether its sender understands that (RFC 3168 §5).
+fn mark(frame: &mut [u8]) -> bool {
+    const CE: u8 = 3;
+    const ETHER_TYPE: usize = 12;
+    const IP: usize = 14;
+    const IP_SUM: usize = IP + 10;
+    let [ether_type, old, sum] = [ETHER_TYPE, IP, IP_SUM].map(|at| {
+        frame
+            .get(at..at + 2)
+            .map(|w| u16::from_be_bytes([w[0], w[1]]))
+    });
+    let (Some(ether_type), Some(old), Some(sum)) = (ether_type, old, sum) else {
+        return false;
+    };
+    // Both headers begin with the version; behind it come the length of the header and tos, or the traffic class and more.
+    let shift = match ether_type {
+        0x0800 => 0,
+        0x86dd => 4,
+        _ => return false,
+    };
+    let ce = u16::from(CE) << shift;
+    if old & ce == 0 {
+        return false;
+    }
+    let new = old | ce;
+    frame[IP..IP + 2].copy_from_slice(&new.to_be_bytes());
+    if ether_type == 0x0800 {
+        // RFC 1624 §3: the sum without the old word, with the new one.
+        let sum = u32::from(!sum) + u32::from(!old) + u32::from(new);
+        let sum = (sum & 0xffff) + (sum >> 16);
+        let sum = (sum & 0xffff) + (sum >> 16);
+        frame[IP_SUM..IP_SUM + 2].copy_from_slice(&(!(sum as u16)).to_be_bytes());
+    }
+    true
 }
 
 #[cfg(test)]
@@ -345,5 +390,38 @@ mod tests {
         let (out, _) = run(chosen, 1, 9);
         assert!(out.iter().all(|(_, f)| !matches!(f[0], 1 | 8)));
         assert_eq!(out.len(), 7);
+    }
+
+    #[test]
+    fn frames_that_meet_a_queue_are_marked_if_their_senders_understand_it() {
+        // Ethernet and IPv4 headers; the sum of the latter's words is ffff with a good checksum.
+        let ip = |tos: u8| {
+            let mut frame = vec![0; 1000];
+            frame[12..14].copy_from_slice(&[8, 0]);
+            frame[14..24].copy_from_slice(&[0x45, tos, 3, 0xda, 0, 0, 0x40, 0, 64, 6]);
+            let sum: u32 = (14..34).step_by(2).map(|at| word(&frame, at)).sum();
+            let sum = (sum & 0xffff) + (sum >> 16);
+            frame[24..26].copy_from_slice(&(!(sum as u16)).to_be_bytes());
+            frame
+        };
+        fn word(frame: &[u8], at: usize) -> u32 {
+            u32::from(u16::from_be_bytes([frame[at], frame[at + 1]]))
+        }
+        let link = Link {
+            rate: Some(8_000_000),
+            mark_above: Some(2),
+            ..Link::default()
+        };
+        let mut lane = Lane::new(link, 1);
+        let mut tos = Vec::new();
+        for ecn in [2, 2, 2, 1, 0] {
+            lane.offer(Duration::ZERO, ip(ecn), |_, frame| {
+                let sum: u32 = (14..34).step_by(2).map(|at| word(&frame, at)).sum();
+                assert_eq!((sum & 0xffff) + (sum >> 16), 0xffff, "header checksum");
+                tos.push(frame[15]);
+            });
+        }
+        assert_eq!(tos, [2, 2, 3, 3, 0]);
+        assert_eq!(lane.stat().marked, 2);
     }
 }

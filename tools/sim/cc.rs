@@ -405,7 +405,12 @@ pub fn window(algorithm: &str, bottleneck: &Bottleneck) -> Vec<Sample> {
     config.back = Some(config.link.clone());
     config.link.rate = Some(bottleneck.rate);
     config.link.queue_limit = bottleneck.queue;
+    let marks = algorithm == "dctcp";
+    config.link.mark_above = marks.then_some(bottleneck.mark_above);
     with_algorithm(config, algorithm, |world| {
+        if marks {
+            set(&world.a, "net.inet.tcp.ecn.enable", "1");
+        }
         let flow = Flow::start(world, PORT, AMPLE);
         let samples = watch(&flow, now_ms(), 20, bottleneck.time.as_millis() as i64);
         flow.finish();
@@ -420,6 +425,8 @@ pub struct Bottleneck {
     pub rate: u64,
     /// Frames that wait at most.
     pub queue: usize,
+    /// Frames that wait before more are marked, for an algorithm that lives on marks (RFC 8257).
+    pub mark_above: usize,
     /// Round-trip time without queue.
     pub rtt: Duration,
     /// How long.

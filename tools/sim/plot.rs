@@ -12,6 +12,7 @@ use std::path::Path;
 const SCENARIO: Bottleneck = Bottleneck {
     rate: 20_000_000,
     queue: 69,
+    mark_above: 23,
     rtt: Duration::from_millis(80),
     time: Duration::from_secs(60),
 };
@@ -83,6 +84,10 @@ fn draw(path: &Path, runs: &[(&str, Vec<Sample>)]) -> Result<(), Box<dyn std::er
     let product = SCENARIO.rate as f64 * SCENARIO.rtt.as_secs_f64() / 8.0 / frame;
     let marks = [
         (product, "the path is full"),
+        (
+            product + SCENARIO.mark_above as f64,
+            "dctcp: frames are marked",
+        ),
         (product + SCENARIO.queue as f64, "the queue is full"),
     ];
     for (level, what) in marks {
