@@ -508,6 +508,9 @@ pub fn answer_to(frame: &[u8]) -> Option<(u32, u32)> {
 /// may have taken it, or found it too odd for a counter.
 fn may_vanish(frame: &[u8], connected: bool) -> bool {
     let to_all = frame[0] & 1 != 0 || frame.get(30).is_some_and(|&octet| octet >= 224);
+    // Nor is a sender answered that stands for many (`tcp_dropwithreset`).
+    let from_all = matches!(frame.get(26..30), Some([224..=255, ..] | [10, 0, 0, 255]))
+        && frame.get(12..14) == Some(&[8, 0]);
     let tcp = match frame.get(12..14) {
         // ARP that neither asks nor answers, and what seems to be our own.
         Some([8, 6]) => {
@@ -530,7 +533,7 @@ fn may_vanish(frame: &[u8], connected: bool) -> bool {
     };
     // A segment that nobody waits for is answered with a reset, but a reset is not, nor is what came to a group.
     tcp.and_then(|tcp| tcp.get(13))
-        .is_some_and(|flags| flags & 4 != 0 || to_all || connected)
+        .is_some_and(|flags| flags & 4 != 0 || to_all || from_all || connected)
 }
 
 /// The machine that targets share among their inputs: one CPU, and time without end.
