@@ -22,6 +22,7 @@ use std::time::{Duration, Instant};
 const FLAGS: &str = "-Zmiri-strict-provenance -Zmiri-ignore-leaks -Zmiri-disable-isolation -Zmiri-disable-data-race-detector";
 
 /// Parts of the names of the tests of `sys` that run, in two lists that take about as long, for two processors.
+// Not `items_are_aligned_and_do_not_overlap`: the memory of the machine is too small for it there.
 const TESTS: [&[&str]; 2] = [
     &[
         "kern::uipc_mbuf::tests",
@@ -42,7 +43,6 @@ const TESTS: [&[&str]; 2] = [
         "an_item_is_initialised_once",
         "flags_change_how_a_zone_behaves",
         "a_typed_item_is_dropped",
-        "items_are_aligned_and_do_not_overlap",
         "kern::kern_timeout::tests::a_callout_that_is_set",
     ],
 ];
