@@ -36,8 +36,8 @@ use std::time::Duration;
 const CARGO_LIMIT: Duration = Duration::from_secs(1200);
 /// Limit for the models with more preemptions.
 const MODEL_SOAK_LIMIT: Duration = Duration::from_secs(3600);
-/// Fuzz targets at once.
-const FUZZ_JOBS: usize = 2;
+/// Fuzz targets at once: twice as many as the processors a check can count on, so that each has its time and all have an end.
+const FUZZ_JOBS: usize = 4;
 /// The first seed; others follow.
 const SEED: u64 = 1;
 /// Time the guest gets to give back what held the last transfer: 2 MSL.
