@@ -1100,6 +1100,10 @@ pub fn is_subnet_broadcast(cx: &NetCx<'_>, addr: IpAddr) -> bool {
     let IpAddr::V4(addr) = addr else {
         return false;
     };
+    // The old form of a broadcast address counts too, as in FreeBSD's in_broadcast.
+    if addr.is_unspecified() {
+        return true;
+    }
     cx.vnet
         .ifaddrs
         .all(cx.epoch)

@@ -85,6 +85,20 @@ fn a_segment_from_a_broadcast_address_is_refused_without_a_word() {
 }
 
 #[test]
+fn a_syn_to_no_address_begins_no_connection() {
+    // With the address filled in by the way out, the checksum of the answer was that of another packet.
+    let input = [
+        0xbc, 0, 0x2c, 0x45, 0, 0, 0, 0, 1, 0, 0, 0x40, 6, 0, 0, 0, 0, 0, 0xff, 0, 0, 0, 0, 0x2f,
+        0xa0, 0x14, 0x51, 0, 0, 0, 7, 0, 0, 0xff, 0xff, 0x60, 2, 0xff, 7, 0, 0, 0, 0, 2, 4, 0xff,
+        0x13,
+    ];
+    find("ipv4").unwrap().with_runner(|mut runner| {
+        runner.run(&input);
+        runner.finish();
+    });
+}
+
+#[test]
 fn a_target_is_found_by_its_name() {
     for target in TARGETS {
         assert_eq!(find(target.name).map(|t| t.name), Some(target.name));
