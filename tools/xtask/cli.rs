@@ -220,6 +220,7 @@ impl FuzzArgs {
             targets: self.targets,
             time: Duration::from_secs(self.time),
             jobs: self.jobs.unwrap_or_else(cpus),
+            seed: None,
         };
         fuzz::run(&options, consent)
     }

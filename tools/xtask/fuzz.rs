@@ -59,6 +59,8 @@ pub struct Options {
     pub time: Duration,
     /// How many at once.
     pub jobs: usize,
+    /// What libFuzzer's choices follow from, so that what it finds from nothing it finds again; otherwise they are new each time.
+    pub seed: Option<u64>,
 }
 
 /// What came of one target.
@@ -190,7 +192,7 @@ fn all(program: &Path, options: &Options) -> Result<Vec<Outcome>> {
         for _ in 0..options.jobs.max(1) {
             scope.spawn(|| {
                 while let Some(target) = next() {
-                    let outcome = one(program, target, options.time);
+                    let outcome = one(program, target, options);
                     let mut done = done.lock().unwrap_or_else(PoisonError::into_inner);
                     done.push(outcome);
                 }
@@ -204,7 +206,8 @@ fn all(program: &Path, options: &Options) -> Result<Vec<Outcome>> {
 }
 
 /// Seeds one target and lets libFuzzer run it.
-fn one(program: &Path, target: &str, time: Duration) -> Result<Outcome> {
+fn one(program: &Path, target: &str, options: &Options) -> Result<Outcome> {
+    let time = options.time;
     let dir = image::work_dir("fuzz")?.join(target);
     let [corpus, seeds, found] = ["corpus", "seeds", "found"].map(|name| dir.join(name));
     for dir in [&corpus, &found] {
@@ -220,6 +223,9 @@ fn one(program: &Path, target: &str, time: Duration) -> Result<Outcome> {
     let mut command = Command::new(program);
     command.arg(target).args([&corpus, &seeds]);
     command.arg(format!("-max_total_time={}", time.as_secs()));
+    if let Some(seed) = options.seed {
+        command.arg(format!("-seed={seed}"));
+    }
     command.arg(format!("-max_len={MAX_LEN}"));
     command.arg(format!("-timeout={INPUT_LIMIT}"));
     command.arg(format!("-rss_limit_mb={MEMORY}"));
