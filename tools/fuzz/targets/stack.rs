@@ -508,11 +508,9 @@ pub fn answer_to(frame: &[u8]) -> Option<(u32, u32)> {
 /// may have taken it, or found it too odd for a counter.
 fn may_vanish(frame: &[u8], connected: bool) -> bool {
     let ipv4 = frame.get(12..14) == Some(&[8, 0]);
-    let to_all = frame[0] & 1 != 0
-        || frame.get(30).is_some_and(|&octet| octet >= 224)
-        || ipv4 && frame.get(30..34) == Some(&[0; 4]);
-    // Nor is a sender answered that stands for many (`tcp_dropwithreset`).
     let many = |addr: &[u8]| matches!(addr, [224..=255, ..] | [10, 0, 0, 255] | [0, 0, 0, 0]);
+    let to_all = frame[0] & 1 != 0 || ipv4 && frame.get(30..34).is_some_and(many);
+    // Nor is a sender answered that stands for many (`tcp_dropwithreset`).
     let from_all = ipv4 && frame.get(26..30).is_some_and(many);
     let tcp = match frame.get(12..14) {
         // ARP that neither asks nor answers, and what seems to be our own.

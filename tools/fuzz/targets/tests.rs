@@ -71,15 +71,19 @@ fn connections_hold_their_properties_on_the_seeds() {
 }
 
 #[test]
-fn a_segment_from_a_broadcast_address_is_refused_without_a_word() {
-    let ip = [
-        0x45, 0, 0, 0, 0, 1, 0, 0, 64, 6, 0, 0, 10, 0, 0, 255, 10, 0, 0, 2,
-    ];
-    let mut input = vec![2, 0, 75];
-    input.extend(ip);
-    input.resize(3 + 75, 0x5a);
+fn a_segment_from_or_to_a_broadcast_address_is_refused_without_a_word() {
     find("ipv4").unwrap().with_runner(|mut runner| {
-        runner.run(&input);
+        for (from, to) in [
+            ([10, 0, 0, 255], [10, 0, 0, 2]),
+            ([10, 0, 1, 0], [10, 0, 0, 255]),
+        ] {
+            let mut input = vec![2, 0, 75];
+            input.extend([0x45, 0, 0, 0, 0, 1, 0, 0, 64, 6, 0, 0]);
+            input.extend(from);
+            input.extend(to);
+            input.resize(3 + 75, 0x5a);
+            runner.run(&input);
+        }
         runner.finish();
     });
 }
