@@ -1095,12 +1095,12 @@ pub fn tcp_dropwithreset(cx: &NetCx<'_>, refusal: Option<&Refusal>, seg: &Segmen
     send_bare(cx, &place, header, &options);
 }
 
-/// Whether `addr` is the broadcast address of a network we are on.
+/// Whether `addr` is the broadcast address of a network we are on, or 0.0.0.0 (`in_broadcast`).
 pub fn is_subnet_broadcast(cx: &NetCx<'_>, addr: IpAddr) -> bool {
     let IpAddr::V4(addr) = addr else {
         return false;
     };
-    // The old form of a broadcast address counts too, as in FreeBSD's in_broadcast.
+    // The old form of a broadcast address.
     if addr.is_unspecified() {
         return true;
     }
