@@ -42,8 +42,8 @@ pub enum Way {
 pub enum Verdict {
     /// It goes on.
     Pass,
-    /// It goes on after this time more.
-    Late(Duration),
+    /// It goes on after this time more, and once again at once.
+    LateAndAgain(Duration),
     /// It ends here.
     Drop,
 }
@@ -179,16 +179,18 @@ impl Work {
     }
 
     fn offer(&mut self, way: Way, frame: Vec<u8>) {
-        let late = match (self.hook)(way, &frame) {
-            Verdict::Pass => Duration::ZERO,
-            Verdict::Late(time) => time,
+        let (late, again) = match (self.hook)(way, &frame) {
+            Verdict::Pass => (Duration::ZERO, None),
+            Verdict::LateAndAgain(time) => (time, Some(frame.clone())),
             Verdict::Drop => return,
         };
         let now = self.began.elapsed();
         let flying = &mut self.flying;
-        self.lanes[way as usize].offer(now, frame, |at, frame| {
-            flying.push(at + late, (way, frame));
-        });
+        for frame in std::iter::once(frame).chain(again) {
+            self.lanes[way as usize].offer(now, frame, |at, frame| {
+                flying.push(at + late, (way, frame));
+            });
+        }
     }
 
     fn deliver(&mut self) -> Result<()> {
