@@ -188,6 +188,8 @@ pub(crate) const TDF_IDLETD: u32 = 16;
 pub(crate) const TDF_EXITED: u32 = 32;
 /// Its turn is over: it goes behind others of its priority, whoever takes the CPU from it.
 pub(crate) const TDF_SLICEEND: u32 = 64;
+/// It leaves for the CPU that it is bound to: whoever comes next here puts it on that CPU's queue.
+pub(crate) const TDF_MIGRATING: u32 = 128;
 
 const MAXCOMLEN: usize = 31;
 

@@ -14,7 +14,8 @@ use intrusive_collections::{LinkedList, intrusive_adapter};
 use super::kern_mutex::{RawSpin, owe_ipi, spinlock_enter, spinlock_exit};
 use super::kern_rmlock;
 use super::kern_thread::{
-    self, NOCPU, Pri, TDF_EXITED, TDF_SLICEEND, Thread, ThreadRef, ThreadState, curthread,
+    self, NOCPU, Pri, TDF_EXITED, TDF_MIGRATING, TDF_SLICEEND, Thread, ThreadRef, ThreadState,
+    curthread,
 };
 use super::kern_timeout::CalloutNode;
 use crate::errno::Errno;
@@ -689,17 +690,22 @@ fn switch_done(saved: usize) {
     let tdq = mine();
     // SAFETY: `mi_switch` on this CPU set it.
     let prev = unsafe { &*pcpu.prevthread.load(Ordering::Relaxed).cast::<Thread>() };
-    let ended = prev.td_flags.load(Ordering::Relaxed) & TDF_EXITED != 0;
+    let leaves = prev.td_flags.load(Ordering::Relaxed) & (TDF_EXITED | TDF_MIGRATING);
     prev.td_oncpu.store(NOCPU, Ordering::Release);
     pcpu.spinlock_saved.store(saved, Ordering::Relaxed);
-    if ended {
-        // Its structure and stack may be used again.
-        tdq.lock.unlock_keep_interrupts_off();
-        kern_thread::reap(prev);
-        spinlock_exit();
-    } else {
+    if leaves == 0 {
         tdq.lock.unlock();
+        return;
     }
+    tdq.lock.unlock_keep_interrupts_off();
+    if leaves & TDF_EXITED != 0 {
+        // Its structure and stack may be used again.
+        kern_thread::reap(prev);
+    } else {
+        prev.td_flags.fetch_and(!TDF_MIGRATING, Ordering::Relaxed);
+        wakeup(prev);
+    }
+    spinlock_exit();
 }
 
 /// The first thing that a new thread does.
@@ -957,10 +963,27 @@ pub fn sched_bind(cpu: usize) {
         "sched_bind of a pinned thread"
     );
     me.td_bound.store(cpu as u32, Ordering::Relaxed);
-    while machine::curcpu() != cpu {
-        // A short sleep: the wakeup puts the thread where it is bound, unless it comes before the thread is quite asleep.
-        super::kern_synch::pause_sbt("sched_bind", Sbintime::MICROSECOND);
+    // From here on no CPU takes it but this one, where it may be preempted, and the one that it is bound to.
+    if machine::curcpu() != cpu {
+        migrate();
     }
+}
+
+/// Moves the running thread to where it is bound.
+#[doc(alias = "sched_switch_migrate")]
+fn migrate() {
+    if machine::teardown_started() {
+        kern_thread::waits_in_teardown();
+    }
+    spinlock_enter();
+    let tdq = mine();
+    tdq.lock.lock();
+    spinlock_exit();
+    curthread()
+        .td_flags
+        .fetch_or(TDF_MIGRATING, Ordering::Relaxed);
+    // Its registers must be saved before another CPU may find it: `switch_done` sends it on.
+    mi_switch(tdq);
 }
 
 /// Lets the running thread run anywhere again.
@@ -1240,6 +1263,23 @@ mod tests {
                 .join();
                 sched_bind(cpu);
                 assert_eq!(machine::curcpu(), cpu);
+            }
+            sched_unbind();
+        });
+    }
+
+    #[test]
+    fn a_thread_that_binds_itself_elsewhere_moves_without_a_sleep() {
+        Machine::builder().cpus(2).run(|| {
+            let migrations = || sched_stats().map(|cpu| cpu.migrations).sum::<u64>();
+            for round in 0..20 {
+                let there = 1 - machine::curcpu();
+                let (began, before) = (machine::sbinuptime(), migrations());
+                sched_bind(there);
+                assert_eq!(machine::curcpu(), there, "round {round}");
+                assert_eq!(migrations(), before + 1, "round {round}");
+                let took = machine::sbinuptime() - began;
+                assert!(took < Sbintime::MICROSECOND, "round {round}: {took:?}");
             }
             sched_unbind();
         });

@@ -19,7 +19,7 @@ mod native {
 
     use sys::kern::kern_mutex::{Mutex, MutexGuard};
     use sys::kern::kern_rwlock::RwLock;
-    use sys::kern::kern_synch::{WChan, pause_sbt, wakeup, wakeup_one};
+    use sys::kern::kern_synch::{WChan, pause_sbt, sched_bind, wakeup, wakeup_one};
     use sys::kern::kern_thread::{Pri, ThreadHandle, kthread_add};
     use sys::kern::kern_timeout::{Callout, CalloutTarget};
     use sys::kern::lock_order::Leaf;
@@ -58,6 +58,7 @@ mod native {
             "counters_lose_nothing_to_preemption_and_migration",
             counters,
         ),
+        ("threads_bind_themselves_to_one_cpu_and_the_other", binds),
         (
             "memory_may_be_allocated_wherever_a_thread_is_preempted",
             allocation,
@@ -207,6 +208,20 @@ mod native {
                 pause_sbt("sleep", Sbintime::from_us(us));
                 assert!(machine::sbinuptime() - start >= Sbintime::from_us(us));
             }
+        });
+    }
+
+    fn binds() {
+        run(2, || {
+            join_all((0..3).map(|me| {
+                kthread_add("binds", Pri::PUSER, None, move || {
+                    for turn in 0..3000 {
+                        let cpu = (turn / (me + 1)) % 2;
+                        sched_bind(cpu);
+                        assert_eq!(machine::curcpu(), cpu);
+                    }
+                })
+            }));
         });
     }
 
