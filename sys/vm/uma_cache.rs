@@ -4,11 +4,10 @@
 
 use super::uma_core::{Zone, ZoneFlags};
 use crate::kern::subr_smr::SmrSeq;
-use crate::machine;
 use crate::machine::atomic::{AtomicU32, AtomicU64, Cell, Ordering, UnsafeCell};
+use crate::machine::{self, CriticalBlock};
 use crate::machine_local;
 use crate::param::MAXCPU;
-use core::marker::PhantomData;
 use core::mem::size_of;
 use core::ptr::{self, NonNull};
 
@@ -203,18 +202,18 @@ pub(super) unsafe fn bucket_free(bucket: *mut Bucket) {
 pub(crate) struct OnCpu {
     /// Below `MAXCPU`.
     cpu: usize,
-    _here: PhantomData<*mut ()>,
+    _section: CriticalBlock,
 }
 
 impl OnCpu {
     #[inline(always)]
     pub(crate) fn enter() -> Self {
-        machine::critical_enter();
+        let section = CriticalBlock::enter();
         let cpu = machine::curcpu();
         debug_assert!(cpu < MAXCPU);
         Self {
             cpu,
-            _here: PhantomData,
+            _section: section,
         }
     }
 
@@ -223,13 +222,6 @@ impl OnCpu {
     pub(super) fn cache<'c>(&self, caches: &'c [Cache; MAXCPU]) -> &'c Cache {
         // SAFETY: `curcpu` is below `MAXCPU` on every machine.
         unsafe { caches.get_unchecked(self.cpu) }
-    }
-}
-
-impl Drop for OnCpu {
-    #[inline(always)]
-    fn drop(&mut self) {
-        machine::critical_exit();
     }
 }
 
