@@ -221,13 +221,13 @@ fn add<A: Allocator>(cases: &mut Vec<Case>, size: usize) {
     cases.push(cross(allocator, size));
 }
 
-/// Allocates `HELD` blocks, writes to the first line of each, and frees them in the same order.
+/// Allocates `HELD` blocks, writes to a line of each, and frees them in the same order.
 #[inline(always)]
 fn work<A: Allocator, const HELD: usize>(allocator: A) {
     let mut blocks = [NonNull::<u8>::dangling(); HELD];
-    for block in &mut blocks {
+    for (n, block) in blocks.iter_mut().enumerate() {
         *block = allocator.alloc();
-        touch(*block);
+        touch(*block, n);
     }
     for block in black_box(&mut blocks) {
         // SAFETY: allocated above.
@@ -235,10 +235,14 @@ fn work<A: Allocator, const HELD: usize>(allocator: A) {
     }
 }
 
+/// Writes to the block that is the `n`th of those held: to another line in each, since the first lines of blocks whose distance is a
+/// power of two meet in a few sets of the cache, and which of them meet would decide what is measured.
 #[inline(always)]
-fn touch(block: NonNull<u8>) {
+fn touch(block: NonNull<u8>, n: usize) {
+    const LINE: usize = 64;
+    let at = n % (SIZES[0] / LINE) * LINE;
     // SAFETY: the block is larger, aligned, and ours.
-    unsafe { block.cast::<u64>().write_volatile(1) };
+    unsafe { block.add(at).cast::<u64>().write_volatile(1) };
 }
 
 fn threads<A: Allocator, const HELD: usize>(allocator: A, size: usize, threads: u32) -> Case {
@@ -283,7 +287,7 @@ fn cross<A: Allocator>(allocator: A, size: usize) -> Case {
             let slot = &ring.slots[n % ring.slots.len()];
             if side == 0 {
                 let block = allocator.alloc();
-                touch(block);
+                touch(block, n);
                 slot.store(block.as_ptr(), Ordering::Relaxed);
             } else {
                 let block = slot.load(Ordering::Relaxed);
