@@ -8,6 +8,7 @@ use crate::image::Image;
 use crate::netns::{self, Netns};
 use crate::qemu::{Guest, Nic};
 use crate::relay::{Hook, Relay, Verdict, Way};
+use crate::scenario::Flood as Flooding;
 use crate::tap::Tap;
 use crate::wire::{Talker, Wire};
 use anyhow::{Context, Result, anyhow, bail, ensure};
@@ -53,16 +54,22 @@ const LIMIT: Duration = Duration::from_secs(60);
 const GUEST_MAC: [u8; 6] = [0x52, 0x54, 0x00, 0x12, 0x34, 0x56];
 const FLOOD_MAC: [u8; 6] = [0x02, 0x53, 0, 0, 0, 2];
 
-/// Sends `syns` SYNs at a guest, `per_s` in a second, while a Linux host makes connections; an error if it suffers.
+/// The least and the most SYNs in a second.
+const PACES: std::ops::RangeInclusive<f64> = 2_000.0..=20_000.0;
+
+/// Sends `syns` SYNs at a guest while a Linux host makes connections; an error if it suffers.
 ///
 /// An emulated processor takes far fewer SYNs than a real one: on a host of 2 CPUs, without a pace, 20,000 in a second beside a
-/// flow that then keeps little more than half of its rate. `per_s` is a pace that leaves it time for others, so that whether the
-/// flow keeps half of its rate is a question to the stack, not to the emulation.
-pub fn check(guest: &Guest, image: &Image, dir: &Path, syns: u64, per_s: u64) -> Result<String> {
-    ensure!(
-        syns > FULL + LAST && per_s > 0,
-        "{syns} SYNs, {per_s} in a second, are no flood"
-    );
+/// flow that then keeps little more than half of its rate; and a host that is busy leaves it less. The pace follows from what
+/// the flow carries without the flood, so that whether it keeps half of that is a question to the stack, not to the emulation.
+pub fn check(
+    guest: &Guest,
+    image: &Image,
+    dir: &Path,
+    syns: u64,
+    pace: &Flooding,
+) -> Result<String> {
+    ensure!(syns > FULL + LAST, "{syns} SYNs are no flood");
     let netns = Netns::with_tap()?;
     let wire = Wire::new(dir)?;
     let guest = Guest {
@@ -100,7 +107,8 @@ pub fn check(guest: &Guest, image: &Image, dir: &Path, syns: u64, per_s: u64) ->
         Ok(())
     })?;
 
-    let flood = Flood::start(talker, syns, per_s);
+    let per_s = quiet / f64::from(pace.kib_per_syn << 10);
+    let flood = Flood::start(talker, syns, per_s.clamp(*PACES.start(), *PACES.end()));
     let (mut cache, mut clients) = (Cache::default(), Vec::new());
     let busy = flow.rate_during(|| {
         while !flood.thread.is_finished() {
@@ -223,7 +231,7 @@ struct Flooded {
 }
 
 impl Flood {
-    fn start(talker: Talker, syns: u64, per_s: u64) -> Self {
+    fn start(talker: Talker, syns: u64, per_s: f64) -> Self {
         let sent = Arc::new(AtomicU64::new(0));
         let (tell, began) = (sent.clone(), Instant::now());
         let thread = std::thread::spawn(move || {
@@ -239,7 +247,7 @@ impl Flood {
                 }
                 refused += u64::from(!talker.send_patiently(&frame, PATIENCE)?);
                 tell.fetch_add(1, Ordering::Relaxed);
-                due += Duration::from_secs(1) / per_s as u32;
+                due += Duration::from_secs_f64(1.0 / per_s);
             }
             let time = began.elapsed();
             Ok(Flooded { refused, time })

@@ -81,8 +81,8 @@ pub struct Relay {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Flood {
-    /// SYNs in a second.
-    pub per_s: u64,
+    /// KiB that a flow carries without the flood in the time in which one SYN comes.
+    pub kib_per_syn: u32,
 }
 
 /// How much of everything.

@@ -147,14 +147,8 @@ pub fn run_all(plan: &Plan) -> Result<Suite> {
     match Netns::obstacle() {
         Some(why) => suite.skip(FLOOD, &why),
         None => suite.check(FLOOD, || {
-            let per_s = scenarios.flood.per_s;
-            flood::check(
-                &guest_of(plan, "flood"),
-                &image,
-                &dir,
-                size.flood_syns,
-                per_s,
-            )
+            let guest = guest_of(plan, "flood");
+            flood::check(&guest, &image, &dir, size.flood_syns, &scenarios.flood)
         }),
     }
     for seed in SEED..SEED + size.seeds {
