@@ -62,7 +62,7 @@ pub mod amd64;
 use amd64 as backend;
 
 #[cfg(not(any(target_os = "none", loom)))]
-#[expect(unsafe_code, reason = "switches stacks, maps memory")]
+#[expect(unsafe_code, reason = "maps memory")]
 mod host;
 
 #[cfg(not(any(target_os = "none", native, loom)))]
@@ -83,6 +83,10 @@ use native as backend;
 #[cfg(any(target_os = "none", native))]
 #[expect(unsafe_code, reason = "GS-relative instructions")]
 mod pcpu_gs;
+
+#[cfg(not(any(loom, miri)))]
+#[expect(unsafe_code, reason = "registers and stacks, in assembly")]
+mod switch;
 
 #[cfg(loom)]
 #[expect(

@@ -13,9 +13,9 @@ pub mod pcpu_machdep;
 pub mod pmap;
 pub mod random;
 pub mod reset;
-pub mod switch;
 pub mod uart;
 
+pub use super::switch::{Pcb, cpu_switch};
 pub use clock::sbinuptime;
 pub use intr_machdep::{intr_alloc, intr_assign_cpu, intr_free, ipi_send};
 pub use local_apic::set_event_timer;
@@ -27,5 +27,4 @@ pub use pcpu_machdep::{
 pub use pmap::{KStack, phys_to_virt, pmap_mapdev, virt_to_phys};
 pub use random::random_u64;
 pub use reset::{poweroff, reboot};
-pub use switch::{Pcb, cpu_switch};
 pub use uart::{uart_write as console_write, uart_write_some as console_write_some};

@@ -1,6 +1,6 @@
 //! Contexts for Miri, which runs no assembly: each is a thread of the host that waits for its turn.
 //!
-//! Exactly one runs at a time, as of the contexts in assembly (`context.rs`). One that is not continued any more waits for
+//! Exactly one runs at a time, as of the contexts in assembly (`switch.rs`). One that is not continued any more waits for
 //! good.
 
 use core::cell::UnsafeCell;

@@ -1,8 +1,15 @@
-//! What the machines that run in a process of the host share: stacks, the switch between them, and memory.
+//! What the machines that run in a process of the host share: stacks, and memory.
 
 mod arena;
-#[cfg_attr(miri, path = "context_miri.rs")]
-mod context;
+#[cfg(miri)]
+mod context_miri;
+#[cfg(not(miri))]
+mod kstack;
 
+#[cfg(not(miri))]
+pub use super::switch::{Pcb, cpu_switch};
 pub use arena::Arena;
-pub use context::{KStack, Pcb, cpu_switch};
+#[cfg(miri)]
+pub use context_miri::{KStack, Pcb, cpu_switch};
+#[cfg(not(miri))]
+pub use kstack::KStack;

@@ -1,10 +1,13 @@
-//! Changes from one thread to another.
+//! Changes from one thread to another, on the bare machine and on those in a process of a host.
 //!
 //! FreeBSD: sys/amd64/amd64/cpu_switch.S, sys/amd64/amd64/vm_machdep.c
 
-use super::pmap::KStack;
+use super::KStack;
 use core::arch::naked_asm;
 use core::cell::UnsafeCell;
+
+#[cfg(not(target_arch = "x86_64"))]
+compile_error!("stacks are switched in x86-64 assembly; other machines are not supported yet");
 
 /// What is kept of a thread that does not run: its stack pointer; all else is on the stack.
 #[derive(Debug)]
@@ -12,8 +15,8 @@ pub struct Pcb {
     rsp: UnsafeCell<u64>,
 }
 
-// SAFETY: only `cpu_switch` touches the field: of `old` on the CPU that runs it, of `new` on the one CPU the
-// scheduler has given it to.
+// SAFETY: only `prepare`, whose caller has it alone, and `cpu_switch` touch the field: of `old` on the CPU that runs it, of
+// `new` on the one CPU the scheduler has given it to.
 unsafe impl Sync for Pcb {}
 // SAFETY: as above.
 unsafe impl Send for Pcb {}
@@ -72,7 +75,8 @@ impl Default for Pcb {
 /// Stops the running thread, whose state goes to `old`, and continues `new`.
 ///
 /// # Safety
-/// Interrupts are off, `old` is the running thread's and `new` is ready and given to this CPU alone.
+/// Interrupts are off, `old` is the running thread's and `new` is ready and given to this CPU alone: prepared, or saved by a switch,
+/// and not continued since; its stack is alive.
 #[unsafe(naked)]
 pub unsafe extern "C" fn cpu_switch(old: &Pcb, new: &Pcb) {
     naked_asm!(
@@ -94,8 +98,16 @@ pub unsafe extern "C" fn cpu_switch(old: &Pcb, new: &Pcb) {
     );
 }
 
-/// The first instructions of a thread.
+/// The first instructions of a thread: nothing called it, which ends a backtrace by frames and one by tables.
 #[unsafe(naked)]
 unsafe extern "C" fn fork_trampoline() {
-    naked_asm!("mov rdi, r12", "xor ebp, ebp", "call r13", "ud2");
+    naked_asm!(
+        ".cfi_startproc",
+        ".cfi_undefined rip",
+        "mov rdi, r12",
+        "xor ebp, ebp",
+        "call r13",
+        "ud2",
+        ".cfi_endproc",
+    );
 }
