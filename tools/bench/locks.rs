@@ -17,16 +17,17 @@ const EMPTY: &str = "critical section";
 const ALONE: &str = "1 thread";
 const PAIR: &str = "2 threads";
 /// One write in so many operations.
-const MIXES: [(f64, &str); 4] = [
-    (10.0, "1 in 10"),
-    (100.0, "1 in 100"),
-    (1_000.0, "1 in 1,000"),
-    (10_000.0, "1 in 10,000"),
+const MIXES: [(u64, &str); 5] = [
+    (2, "1 in 2"),
+    (10, "1 in 10"),
+    (100, "1 in 100"),
+    (1_000, "1 in 1,000"),
+    (10_000, "1 in 10,000"),
 ];
 
-/// Measures `$lock`, by its expression, alone and from two threads.
+/// Measures a lock, by the expression that acquires it, alone and from two threads.
 macro_rules! both {
-    ($cases:ident, $name:expr, $side:expr, $lock:expr, |$l:ident| $guard:expr) => {{
+    ($cases:ident, $side:expr, $($name:literal: $lock:expr, |$l:ident| $guard:expr;)+) => {$({
         let lock = Arc::new($lock);
         let theirs = Arc::clone(&lock);
         $cases.push(Case::alone($name, ALONE, $side, move || {
@@ -37,65 +38,27 @@ macro_rules! both {
             let $l = &*lock;
             black_box(&*$guard);
         }));
-    }};
+    })+};
 }
 
-/// Measures `$lock` with one write in 10, 100, 1,000 and 10,000, from two threads.
+/// Measures a lock with each of the `MIXES`, from two threads.
 macro_rules! mix {
-    ($cases:ident, $name:expr, $side:expr, $lock:expr, |$l:ident| $read:expr, $write:expr) => {
-        mix!(
-            $cases,
-            $name,
-            $side,
-            $lock,
-            |$l| $read,
-            $write,
-            10,
-            MIXES[0].1
-        );
-        mix!(
-            $cases,
-            $name,
-            $side,
-            $lock,
-            |$l| $read,
-            $write,
-            100,
-            MIXES[1].1
-        );
-        mix!(
-            $cases,
-            $name,
-            $side,
-            $lock,
-            |$l| $read,
-            $write,
-            1_000,
-            MIXES[2].1
-        );
-        mix!(
-            $cases,
-            $name,
-            $side,
-            $lock,
-            |$l| $read,
-            $write,
-            10_000,
-            MIXES[3].1
-        );
-    };
-    ($cases:ident, $name:expr, $side:expr, $lock:expr, |$l:ident| $read:expr, $write:expr, $one_in:literal, $column:expr) => {
+    ($cases:ident, $side:expr, $($name:literal: $lock:expr, |$l:ident| $read:expr, $write:expr;)+) => {$(
+        mix!($cases, $side, $name, $lock, |$l| $read, $write, 0 1 2 3 4);
+    )+};
+    ($cases:ident, $side:expr, $name:literal, $lock:expr, |$l:ident| $read:expr, $write:expr, $($mix:literal)+) => {$({
+        const ONE_IN: u64 = MIXES[$mix].0;
         let lock = Arc::new($lock);
-        $cases.push(Case::pair($name, $column, $side, move |side, n| {
+        $cases.push(Case::pair($name, MIXES[$mix].1, $side, move |side, n| {
             let $l = &*lock;
             // The two write half a period apart.
-            if (n + side as u64 * ($one_in / 2)).is_multiple_of($one_in) {
+            if (n + side as u64 * (ONE_IN / 2)).is_multiple_of(ONE_IN) {
                 *$write += 1;
             } else {
                 black_box(*$read);
             }
         }));
-    };
+    })+};
 }
 
 /// Measures and prints.
@@ -108,166 +71,37 @@ pub fn measure() {
     cases.push(Case::pair(EMPTY, PAIR, Side::Ours, |_, _| {
         drop(black_box(Critical::enter()));
     }));
-    both!(
-        cases,
-        "RmLock read",
-        Side::Ours,
-        RmLock::<_, Leaf>::new(0_u64),
-        |l| l.read()
-    );
-    both!(
-        cases,
-        "RmLock write",
-        Side::Ours,
-        RmLock::<_, Leaf>::new(0_u64),
-        |l| l.write()
-    );
-    both!(
-        cases,
-        "RwLock read",
-        Side::Ours,
-        RwLock::<_, Leaf>::new(0_u64),
-        |l| l.read()
-    );
-    both!(
-        cases,
-        "RwLock write",
-        Side::Ours,
-        RwLock::<_, Leaf>::new(0_u64),
-        |l| l.write()
-    );
-    both!(
-        cases,
-        "Mutex",
-        Side::Ours,
-        Mutex::<_, Leaf>::new(0_u64),
-        |l| l.lock()
-    );
-    both!(
-        cases,
-        "SpinMutex",
-        Side::Ours,
-        SpinMutex::<_, Leaf>::new(0_u64),
-        |l| l.lock()
-    );
-    both!(
-        cases,
-        "Sx shared",
-        Side::Ours,
-        Sx::<_, App>::new(0_u64),
-        |l| l.slock()
-    );
-    both!(
-        cases,
-        "Sx exclusive",
-        Side::Ours,
-        Sx::<_, App>::new(0_u64),
-        |l| l.xlock()
-    );
-    both!(
-        cases,
-        "parking_lot RwLock read",
-        Side::Peer,
-        parking_lot::RwLock::new(0_u64),
-        |l| l.read()
-    );
-    both!(
-        cases,
-        "parking_lot RwLock write",
-        Side::Peer,
-        parking_lot::RwLock::new(0_u64),
-        |l| l.write()
-    );
-    both!(
-        cases,
-        "parking_lot Mutex",
-        Side::Peer,
-        parking_lot::Mutex::new(0_u64),
-        |l| l.lock()
-    );
-    both!(
-        cases,
-        "std RwLock read",
-        Side::Peer,
-        std::sync::RwLock::new(0_u64),
-        |l| l.read().expect("not poisoned")
-    );
-    both!(
-        cases,
-        "std RwLock write",
-        Side::Peer,
-        std::sync::RwLock::new(0_u64),
-        |l| l.write().expect("not poisoned")
-    );
-    both!(
-        cases,
-        "std Mutex",
-        Side::Peer,
-        std::sync::Mutex::new(0_u64),
-        |l| l.lock().expect("not poisoned")
-    );
-    both!(
-        cases,
-        "spin RwLock read",
-        Side::Peer,
-        spin::RwLock::new(0_u64),
-        |l| l.read()
-    );
-    both!(
-        cases,
-        "spin RwLock write",
-        Side::Peer,
-        spin::RwLock::new(0_u64),
-        |l| l.write()
-    );
-    both!(
-        cases,
-        "spin Mutex",
-        Side::Peer,
-        spin::Mutex::new(0_u64),
-        |l| l.lock()
-    );
+    both! { cases, Side::Ours,
+        "RmLock read": RmLock::<_, Leaf>::new(0_u64), |l| l.read();
+        "RmLock write": RmLock::<_, Leaf>::new(0_u64), |l| l.write();
+        "RwLock read": RwLock::<_, Leaf>::new(0_u64), |l| l.read();
+        "RwLock write": RwLock::<_, Leaf>::new(0_u64), |l| l.write();
+        "Mutex": Mutex::<_, Leaf>::new(0_u64), |l| l.lock();
+        "SpinMutex": SpinMutex::<_, Leaf>::new(0_u64), |l| l.lock();
+        "Sx shared": Sx::<_, App>::new(0_u64), |l| l.slock();
+        "Sx exclusive": Sx::<_, App>::new(0_u64), |l| l.xlock();
+    }
+    both! { cases, Side::Peer,
+        "parking_lot RwLock read": parking_lot::RwLock::new(0_u64), |l| l.read();
+        "parking_lot RwLock write": parking_lot::RwLock::new(0_u64), |l| l.write();
+        "parking_lot Mutex": parking_lot::Mutex::new(0_u64), |l| l.lock();
+        "std RwLock read": std::sync::RwLock::new(0_u64), |l| l.read().expect("not poisoned");
+        "std RwLock write": std::sync::RwLock::new(0_u64), |l| l.write().expect("not poisoned");
+        "std Mutex": std::sync::Mutex::new(0_u64), |l| l.lock().expect("not poisoned");
+        "spin RwLock read": spin::RwLock::new(0_u64), |l| l.read();
+        "spin RwLock write": spin::RwLock::new(0_u64), |l| l.write();
+        "spin Mutex": spin::Mutex::new(0_u64), |l| l.lock();
+    }
 
-    mix!(
-        cases,
-        "RmLock",
-        Side::Ours,
-        RmLock::<_, Leaf>::new(0_u64),
-        |l| l.read(),
-        l.write()
-    );
-    mix!(
-        cases,
-        "RwLock",
-        Side::Ours,
-        RwLock::<_, Leaf>::new(0_u64),
-        |l| l.read(),
-        l.write()
-    );
-    mix!(
-        cases,
-        "parking_lot RwLock",
-        Side::Peer,
-        parking_lot::RwLock::new(0_u64),
-        |l| l.read(),
-        l.write()
-    );
-    mix!(
-        cases,
-        "std RwLock",
-        Side::Peer,
-        std::sync::RwLock::new(0_u64),
-        |l| l.read().expect("not poisoned"),
-        l.write().expect("not poisoned")
-    );
-    mix!(
-        cases,
-        "spin RwLock",
-        Side::Peer,
-        spin::RwLock::new(0_u64),
-        |l| l.read(),
-        l.write()
-    );
+    mix! { cases, Side::Ours,
+        "RmLock": RmLock::<_, Leaf>::new(0_u64), |l| l.read(), l.write();
+        "RwLock": RwLock::<_, Leaf>::new(0_u64), |l| l.read(), l.write();
+    }
+    mix! { cases, Side::Peer,
+        "parking_lot RwLock": parking_lot::RwLock::new(0_u64), |l| l.read(), l.write();
+        "std RwLock": std::sync::RwLock::new(0_u64), |l| l.read().expect("not poisoned"), l.write().expect("not poisoned");
+        "spin RwLock": spin::RwLock::new(0_u64), |l| l.read(), l.write();
+    }
 
     rounds::run(&mut cases);
     table::print(
@@ -289,7 +123,7 @@ pub fn measure() {
 /// Says how rare writes must be for `RmLock` to be the better choice.
 fn break_even(cases: &[Case]) {
     let advantage = |column| find(cases, "RwLock", column).ratio(find(cases, "RmLock", column));
-    let points = MIXES.map(|(one_in, column)| (one_in.ln(), advantage(column).ln()));
+    let points = MIXES.map(|(one_in, column)| ((one_in as f64).ln(), advantage(column).ln()));
     let crossing = points.windows(2).find(|p| p[0].1 < 0.0 && p[1].1 >= 0.0);
     println!();
     match crossing {
@@ -327,7 +161,7 @@ fn goals(cases: &[Case]) {
         },
         Goal {
             what: "RwLock, of RmLock, one write in 10,000, 2 threads".into(),
-            measured: ratio("RwLock", "RmLock", MIXES[3].1),
+            measured: ratio("RwLock", "RmLock", MIXES[4].1),
             bound: Bound::AtLeast(5.0),
         },
     ]);
