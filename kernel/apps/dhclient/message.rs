@@ -45,10 +45,12 @@ const OPT_END: u8 = 255;
 
 /// The lease time if a server names none.
 const DEFAULT_LEASE: u32 = 3600;
-/// The shortest time after which a lease is renewed, so that a broken server is not flooded.
-const MIN_RENEWAL: u32 = 10;
+/// The shortest lease that is taken, and the shortest time after which one is renewed, so that a broken server is not
+/// flooded.
+const MIN_RENEWAL: Sbintime = Sbintime::from_s(10);
 
 /// What a client says.
+#[derive(Clone, PartialEq, Debug)]
 pub(super) enum Request {
     /// Who has an address for me?
     Discover,
@@ -58,6 +60,10 @@ pub(super) enum Request {
     Renew { address: Ipv4Addr, server: Ipv4Addr },
     /// I want to keep it, to any server.
     Rebind { address: Ipv4Addr },
+    /// May I still use it here?
+    Reboot { address: Ipv4Addr },
+    /// Somebody uses what you leased me.
+    Decline { address: Ipv4Addr, server: Ipv4Addr },
 }
 
 /// What a server's message is.
@@ -87,12 +93,30 @@ impl Offer {
         let half = Sbintime(self.lease.0 / 2);
         self.renewal
             .unwrap_or(half)
-            .max(Sbintime::from_s(i64::from(MIN_RENEWAL)))
+            .max(MIN_RENEWAL)
+            .min(self.rebind_after())
     }
 
-    /// T2: seven eighths of the lease.
+    /// T2: seven eighths of the lease, never later than its end.
     pub(super) fn rebind_after(&self) -> Sbintime {
-        self.rebinding.unwrap_or(Sbintime(self.lease.0 / 8 * 7))
+        self.rebinding
+            .unwrap_or(Sbintime(self.lease.0 / 8 * 7))
+            .max(MIN_RENEWAL)
+            .min(self.lease)
+    }
+
+    #[cfg(test)]
+    pub(super) fn for_test(address: Ipv4Addr, server: Ipv4Addr, lease: Sbintime) -> Offer {
+        Offer {
+            address,
+            server,
+            netmask: None,
+            broadcast: None,
+            router: None,
+            lease,
+            renewal: None,
+            rebinding: None,
+        }
     }
 }
 
@@ -110,20 +134,26 @@ pub(super) fn encode(request: &Request, xid: u32, seconds: u16, mac: [u8; 6]) ->
     text[SECS..SECS + 2].copy_from_slice(&seconds.to_be_bytes());
     text[CHADDR..CHADDR + 6].copy_from_slice(&mac);
     match request {
-        Request::Discover | Request::Select { .. } => {
+        Request::Discover | Request::Select { .. } | Request::Reboot { .. } => {
             text[FLAGS..FLAGS + 2].copy_from_slice(&FLAG_BROADCAST.to_be_bytes());
         }
         Request::Renew { address, .. } | Request::Rebind { address } => {
             text[CIADDR..CIADDR + 4].copy_from_slice(&address.octets());
         }
+        Request::Decline { .. } => {}
     }
     text.extend_from_slice(&COOKIE);
 
     const DHCPDISCOVER: u8 = 1;
     const DHCPREQUEST: u8 = 3;
+    const DHCPDECLINE: u8 = 4;
     let kind = match request {
         Request::Discover => DHCPDISCOVER,
-        _ => DHCPREQUEST,
+        Request::Select { .. }
+        | Request::Renew { .. }
+        | Request::Rebind { .. }
+        | Request::Reboot { .. } => DHCPREQUEST,
+        Request::Decline { .. } => DHCPDECLINE,
     };
     let mut option = |code: u8, value: &[u8]| {
         text.extend_from_slice(&[code, value.len() as u8]);
@@ -133,22 +163,29 @@ pub(super) fn encode(request: &Request, xid: u32, seconds: u16, mac: [u8; 6]) ->
     let mut client = [HTYPE_ETHER, 0, 0, 0, 0, 0, 0];
     client[1..].copy_from_slice(&mac);
     option(OPT_CLIENT, &client);
-    if let Request::Select { address, server } = request {
-        option(OPT_REQUESTED_ADDRESS, &address.octets());
-        option(OPT_SERVER, &server.octets());
+    // RFC 2131 table 5: who names which.
+    match request {
+        Request::Select { address, server } | Request::Decline { address, server } => {
+            option(OPT_REQUESTED_ADDRESS, &address.octets());
+            option(OPT_SERVER, &server.octets());
+        }
+        Request::Reboot { address } => option(OPT_REQUESTED_ADDRESS, &address.octets()),
+        Request::Discover | Request::Renew { .. } | Request::Rebind { .. } => {}
     }
-    option(
-        OPT_PARAMETERS,
-        &[
-            OPT_SUBNET_MASK,
-            OPT_BROADCAST,
-            OPT_ROUTERS,
-            OPT_DNS,
-            OPT_LEASE_TIME,
-            OPT_RENEWAL_TIME,
-            OPT_REBINDING_TIME,
-        ],
-    );
+    if !matches!(request, Request::Decline { .. }) {
+        option(
+            OPT_PARAMETERS,
+            &[
+                OPT_SUBNET_MASK,
+                OPT_BROADCAST,
+                OPT_ROUTERS,
+                OPT_DNS,
+                OPT_LEASE_TIME,
+                OPT_RENEWAL_TIME,
+                OPT_REBINDING_TIME,
+            ],
+        );
+    }
     text.push(OPT_END);
     text.resize(text.len().max(MIN_MESSAGE), OPT_PAD);
     text
@@ -186,6 +223,10 @@ pub(super) fn decode(text: &[u8], xid: u32, mac: [u8; 6]) -> Option<Reply> {
             .map(|bytes| u32::from_be_bytes(*bytes))
     };
     let span = |s: u32| Sbintime::from_s(i64::from(s.min(i32::MAX as u32)));
+    let lease = span(seconds(OPT_LEASE_TIME).unwrap_or(DEFAULT_LEASE));
+    if kind != Kind::Nak && lease < MIN_RENEWAL {
+        return None;
+    }
     Some(Reply {
         kind,
         offer: Offer {
@@ -194,7 +235,7 @@ pub(super) fn decode(text: &[u8], xid: u32, mac: [u8; 6]) -> Option<Reply> {
             netmask: address(OPT_SUBNET_MASK),
             broadcast: address(OPT_BROADCAST),
             router: address(OPT_ROUTERS),
-            lease: span(seconds(OPT_LEASE_TIME).unwrap_or(DEFAULT_LEASE)),
+            lease,
             renewal: seconds(OPT_RENEWAL_TIME).map(span),
             rebinding: seconds(OPT_REBINDING_TIME).map(span),
         },
@@ -283,5 +324,29 @@ mod tests {
         );
         assert_eq!(value(options, OPT_SERVER), Some(&server.octets()[..]));
         assert_eq!(text[SECS..SECS + 2], [0, 3]);
+    }
+
+    #[test]
+    fn a_declined_address_is_an_option_and_nothing_is_asked_for() {
+        let address = Ipv4Addr::new(10, 0, 2, 15);
+        let server = Ipv4Addr::new(10, 0, 2, 2);
+        let text = encode(&Request::Decline { address, server }, 7, 0, MAC);
+        assert_eq!(text[CIADDR..CIADDR + 4], [0; 4]);
+        let options = &text[FIXED + COOKIE.len()..];
+        assert_eq!(value(options, OPT_MESSAGE_TYPE), Some(&[4][..]));
+        assert_eq!(value(options, OPT_SERVER), Some(&server.octets()[..]));
+        assert_eq!(value(options, OPT_PARAMETERS), None);
+    }
+
+    #[test]
+    fn times_out_of_order_are_put_in_order_and_a_lease_of_no_time_is_not_taken() {
+        let mut options = Vec::from(&USUAL[..USUAL.len() - 1]);
+        // T1 after T2, and that after the end.
+        options.extend_from_slice(&[58, 4, 0, 3, 0, 0, 59, 4, 0, 2, 0, 0, 255]);
+        let odd = decode(&offer(&options), 7, MAC).unwrap().offer;
+        assert_eq!(odd.rebind_after(), odd.lease);
+        assert_eq!(odd.renew_after(), odd.lease);
+        let short = [53, 1, 2, 54, 4, 10, 0, 2, 2, 51, 4, 0, 0, 0, 1, 255];
+        assert!(decode(&offer(&short), 7, MAC).is_none());
     }
 }

@@ -1,87 +1,91 @@
 //! dhclient: leases an address for an interface.
 //!
 //! FreeBSD: sbin/dhclient; RFC 2131, RFC 2132
-//! Differs from FreeBSD: only requests go out as frames of our own making, since there is no address to send
-//! from; answers come in through a UDP socket, because our `ip_input` accepts the limited broadcast on an
-//! interface without an address just as FreeBSD's does.
+//! Differs from FreeBSD: one program does the work of dhclient, dhclient-script and the kernel's route socket; what a
+//! daemon tells syslog stands on the console, and only what changes something.
 
 mod frame;
 mod message;
 #[cfg(not(target_os = "none"))]
 pub mod properties;
+mod state;
+#[cfg(test)]
+mod tests;
 
 use alloc::format;
 use alloc::string::String;
-use alloc::sync::Arc;
+use alloc::sync::{Arc, Weak};
+use alloc::vec::Vec;
 use core::net::Ipv4Addr;
 
-use netinet::in_control::{AddrArgs, in_difaddr, in_sifaddr};
-use netinet::vnet::{InetVnet, inet_of};
+use netinet::if_ether::{arprequest, has_arp};
+use netinet::in_control::{AddrArgs, in_aifaddr, in_difaddr, in_sifaddr};
+use netinet::vnet::{InetVnet, NetCx, inet_of};
 use sys::errno::Errno;
+use sys::kern::kern_mutex::Mutex;
 use sys::kern::kern_synch::pause_sbt;
+use sys::kern::lock_order::App;
 use sys::kern::subr_epoch::NetEpoch;
 use sys::kern::uipc_syscalls::SocketHandle;
 use sys::machine;
-use sys::net::ifnet::{IfFlags, Ifnet};
+use sys::machine_local;
+use sys::net::bpf::BpfTap;
+use sys::net::ifnet::{IfFlags, Ifnet, LinkState};
 use sys::net::route::{RouteSpec, RtFlags};
-use sys::socket::{AF_INET, MsgFlags, SO_REUSEADDR, SOL_SOCKET, SockAddr, SockType};
+use sys::socket::{AF_INET, MsgFlags, SO_REUSEPORT, SOL_SOCKET, SockAddr, SockType};
 use sys::time::Sbintime;
 
 use crate::apps::Env;
 use crate::outln;
 
-use message::{Kind, Offer, Reply, Request};
+use frame::{CLIENT_PORT, Event, Listener, SERVER_PORT};
+use message::{Kind, Offer, Request};
+use state::{Action, Machine, RETRY};
 
-/// The client's port; the server's is 67.
-const CLIENT_PORT: u16 = 68;
-/// The first wait for an answer; doubled after each try, up to [`LAST_WAIT`] (RFC 2131 §4.1).
-const FIRST_WAIT: Sbintime = Sbintime::from_s(1);
-const LAST_WAIT: Sbintime = Sbintime::from_s(16);
 /// How long an interface without link is waited for.
 const LINK_WAIT: Sbintime = Sbintime::from_s(10);
-/// Tries before giving up; FreeBSD's client gives up after 60 s.
-const TRIES: u32 = 6;
-/// How often a wait looks whether the program should stop.
+/// How often a wait looks whether the program should stop, and how the interface is.
 const POLL: Sbintime = Sbintime::from_ms(100);
-/// The longest answer that is read.
-const MAX_MESSAGE: usize = 1500;
 
 const USAGE: &str = "usage: dhclient [-bd] interface\n";
 
-/// A lease that was taken.
-struct Lease {
-    offer: Offer,
-    /// When it was asked for.
-    since: Sbintime,
+machine_local! {
+    /// The interfaces that have a client.
+    static CLIENTS: Mutex<Vec<Weak<Ifnet>>, App> = Mutex::new(Vec::new());
 }
 
-/// Why there is no lease.
-enum Failure {
-    NoAnswer,
-    Refused,
-    Interrupted,
-    NoLink,
-    Socket(&'static str, Errno),
-    Configure(Errno),
-}
+/// The right to be an interface's client, until dropped. FreeBSD: the lock on `/var/run/dhclient/dhclient.em0.pid`.
+struct Claim(Weak<Ifnet>);
 
-impl Failure {
-    fn reason(&self, ifname: &str) -> String {
-        match self {
-            Failure::NoAnswer => String::from("No DHCPOFFERS received."),
-            Failure::Refused => String::from("DHCPNAK received."),
-            Failure::Interrupted => String::from("interrupted."),
-            Failure::NoLink => format!("{ifname}: no link ........ giving up"),
-            Failure::Socket(what, errno) => format!("{ifname}: cannot {what}: {errno}"),
-            Failure::Configure(errno) => format!("{ifname}: cannot set the address: {errno}"),
+impl Claim {
+    /// `None` if the interface has a client.
+    fn new(ifp: &Arc<Ifnet>) -> Option<Claim> {
+        let ifp = Arc::downgrade(ifp);
+        let mut clients = CLIENTS.lock();
+        if clients.iter().any(|other| other.ptr_eq(&ifp)) {
+            return None;
         }
+        clients.push(ifp.clone());
+        Some(Claim(ifp))
     }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        CLIENTS.lock().retain(|other| !other.ptr_eq(&self.0));
+    }
+}
+
+/// Why a client ended.
+enum Exit {
+    Interrupted,
+    Failed(String),
 }
 
 /// When the program gives the shell back.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Mode {
-    /// Once it has a lease, which it keeps up in the background.
+    /// Once it has a lease, which it keeps up in the background, or sleeps for want of a server.
     AfterLease,
     /// At once (`-b`).
     Background,
@@ -100,217 +104,386 @@ pub fn main(env: &Env) -> i32 {
             return 1;
         }
     };
-    let Some(ifp) = env.vnet.ifunit(name) else {
-        outln!(env, "{name}: not found");
-        return 1;
-    };
-    let Some(inet) = inet_of(&env.vnet) else {
-        outln!(env, "{name}: no Internet protocols in this stack");
-        return 1;
-    };
-    let take_and_keep = move |env: &Env| {
-        let mut client = Client::new(env, inet, ifp);
-        match client.take() {
-            Ok(lease) if mode == Mode::AfterLease => {
-                crate::apps::spawn(env, "dhclient", move |env| {
-                    client_again(env, &lease);
-                    0
-                });
-                0
-            }
-            Ok(lease) => client.keep(lease),
-            Err(failure) => {
-                outln!(env, "{}", failure.reason(client.name()));
-                1
-            }
+    let mut client = match Client::new(env, name) {
+        Ok(client) => client,
+        Err(reason) => {
+            outln!(env, "{name}: {reason}");
+            return 1;
         }
     };
     match mode {
+        Mode::Foreground => client.finish(),
         Mode::Background => {
-            crate::apps::spawn(env, "dhclient", take_and_keep);
+            crate::apps::spawn(env, "dhclient", move |_| client.finish());
             0
         }
-        Mode::AfterLease | Mode::Foreground => take_and_keep(env),
+        Mode::AfterLease => match client.begin().and_then(|()| client.run(Until::Settled)) {
+            Ok(()) => {
+                client.chatty = false;
+                crate::apps::spawn(env, "dhclient", move |_| client.finish());
+                0
+            }
+            Err(exit) => client.exit(exit),
+        },
     }
 }
 
-/// Goes on with a lease on another thread.
-fn client_again(env: &Env, lease: &Lease) {
-    let Some(name) = env.operands().last() else {
-        return;
-    };
-    let (Some(ifp), Some(inet)) = (env.vnet.ifunit(name), inet_of(&env.vnet)) else {
-        return;
-    };
-    let lease = Lease {
-        offer: lease.offer.clone(),
-        since: lease.since,
-    };
-    Client::new(env, inet, ifp).keep(lease);
+/// How long [`Client::run`] goes on.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Until {
+    /// Until there is a lease, or there will be none for some time (FreeBSD: `go_daemon`).
+    Settled,
+    /// Until it is interrupted, or the interface is taken from it.
+    End,
 }
 
-struct Client<'a> {
-    env: &'a Env,
+struct Client {
+    env: Env,
     inet: Arc<InetVnet>,
     ifp: Arc<Ifnet>,
-    xid: u32,
+    machine: Machine,
+    listener: Arc<Listener>,
+    /// The listener where the interface knows it by, while there is something to listen for.
+    tap: Option<Arc<dyn BpfTap>>,
+    /// Sends to a server by its address, and makes the port one that is in use: answers come through the tap.
+    so: SocketHandle,
     started: Sbintime,
+    /// What the interface is configured by.
+    used: Option<Offer>,
+    begun: bool,
+    link: LinkState,
+    /// Whether each message is reported.
+    chatty: bool,
+    _claim: Claim,
 }
 
-impl<'a> Client<'a> {
-    fn new(env: &'a Env, inet: Arc<InetVnet>, ifp: Arc<Ifnet>) -> Client<'a> {
-        Client {
-            env,
-            inet,
-            ifp,
-            xid: machine::random_u64() as u32,
-            started: machine::sbinuptime(),
+impl Client {
+    fn new(env: &Env, name: &str) -> Result<Client, String> {
+        let ifp = env
+            .vnet
+            .ifunit(name)
+            .ok_or_else(|| String::from("not found"))?;
+        let inet = inet_of(&env.vnet)
+            .ok_or_else(|| String::from("no Internet protocols in this stack"))?;
+        if !has_arp(&ifp) {
+            return Err(String::from("not an Ethernet interface"));
         }
+        let claim = Claim::new(&ifp).ok_or_else(|| String::from("dhclient already running"))?;
+        let so =
+            open(env).map_err(|errno| format!("cannot bind to port {CLIENT_PORT}: {errno}"))?;
+        let now = machine::sbinuptime();
+        Ok(Client {
+            env: env.clone(),
+            inet,
+            machine: Machine::new(now, machine::random_u64),
+            listener: Arc::new(Listener::new()),
+            tap: None,
+            so,
+            started: now,
+            used: None,
+            begun: false,
+            link: ifp.link_state(),
+            chatty: true,
+            ifp,
+            _claim: claim,
+        })
     }
 
     fn name(&self) -> &str {
         &self.ifp.if_xname
     }
 
-    /// INIT to BOUND (RFC 2131 §4.4.1).
-    fn take(&mut self) -> Result<Lease, Failure> {
+    /// Goes on to the end; the program's status.
+    fn finish(mut self) -> i32 {
+        let begun = if self.begun { Ok(()) } else { self.begin() };
+        match begun.and_then(|()| self.run(Until::End)) {
+            Ok(()) => 0,
+            Err(exit) => self.exit(exit),
+        }
+    }
+
+    fn exit(&self, exit: Exit) -> i32 {
+        match exit {
+            Exit::Interrupted => 0,
+            Exit::Failed(reason) => {
+                outln!(self.env, "{reason}");
+                1
+            }
+        }
+    }
+
+    /// Brings the interface up, and waits for its link.
+    fn begin(&mut self) -> Result<(), Exit> {
+        self.begun = true;
         self.ifp
             .change_flags(IfFlags::UP, IfFlags::empty())
-            .map_err(Failure::Configure)?;
-        self.wait_for_link()?;
-        let so = self.listen()?;
-        let name = String::from(self.name());
+            .map_err(|errno| Exit::Failed(format!("{}: {errno}", self.name())))?;
+        let deadline = machine::sbinuptime() + LINK_WAIT;
+        while self.ifp.link_state() == LinkState::Down {
+            if self.env.interrupted() {
+                return Err(Exit::Interrupted);
+            }
+            if machine::sbinuptime() > deadline {
+                let name = self.name();
+                return Err(Exit::Failed(format!("{name}: no link ........ giving up")));
+            }
+            pause_sbt("dhclnk", POLL);
+        }
+        self.link = self.ifp.link_state();
+        Ok(())
+    }
 
-        outln!(
-            self.env,
-            "DHCPDISCOVER on {name} to 255.255.255.255 port 67"
-        );
-        let offer = self.ask(&so, &Request::Discover, Kind::Offer)?;
-        outln!(self.env, "DHCPOFFER from {}", offer.server);
-        outln!(self.env, "DHCPREQUEST on {name} to 255.255.255.255 port 67");
-        let since = machine::sbinuptime();
-        let request = Request::Select {
-            address: offer.address,
-            server: offer.server,
+    fn run(&mut self, until: Until) -> Result<(), Exit> {
+        loop {
+            let now = machine::sbinuptime();
+            if self.env.interrupted() {
+                return Err(Exit::Interrupted);
+            }
+            self.still_ours()?;
+            let link = self.ifp.link_state();
+            let returned = link != LinkState::Down && self.link == LinkState::Down;
+            self.link = link;
+            let mut settled = false;
+            if returned {
+                let actions = self.machine.link_returned(now);
+                settled |= self.perform(actions);
+            }
+            let actions = self.machine.tick(now);
+            settled |= self.perform(actions);
+            if settled && until == Until::Settled {
+                return Ok(());
+            }
+            self.listen();
+            let wait = POLL.min(self.machine.deadline() - machine::sbinuptime());
+            match self.listener.wait(wait) {
+                Some(Event::Message(text)) => {
+                    let reply = message::decode(&text, self.machine.xid(), self.ifp.lladdr());
+                    // What the socket got of it is not needed.
+                    let mut rest = [0; 1];
+                    while self.so.recv(&mut rest, MsgFlags::DONTWAIT).is_ok() {}
+                    let Some(reply) = reply else { continue };
+                    if self.chatty {
+                        let kind = match reply.kind {
+                            Kind::Offer => "DHCPOFFER",
+                            Kind::Ack => "DHCPACK",
+                            Kind::Nak => "DHCPNAK",
+                        };
+                        outln!(self.env, "{kind} from {}", reply.offer.server);
+                    }
+                    let actions = self.machine.reply(reply, machine::sbinuptime());
+                    settled = self.perform(actions);
+                }
+                Some(Event::InUse(address)) => {
+                    let actions = self.machine.in_use(address, machine::sbinuptime());
+                    settled = self.perform(actions);
+                }
+                None => {}
+            }
+            if settled && until == Until::Settled {
+                return Ok(());
+            }
+        }
+    }
+
+    /// The interface is up, and has the address that it was given. FreeBSD: `routehandler`
+    fn still_ours(&self) -> Result<(), Exit> {
+        if !self.ifp.flags().contains(IfFlags::UP) {
+            return Err(Exit::Failed(format!(
+                "Interface {} is down, dhclient exiting",
+                self.name()
+            )));
+        }
+        match self.machine.address() {
+            Some(address) if !self.has(address) => Err(Exit::Failed(format!(
+                "My address ({address}) was deleted, dhclient exiting"
+            ))),
+            _ => Ok(()),
+        }
+    }
+
+    /// Listens to the interface while an answer can come: a lease in use costs its traffic nothing.
+    fn listen(&mut self) {
+        match (self.machine.listens(), &self.tap) {
+            (true, None) => {
+                let tap: Arc<dyn BpfTap> = self.listener.clone();
+                self.ifp.if_bpf.attach(tap.clone());
+                self.tap = Some(tap);
+            }
+            (false, Some(tap)) => {
+                self.ifp.if_bpf.detach(tap);
+                self.tap = None;
+            }
+            (true, Some(_)) | (false, None) => {}
+        }
+    }
+
+    /// Does what the machine wants done. Whether there is a lease now, or a pause.
+    fn perform(&mut self, actions: Vec<Action>) -> bool {
+        // Before the first request, not after its answer.
+        self.listen();
+        let mut settled = false;
+        for action in actions {
+            match action {
+                Action::Send(request) => self.request(&request),
+                Action::Probe(address) => {
+                    self.listener.watch(address);
+                    let epoch = NetEpoch::enter();
+                    let cx = NetCx::new(&self.inet, &epoch);
+                    let _ = arprequest(&cx, &self.ifp, Some(Ipv4Addr::UNSPECIFIED), address);
+                }
+                Action::Bind(offer) => {
+                    settled = true;
+                    self.bind(offer);
+                }
+                Action::Renewed(offer) => {
+                    settled = true;
+                    self.reroute(offer.router);
+                    self.used = Some(offer);
+                }
+                Action::Unbind => self.unbind(),
+                Action::Refused => {
+                    if !self.chatty {
+                        outln!(self.env, "{}: DHCPNAK received.", self.name());
+                    }
+                }
+                Action::InUse(address) => {
+                    outln!(self.env, "{}: {address} is in use, declined.", self.name());
+                }
+                Action::Sleep => {
+                    settled = true;
+                    if self.chatty {
+                        outln!(self.env, "No DHCPOFFERS received.");
+                        outln!(
+                            self.env,
+                            "No working leases in persistent database - sleeping."
+                        );
+                    }
+                }
+            }
+        }
+        settled
+    }
+
+    /// Sends one message: to the server if it is its client's, else to everybody.
+    fn request(&self, request: &Request) {
+        let now = machine::sbinuptime();
+        let seconds = (now - self.started).as_s() as u16;
+        let text = message::encode(request, self.machine.xid(), seconds, self.ifp.lladdr());
+        let (name, to) = (self.name(), Ipv4Addr::BROADCAST);
+        let sent = match request {
+            Request::Renew { server, .. } => {
+                self.say(format!(
+                    "DHCPREQUEST on {name} to {server} port {SERVER_PORT}"
+                ));
+                let to = SockAddr::v4(*server, SERVER_PORT);
+                let sent = self.so.sendto(&text, MsgFlags::DONTWAIT, &to);
+                sent.map(drop)
+            }
+            Request::Discover => {
+                let interval = (self.machine.deadline() - now).as_s().max(0);
+                self.say(format!(
+                    "DHCPDISCOVER on {name} to {to} port {SERVER_PORT} interval {interval}"
+                ));
+                self.broadcast(&text, Ipv4Addr::UNSPECIFIED)
+            }
+            Request::Select { .. } | Request::Reboot { .. } => {
+                self.say(format!("DHCPREQUEST on {name} to {to} port {SERVER_PORT}"));
+                self.broadcast(&text, Ipv4Addr::UNSPECIFIED)
+            }
+            Request::Rebind { address } => {
+                self.say(format!("DHCPREQUEST on {name} to {to} port {SERVER_PORT}"));
+                self.broadcast(&text, *address)
+            }
+            Request::Decline { .. } => {
+                self.say(format!("DHCPDECLINE on {name} to {to} port {SERVER_PORT}"));
+                self.broadcast(&text, Ipv4Addr::UNSPECIFIED)
+            }
         };
-        let offer = self.ask(&so, &request, Kind::Ack)?;
-        outln!(self.env, "DHCPACK from {}", offer.server);
-        self.configure(&offer).map_err(Failure::Configure)?;
+        // The next try may get through.
+        if let Err(errno) = sent {
+            self.say(format!("send_packet: {errno}"));
+        }
+    }
+
+    fn broadcast(&self, text: &[u8], src: Ipv4Addr) -> Result<(), Errno> {
+        let m = frame::broadcast(text, src).ok_or(Errno::ENOBUFS)?;
+        let epoch = NetEpoch::enter();
+        frame::output(&self.ifp, &epoch, m)
+    }
+
+    fn say(&self, text: String) {
+        if self.chatty {
+            outln!(self.env, "{text}");
+        }
+    }
+
+    fn has(&self, address: Ipv4Addr) -> bool {
+        let epoch = NetEpoch::enter();
+        let addrs = self.ifp.addrs(&epoch);
+        addrs.iter().any(|ia| ia.ia_addr == address)
+    }
+
+    /// Gives the interface its address in place of the one it was given before, and the stack its default route.
+    fn bind(&mut self, offer: Offer) {
+        let replaces = self.used.is_some();
+        self.unbind();
+        let args = AddrArgs {
+            netmask: offer.netmask,
+            broadcast: offer.broadcast,
+            dest: None,
+        };
+        let set = if self.has(offer.address) {
+            Ok(())
+        } else if replaces {
+            in_aifaddr(&self.inet, &self.ifp, offer.address, &args)
+        } else {
+            in_sifaddr(&self.inet, &self.ifp, offer.address, &args)
+        };
+        if let Err(errno) = set {
+            let retry = RETRY.as_s();
+            outln!(
+                self.env,
+                "{}: cannot set the address {}: {errno}; trying again in {retry} seconds",
+                self.name(),
+                offer.address
+            );
+            self.machine.unusable(machine::sbinuptime());
+            return;
+        }
+        self.reroute(offer.router);
         outln!(
             self.env,
             "bound to {} -- renewal in {} seconds.",
             offer.address,
             offer.renew_after().as_s()
         );
-        Ok(Lease { offer, since })
+        self.used = Some(offer);
     }
 
-    fn wait_for_link(&self) -> Result<(), Failure> {
-        use sys::net::ifnet::LinkState;
-        let deadline = machine::sbinuptime() + LINK_WAIT;
-        while self.ifp.link_state() == LinkState::Down {
-            if self.env.interrupted() {
-                return Err(Failure::Interrupted);
-            }
-            if machine::sbinuptime() > deadline {
-                return Err(Failure::NoLink);
-            }
-            pause_sbt("dhclnk", POLL);
-        }
-        Ok(())
-    }
-
-    fn listen(&self) -> Result<SocketHandle, Failure> {
-        let so = SocketHandle::socket(&self.env.vnet, AF_INET, SockType::Dgram, 0)
-            .map_err(|errno| Failure::Socket("create a socket", errno))?;
-        so.setsockopt_int(SOL_SOCKET, SO_REUSEADDR, 1)
-            .and_then(|()| so.set_rcvtimeo(Some(POLL)))
-            .map_err(|errno| Failure::Socket("prepare the socket", errno))?;
-        so.bind(&SockAddr::v4(Ipv4Addr::UNSPECIFIED, CLIENT_PORT))
-            .map_err(|errno| Failure::Socket("bind to port 68", errno))?;
-        Ok(so)
-    }
-
-    /// Sends `request` until the wanted answer comes.
-    fn ask(&self, so: &SocketHandle, request: &Request, wanted: Kind) -> Result<Offer, Failure> {
-        let mut wait = FIRST_WAIT;
-        for _ in 0..TRIES {
-            self.send(so, request)?;
-            let deadline = machine::sbinuptime() + wait;
-            while machine::sbinuptime() < deadline {
-                if self.env.interrupted() {
-                    return Err(Failure::Interrupted);
-                }
-                match self.receive(so)? {
-                    Some(Reply { kind, offer }) if kind == wanted => return Ok(offer),
-                    Some(Reply {
-                        kind: Kind::Nak, ..
-                    }) if wanted == Kind::Ack => {
-                        return Err(Failure::Refused);
-                    }
-                    _ => {}
-                }
-            }
-            wait = (wait + wait).min(LAST_WAIT);
-        }
-        Err(Failure::NoAnswer)
-    }
-
-    /// Sends one message: to the server if we have an address, else as a broadcast frame.
-    fn send(&self, so: &SocketHandle, request: &Request) -> Result<(), Failure> {
-        let seconds = (machine::sbinuptime() - self.started).as_s() as u16;
-        let text = message::encode(request, self.xid, seconds, self.ifp.lladdr());
-        let failed = |errno| Failure::Socket("send a request", errno);
-        if let Request::Renew { server, .. } = request {
-            let to = SockAddr::v4(*server, frame::SERVER_PORT);
-            return so.sendto(&text, MsgFlags::empty(), &to).map(drop).or_else(
-                |errno| match errno {
-                    // The next try, or the broadcast after them, may get through.
-                    Errno::EHOSTUNREACH | Errno::EHOSTDOWN | Errno::ENETUNREACH => Ok(()),
-                    errno => Err(failed(errno)),
-                },
-            );
-        }
-        let m = frame::broadcast(&text, CLIENT_PORT).ok_or_else(|| failed(Errno::ENOBUFS))?;
-        let epoch = NetEpoch::enter();
-        frame::output(&self.ifp, &epoch, m).map_err(failed)
-    }
-
-    /// The next message that is an answer to us, if one comes within [`POLL`].
-    fn receive(&self, so: &SocketHandle) -> Result<Option<Reply>, Failure> {
-        let mut buffer = [0; MAX_MESSAGE];
-        match so.recv(&mut buffer, MsgFlags::empty()) {
-            Ok(len) => {
-                let text = buffer.get(..len).unwrap_or(&[]);
-                Ok(message::decode(text, self.xid, self.ifp.lladdr()))
-            }
-            Err(Errno::EAGAIN) => Ok(None),
-            Err(Errno::EINTR) => Err(Failure::Interrupted),
-            Err(errno) => Err(Failure::Socket("receive", errno)),
+    /// Takes the address and the route away again.
+    fn unbind(&mut self) {
+        self.reroute(None);
+        if let Some(offer) = self.used.take() {
+            let _ = in_difaddr(&self.inet, &self.ifp, offer.address);
         }
     }
 
-    /// Gives the interface its address, and the stack its default route.
-    fn configure(&self, offer: &Offer) -> Result<(), Errno> {
-        let args = AddrArgs {
-            netmask: offer.netmask,
-            broadcast: offer.broadcast,
-            dest: None,
-        };
-        let known = {
-            let epoch = NetEpoch::enter();
-            self.ifp
-                .addrs(&epoch)
-                .iter()
-                .any(|ia| ia.ia_addr == offer.address)
-        };
-        if !known {
-            in_sifaddr(&self.inet, &self.ifp, offer.address, &args)?;
+    /// Has the default route lead to `router`, in place of where it led by the lease in use. One that is not a lease's
+    /// stays.
+    fn reroute(&self, router: Option<Ipv4Addr>) {
+        let old = self.used.as_ref().and_then(|offer| offer.router);
+        let rib = &self.inet.rib;
+        let ours = rib.get(Ipv4Addr::UNSPECIFIED, 0).is_some_and(|route| {
+            old.is_some() && route.nhop.gw == old && Arc::ptr_eq(&route.nhop.nh_ifp, &self.ifp)
+        });
+        if ours && old == router {
+            return;
         }
-        let Some(router) = offer.router else {
-            return Ok(());
-        };
-        let spec = RouteSpec {
+        if ours {
+            let _ = rib.delete(Ipv4Addr::UNSPECIFIED, 0);
+        }
+        let Some(router) = router else { return };
+        let added = rib.add(RouteSpec {
             dst: Ipv4Addr::UNSPECIFIED,
             prefix_len: 0,
             gw: Some(router),
@@ -318,67 +491,25 @@ impl<'a> Client<'a> {
             ifa: None,
             flags: RtFlags::GATEWAY | RtFlags::STATIC,
             mtu: 0,
-        };
-        match self.inet.rib.add(spec.clone()) {
-            Err(Errno::EEXIST) => self.inet.rib.change(spec),
-            other => other,
+        });
+        if let Err(errno) = added {
+            self.say(format!("route: add default {router}: {errno}"));
         }
     }
+}
 
-    /// BOUND, RENEWING and REBINDING, until interrupted (RFC 2131 §4.4.5).
-    fn keep(&mut self, mut lease: Lease) -> i32 {
-        loop {
-            let renew = lease.since + lease.offer.renew_after();
-            while machine::sbinuptime() < renew {
-                if self.env.interrupted() {
-                    return 0;
-                }
-                pause_sbt(
-                    "dhcp",
-                    Sbintime::from_s(1).min(renew - machine::sbinuptime()),
-                );
-            }
-            match self.renew(&lease) {
-                Ok(renewed) => lease = renewed,
-                Err(Failure::Interrupted) => return 0,
-                Err(failure) => {
-                    outln!(self.env, "{}", failure.reason(self.name()));
-                    let _ = in_difaddr(&self.inet, &self.ifp, lease.offer.address);
-                    match self.take() {
-                        Ok(fresh) => lease = fresh,
-                        Err(_) => return 1,
-                    }
-                }
-            }
+impl Drop for Client {
+    fn drop(&mut self) {
+        if let Some(tap) = self.tap.take() {
+            self.ifp.if_bpf.detach(&tap);
         }
     }
+}
 
-    /// Asks the server, and late in the lease any server, to go on with it.
-    fn renew(&mut self, lease: &Lease) -> Result<Lease, Failure> {
-        let so = self.listen()?;
-        let expires = lease.since + lease.offer.lease;
-        let rebind = lease.since + lease.offer.rebind_after();
-        self.xid = self.xid.wrapping_add(1);
-        while machine::sbinuptime() < expires {
-            let since = machine::sbinuptime();
-            let address = lease.offer.address;
-            let request = if since < rebind {
-                Request::Renew {
-                    address,
-                    server: lease.offer.server,
-                }
-            } else {
-                Request::Rebind { address }
-            };
-            match self.ask(&so, &request, Kind::Ack) {
-                Ok(offer) => {
-                    self.configure(&offer).map_err(Failure::Configure)?;
-                    return Ok(Lease { offer, since });
-                }
-                Err(Failure::NoAnswer) => {}
-                Err(failure) => return Err(failure),
-            }
-        }
-        Err(Failure::NoAnswer)
-    }
+/// A socket at the client's port, which clients of several interfaces share.
+fn open(env: &Env) -> Result<SocketHandle, Errno> {
+    let so = SocketHandle::socket(&env.vnet, AF_INET, SockType::Dgram, 0)?;
+    so.setsockopt_int(SOL_SOCKET, SO_REUSEPORT, 1)?;
+    so.bind(&SockAddr::v4(Ipv4Addr::UNSPECIFIED, CLIENT_PORT))?;
+    Ok(so)
 }
