@@ -1,4 +1,4 @@
-//! Measures the kernel's locks and zones on the native machine, beside what a program would use instead.
+//! Measures the kernel's locks and zones, and the stack, on the native machine, beside what a program would use instead.
 //!
 //! Both sides run in one process, on the same kernel threads, in rounds that take turns, so that whatever else the host does
 //! meets all alike. What is printed is the median of the rounds.
@@ -6,7 +6,13 @@
 #[cfg(native)]
 mod locks;
 #[cfg(native)]
+mod net;
+#[cfg(native)]
 mod rounds;
+#[cfg(native)]
+mod smoltcp;
+#[cfg(native)]
+mod stack;
 #[cfg(native)]
 mod table;
 #[cfg(native)]
@@ -20,7 +26,11 @@ fn main() {
 
 #[cfg(native)]
 fn main() {
-    const SUBJECTS: [(&str, fn()); 2] = [("locks", locks::measure), ("uma", uma::measure)];
+    const SUBJECTS: [(&str, fn()); 3] = [
+        ("locks", locks::measure),
+        ("uma", uma::measure),
+        ("net", net::measure),
+    ];
     let wanted: Vec<String> = std::env::args().skip(1).collect();
     if let Some(unknown) = wanted
         .iter()

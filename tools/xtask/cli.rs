@@ -127,7 +127,7 @@ enum NetArg {
 
 #[derive(Args)]
 struct BenchArgs {
-    /// What to measure [default: locks uma]
+    /// What to measure [default: locks uma net]
     #[arg(value_enum)]
     subjects: Vec<Subject>,
     /// Measure only natively
@@ -142,7 +142,7 @@ enum Subject {
     Locks,
     /// Zones
     Uma,
-    /// The stack (not there yet)
+    /// The stack beside smoltcp, natively
     Net,
 }
 
@@ -414,13 +414,8 @@ pub fn main() -> Result<ExitCode> {
 }
 
 fn benchmarks(args: &BenchArgs, consent: Consent) -> Result<()> {
-    if args.subjects.contains(&Subject::Net) {
-        bail!(
-            "there is no benchmark of the stack yet; `cargo xtask run` measures it against iperf3"
-        );
-    }
     let subjects = match args.subjects.as_slice() {
-        [] => &[Subject::Locks, Subject::Uma],
+        [] => &[Subject::Locks, Subject::Uma, Subject::Net],
         named => named,
     };
     let in_guest = subjects.contains(&Subject::Locks) && !args.no_qemu;
