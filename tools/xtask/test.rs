@@ -272,7 +272,7 @@ fn source(suite: &mut Suite) {
     suite.check("lints, native", || {
         let mut clippy = image::native_cargo();
         clippy.args(["clippy", "--quiet", "--package", "sys", "--test", "native"]);
-        clippy.args(["--", "-Dwarnings"]);
+        clippy.args(["--package", "bench", "--bin", "bench", "--", "-Dwarnings"]);
         run_cargo(clippy)
     });
     suite.check("layers", || layers::check().map(|()| String::new()));
