@@ -895,8 +895,8 @@ impl Socket {
                         // Its failure concerns the window update alone.
                         let _ = pr.rcvd(self, flags);
                     }
-                    let at_mark = self.rcv.lock().sb_state.contains(SbState::RCVATMARK);
-                    if got == into.len() || !flags.contains(MsgFlags::WAITALL) || at_mark {
+                    let at_mark = || self.rcv.lock().sb_state.contains(SbState::RCVATMARK);
+                    if got == into.len() || !flags.contains(MsgFlags::WAITALL) || at_mark() {
                         break;
                     }
                 }
