@@ -40,7 +40,7 @@ use crate::netinet6::ip6::{IPV6_MMTU, Ip6};
 use crate::netinet6::ip6_output::ip6_output;
 use crate::netinet6::ip6_var::Ip6OutArgs;
 use crate::tcp::{TCP_HLEN, TCP_MAXOLEN, TcpFlags, TcpHeader, TcpOpt, TcpOptFlags};
-use crate::tcp_fastopen::{Ccache, FastOpenServer, TfoRole};
+use crate::tcp_fastopen::{Ccache, FastOpenServer, TfoRole, tcp_fastopen_disable_path};
 use crate::tcp_fsm::{TCP_NSTATES, TcpState};
 use crate::tcp_hostcache::{Hostcache, Metrics};
 use crate::tcp_input::{Segment, tcp_input};
@@ -503,6 +503,17 @@ fn tcp_notify(c: &Conn<'_>, tp: &mut Tcpcb, error: Errno) {
     }
 }
 
+/// A hard error of the network: ends the handshake that we have begun.
+fn tcp_drop_syn_sent(c: &Conn<'_>, tp: &mut Tcpcb, error: Option<Errno>) {
+    if tp.t_state != TcpState::SynSent {
+        return;
+    }
+    if tp.t_flags.contains(Tf::FASTOPEN) {
+        tcp_fastopen_disable_path(c);
+    }
+    tcp_drop(c, tp, error);
+}
+
 /// An ICMP error about a segment we sent.
 pub fn tcp_ctlinput(cx: &NetCx<'_>, vt: &TcpVnet, cmd: PrcCmd, quoted: &Quoted<'_>) {
     tcp_ctlinput_with_port(cx, vt, cmd, quoted, 0);
@@ -570,12 +581,14 @@ pub(crate) fn tcp_ctlinput_with_port(
                 vt.hostcache.update_mtu(&vt.stat, dst, mtu, cx.now);
             }
         }
-        PrcCmd::UnreachPort | PrcCmd::UnreachProtocol | PrcCmd::UnreachAdminProhib => {
-            if tp.t_state == TcpState::SynSent && vt.tun.icmp_may_rst.get() {
-                tcp_drop(&c, tp, Some(Errno::ECONNREFUSED));
-            } else if let Some(error) = cmd.errno() {
-                tcp_notify(&c, tp, error);
-            }
+        // Hard errors: they end a connection that is being made, and are nothing to one that has been (RFC 5927 §5.2).
+        PrcCmd::UnreachPort
+        | PrcCmd::UnreachProtocol
+        | PrcCmd::UnreachAdminProhib
+        | PrcCmd::TimxceedIntrans
+            if vt.tun.icmp_may_rst.get() =>
+        {
+            tcp_drop_syn_sent(&c, tp, cmd.errno());
         }
         _ => {
             if let Some(error) = cmd.errno() {
