@@ -263,7 +263,7 @@ mod tests {
     use super::*;
     use crate::kern::kern_thread::kthread_add;
     use crate::kern::lock_order::Leaf;
-    use crate::machine::hosted::Machine;
+    use crate::machine::hosted::{Machine, seeds};
     use crate::machine::sbinuptime;
 
     #[test]
@@ -452,5 +452,19 @@ mod tests {
             });
             thread.join();
         });
+    }
+
+    #[test]
+    fn a_thread_that_panics_is_not_joined_as_if_it_had_ended() {
+        for seed in seeds(40) {
+            let machine = Machine::builder().quiet().seed(seed).cpus(2);
+            let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                machine.run(|| {
+                    let thread = kthread_add("faulty", Pri::PUSER, None, || panic!("a fault"));
+                    thread.join();
+                });
+            }));
+            assert!(caught.is_err(), "seed {seed}");
+        }
     }
 }

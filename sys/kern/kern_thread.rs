@@ -567,9 +567,12 @@ pub fn kthread_add(
     });
     let theirs = Arc::clone(&done);
     let start = move || {
-        let signal = SignalDone(theirs);
+        let mut signal = SignalDone {
+            done: theirs,
+            returned: false,
+        };
         f();
-        drop(signal);
+        signal.returned = true;
     };
     let thread = create(name, pri, cpu, Box::new(start));
     sched::add(thread);
@@ -580,12 +583,20 @@ struct Done {
     done: AtomicBool,
 }
 
-struct SignalDone(Arc<Done>);
+/// Tells who joins a thread that it has returned, or that it never will, as the machine is ending.
+///
+/// Not while it panics: whoever joins could end the machine before the panic has come to light.
+struct SignalDone {
+    done: Arc<Done>,
+    returned: bool,
+}
 
 impl Drop for SignalDone {
     fn drop(&mut self) {
-        self.0.done.store(true, Ordering::Release);
-        kern_synch::wakeup(WChan::of(&*self.0));
+        if self.returned || machine::teardown_started() {
+            self.done.done.store(true, Ordering::Release);
+            kern_synch::wakeup(WChan::of(&*self.done));
+        }
     }
 }
 
