@@ -27,11 +27,12 @@ use crate::machine::atomic::{AtomicUsize, Ordering};
 /// Waiting asleep.
 struct SleepQueues;
 
-/// What the waiters of a word sleep on: two bytes of it, which are on one chain.
+/// What the waiters of a word sleep on: two bytes of it, which are on one chain. Not the first, which is the address of the lock:
+/// its user may sleep on that.
 #[doc(alias = "SQ_EXCLUSIVE_QUEUE")]
 #[doc(alias = "SQ_SHARED_QUEUE")]
 fn wchan(word: usize, queue: TurnstileQueue) -> WChan {
-    WChan(word + queue as usize)
+    WChan(word + 1 + queue as usize)
 }
 
 impl WaitQueue for SleepQueues {
@@ -350,10 +351,11 @@ mod tests {
     use alloc::vec::Vec;
 
     use super::*;
-    use crate::kern::kern_synch::pause;
+    use crate::kern::kern_synch::{PSOCK, SleepError, pause, tsleep};
     use crate::kern::kern_thread::{Pri, kthread_add};
     use crate::kern::lock_order::App;
     use crate::machine::hosted::{Machine, seeds, turns};
+    use crate::time::Sbintime;
 
     #[test]
     fn a_holder_may_sleep_and_the_others_wait_their_turn() {
@@ -404,6 +406,27 @@ mod tests {
             assert!(lock.try_slock().is_some());
             drop(shared);
             assert!(lock.try_xlock().is_some());
+        });
+    }
+
+    #[test]
+    fn who_sleeps_on_the_address_of_the_lock_does_not_wait_for_the_lock() {
+        Machine::builder().run(|| {
+            let lock = Arc::new(Sx::<(), App>::new(()));
+            let span = Sbintime::from_ms(10);
+            let theirs = Arc::clone(&lock);
+            let sleeper = kthread_add("sleeper", Pri::PUSER, None, move || {
+                let slept = tsleep(WChan::of(&*theirs), PSOCK, "event", Some(span), false);
+                assert_eq!(slept, Err(SleepError::TimedOut));
+            });
+            pause("asleep", 1);
+            let guard = lock.xlock();
+            let theirs = Arc::clone(&lock);
+            let waiter = kthread_add("waiter", Pri::PUSER, None, move || drop(theirs.xlock()));
+            pause("waited for", 1);
+            drop(guard);
+            waiter.join();
+            sleeper.join();
         });
     }
 
