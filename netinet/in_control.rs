@@ -281,7 +281,7 @@ pub fn in_difaddr(inet: &Arc<InetVnet>, ifp: &Arc<Ifnet>, addr: Ipv4Addr) -> Res
     }
     scrub_prefix_route(inet, &ia);
     // What is left would send from an address that is ours no more (`in_ifadown`).
-    inet.rib.purge_ifa(&ia);
+    inet.rib.purge_ifa(&ia, RtFlags::empty());
     let epoch = NetEpoch::enter();
     let last = ifp.addrs(&epoch).is_empty();
     let net = network(ia.ia_addr, ia.ia_netmask);
@@ -374,7 +374,9 @@ fn scrub_prefix_route(inet: &InetVnet, ia: &Arc<Ifaddr>) {
     let _ = inet.rib.delete(spec.dst, spec.prefix_len);
     let epoch = NetEpoch::enter();
     let heir = inet.ifaddrs.all(&epoch).iter().find(|other| {
-        prefix_route(other).is_some_and(|s| s.dst == spec.dst && s.prefix_len == spec.prefix_len)
+        other.ia_ifp.flags().contains(IfFlags::UP)
+            && prefix_route(other)
+                .is_some_and(|s| s.dst == spec.dst && s.prefix_len == spec.prefix_len)
     });
     if let Some(heir) = heir {
         let _ = add_prefix_route(inet, heir);
@@ -404,6 +406,28 @@ fn add_loopback_route(inet: &InetVnet, ia: &Arc<Ifaddr>) {
 pub(crate) fn loopback_attached(inet: &InetVnet) {
     let epoch = NetEpoch::enter();
     for ia in inet.ifaddrs.all(&epoch) {
+        add_loopback_route(inet, ia);
+    }
+}
+
+/// An interface was switched off: the routes to its networks go, and whatever else sends from its addresses, but for
+/// routes set by hand (`in_ifadown` without `delete`). The addresses stay, and can be reached by ourselves.
+#[doc(alias = "IFNET_EVENT_DOWN")]
+pub(crate) fn in_ifdown(inet: &InetVnet, ifp: &Arc<Ifnet>) {
+    let epoch = NetEpoch::enter();
+    for ia in ifp.addrs(&epoch) {
+        scrub_prefix_route(inet, ia);
+        inet.rib.purge_ifa(ia, RtFlags::STATIC);
+    }
+}
+
+/// An interface was switched on again: its networks are reached through it.
+#[doc(alias = "IFNET_EVENT_UP")]
+pub(crate) fn in_ifup(inet: &InetVnet, ifp: &Arc<Ifnet>) {
+    let epoch = NetEpoch::enter();
+    for ia in ifp.addrs(&epoch) {
+        // Fails only where a route of somebody else's stands, which stays.
+        let _ = add_prefix_route(inet, ia);
         add_loopback_route(inet, ia);
     }
 }

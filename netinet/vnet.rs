@@ -509,10 +509,12 @@ impl IfEvent for InetIfEvents {
     }
 
     fn flags_changed(&self, ifp: &Arc<Ifnet>, old: IfFlags) {
-        if (ifp.flags() - old).contains(IfFlags::UP)
-            && let Some(inet) = self.0.upgrade()
-        {
+        let Some(inet) = self.0.upgrade() else { return };
+        if (ifp.flags() - old).contains(IfFlags::UP) {
+            in_control::in_ifup(&inet, ifp);
             in6::in6_if_up(&inet, ifp);
+        } else if (old - ifp.flags()).contains(IfFlags::UP) {
+            in_control::in_ifdown(&inet, ifp);
         }
     }
 

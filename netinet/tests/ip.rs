@@ -949,6 +949,48 @@ fn routes_that_send_from_an_address_go_with_it() {
 }
 
 #[test]
+fn an_interface_switched_off_takes_its_networks_along_and_brings_them_back() {
+    World::run(WireConfig::default(), |world| {
+        let (rib, ifp) = (&world.a.inet.rib, &world.a.ifp);
+        let has = |dst: [u8; 4], len| rib.get(Ipv4Addr::from(dst), len).is_some();
+        let second = AddrArgs {
+            netmask: Some(len_mask(24)),
+            ..AddrArgs::default()
+        };
+        let addr = Ipv4Addr::new(10, 0, 0, 9);
+        in_aifaddr(&world.a.inet, ifp, addr, &second).unwrap();
+        let by_neighbour = |dst, flags| RouteSpec {
+            dst,
+            prefix_len: 16,
+            gw: Some(ADDR_B),
+            ifp: ifp.clone(),
+            ifa: None,
+            flags: RtFlags::GATEWAY | flags,
+            mtu: 0,
+        };
+        let by_hand = by_neighbour(Ipv4Addr::new(10, 7, 0, 0), RtFlags::STATIC);
+        rib.add(by_hand).unwrap();
+        let by_daemon = by_neighbour(Ipv4Addr::new(10, 8, 0, 0), RtFlags::empty());
+        rib.add(by_daemon).unwrap();
+        ping(world, ADDR_B, 1, &[]).expect("an answer");
+
+        ifp.change_flags(IfFlags::empty(), IfFlags::UP).unwrap();
+        assert!(!has([10, 0, 0, 0], 24));
+        assert!(!has([10, 8, 0, 0], 16));
+        assert!(has([10, 7, 0, 0], 16), "set by hand");
+        let so = raw(&world.a, IPPROTO_ICMP);
+        let sent = send_to(&so, &icmp_echo_message(77, 2, &[]), ADDR_B, 0);
+        assert_eq!(sent, Err(Errno::ENETUNREACH));
+        // Through the loopback.
+        ping(world, ADDR_A, 3, &[]).expect("an answer of our own");
+
+        ifp.change_flags(IfFlags::UP, IfFlags::empty()).unwrap();
+        assert!(has([10, 0, 0, 0], 24));
+        ping(world, ADDR_B, 4, &[]).expect("an answer");
+    });
+}
+
+#[test]
 fn addresses_that_name_no_host_are_refused() {
     World::run(WireConfig::default(), |world| {
         let a = &world.a;

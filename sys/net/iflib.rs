@@ -464,7 +464,26 @@ impl Iflib {
         };
         // Outside the lock: who hears of it may come back to the driver.
         if let Some(media) = media {
-            update_link(&ifp, media);
+            self.update_link(&ifp, media);
+        }
+    }
+
+    /// What the driver says of the link becomes the interface's state.
+    #[doc(alias = "iflib_link_state_change")]
+    fn update_link(&self, ifp: &Arc<Ifnet>, media: Media) {
+        let was = ifp.link_state();
+        if media.active {
+            ifp.set_baudrate(u64::from(media.speed) * 1_000_000);
+            if was != LinkState::Up {
+                // First: who hears of it sends at once.
+                self.txqs.iter().for_each(|txq| txq.set_link(true));
+            }
+            ifp.set_link_state(LinkState::Up);
+        } else {
+            ifp.set_link_state(LinkState::Down);
+            if was != LinkState::Down {
+                self.txqs.iter().for_each(|txq| txq.set_link(false));
+            }
         }
     }
 
@@ -475,9 +494,9 @@ impl Iflib {
             self.driver.timer(ifp);
         }
         let mut hung = false;
+        let link = ifp.link_state() == LinkState::Up;
         for (q, txq) in self.txqs.iter().enumerate() {
-            let idle = txq.tick();
-            if idle >= WATCHDOG_TICKS && ifp.link_state() == LinkState::Up {
+            if txq.tick(link) >= WATCHDOG_TICKS {
                 let (avail, pidx) = txq.describe();
                 let name = self.name();
                 kprintf!(
@@ -610,16 +629,6 @@ impl Iflib {
     }
 }
 
-/// What the driver says of the link becomes the interface's state.
-fn update_link(ifp: &Arc<Ifnet>, media: Media) {
-    if media.active {
-        ifp.set_baudrate(u64::from(media.speed) * 1_000_000);
-        ifp.set_link_state(LinkState::Up);
-    } else {
-        ifp.set_link_state(LinkState::Down);
-    }
-}
-
 /// Size of a ring: the default, or what the kernel's command line says, within limits.
 fn descriptors(prefix: &str, tunable: &str, (min, default, max): (usize, usize, usize)) -> usize {
     let asked = kenv().get(&format!("{prefix}.iflib.{tunable}"));
@@ -662,7 +671,8 @@ impl IflibSharedCtx {
 impl IfDriver for Iflib {
     #[doc(alias = "iflib_if_transmit")]
     fn transmit(&self, ifp: &Ifnet, m: Mbuf) -> Result<(), Errno> {
-        if !ifp.flags().contains(IfFlags::RUNNING) {
+        // Differs from FreeBSD: a link of which nothing is known yet is tried.
+        if !ifp.flags().contains(IfFlags::RUNNING) || ifp.link_state() == LinkState::Down {
             return Err(Errno::ENETDOWN);
         }
         let txq = match self.txqs.as_slice() {

@@ -81,6 +81,7 @@ struct TxShared {
     bytes: Counter,
     tail_writes: Counter,
     processed: Counter,
+    flushed: Counter,
     pidx: AtomicUsize,
     in_use: AtomicUsize,
     size: usize,
@@ -102,6 +103,8 @@ struct TxState {
     cidx: usize,
     in_use: usize,
     running: bool,
+    /// The link is there. What waited when it went would be stale when it returns.
+    link: bool,
     /// Bytes described since the last tail write.
     unflushed_bytes: usize,
     unflushed: usize,
@@ -132,6 +135,7 @@ impl TxQueue {
             bytes: Counter::new(),
             tail_writes: Counter::new(),
             processed: Counter::new(),
+            flushed: Counter::new(),
             pidx: AtomicUsize::new(0),
             in_use: AtomicUsize::new(0),
             size: ndesc,
@@ -148,6 +152,7 @@ impl TxQueue {
             cidx: 0,
             in_use: 0,
             running: false,
+            link: true,
             unflushed_bytes: 0,
             unflushed: 0,
             segs: Vec::with_capacity(nsegments + 1),
@@ -189,7 +194,7 @@ impl TxQueue {
             10 => s.in_use.load(Ordering::Relaxed) as u64,
             11 => s.processed.fetch(),
             12 => r.enqueues.fetch(),
-            13 => r.drops.fetch(),
+            13 => r.drops.fetch() + s.flushed.fetch(),
             14 => r.starts.fetch(),
             15 => r.stalls.fetch(),
             16 => r.restarts.fetch(),
@@ -222,10 +227,11 @@ impl TxQueue {
         self.ring.with_consumer(TxState::clean);
     }
 
-    /// The timer: frees what was completed. Returns for how many ticks nothing was, though something should be.
-    pub(super) fn tick(&self) -> u32 {
+    /// The timer: frees what was completed. Returns for how many ticks nothing was, though something should be: without
+    /// a link nothing should.
+    pub(super) fn tick(&self, link: bool) -> u32 {
         self.make_room();
-        if self.shared.in_use.load(Ordering::Relaxed) == 0 {
+        if !link || self.shared.in_use.load(Ordering::Relaxed) == 0 {
             self.shared.idle_ticks.store(0, Ordering::Relaxed);
             return 0;
         }
@@ -247,6 +253,13 @@ impl TxQueue {
             state.running = false;
             state.forget();
         });
+    }
+
+    /// The link came, or went: then what waits for descriptors is freed.
+    #[doc(alias = "iflib_if_qflush")]
+    pub(super) fn set_link(&self, up: bool) {
+        self.as_consumer(|state| state.link = up);
+        self.shared.idle_ticks.store(0, Ordering::Relaxed);
     }
 
     /// Becomes the consumer, waiting for the present one to finish.
@@ -308,8 +321,10 @@ impl Drop for Gathering<'_> {
 impl RingConsumer<Mbuf> for TxState {
     #[doc(alias = "iflib_txq_drain")]
     fn drain(&mut self, items: &mut Items<'_, Mbuf>) -> Drained {
-        if !self.running {
-            while items.pop().is_some() {}
+        if !self.running || !self.link {
+            while items.pop().is_some() {
+                self.shared.flushed.inc();
+            }
             return Drained::Progress;
         }
         let mut drained = Drained::Progress;

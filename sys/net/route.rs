@@ -393,13 +393,12 @@ impl<A: InAddr> Rib<A> {
         self.purge(|nhop| nhop.nh_ifp.if_index == ifp.if_index);
     }
 
-    /// Removes every route whose preferred source is `ifa`.
+    /// Removes every route whose preferred source is `ifa`, but for those with a flag of `but`.
     #[doc(alias = "in_ifadown")]
-    pub fn purge_ifa(&self, ifa: &Arc<A::Ifaddr>) {
+    pub fn purge_ifa(&self, ifa: &Arc<A::Ifaddr>, but: RtFlags) {
         self.purge(|nhop| {
-            nhop.nh_ifa
-                .as_ref()
-                .is_some_and(|own| Arc::ptr_eq(own, ifa))
+            let own = nhop.nh_ifa.as_ref();
+            own.is_some_and(|own| Arc::ptr_eq(own, ifa)) && !nhop.nh_flags.intersects(but)
         });
     }
 

@@ -544,6 +544,49 @@ fn the_cable_pulled_is_told_and_so_is_its_return() {
 }
 
 #[test]
+fn what_waits_when_the_link_goes_is_dropped_and_nothing_more_is_taken_until_it_returns() {
+    on_a_machine(|rig| {
+        pause_sbt("test", Sbintime::from_ms(100));
+        let send = |fill| {
+            let epoch = NetEpoch::enter();
+            ether_output(&rig.ifp, &epoch, packet(60, fill), PEER, ETHERTYPE_IP)
+        };
+        // More than there are descriptors.
+        rig.fake.with(|device| device.stuck = true);
+        for _ in 0..300 {
+            send(1).unwrap();
+        }
+        let described = rig.fake.with(|device| device.tx_ring.len());
+        rig.fake.with(|device| device.link = false);
+        pause_sbt("test", Sbintime::from_s(1));
+        assert_eq!(rig.ifp.link_state(), LinkState::Down);
+        assert!(!rig.iflib.txqs[0].is_stalled());
+        // `r_drops` counts them.
+        assert_eq!(rig.iflib.txqs[0].counter(13), 300 - described as u64);
+        assert_eq!(send(2), Err(Errno::ENETDOWN));
+        assert_eq!(rig.ifp.data().oqdrops, 1);
+        // Hours without link are no reason for the watchdog.
+        pause_sbt("test", Sbintime::from_s(3600));
+        rig.fake.with(|device| {
+            assert_eq!(device.resets, 1);
+            device.link = true;
+            // What it was told of already, the device sends.
+            device.stuck = false;
+            device.credits += device.tx_ring.len();
+            let sent: Vec<Vec<u8>> = device.tx_ring.drain(..).flatten().collect();
+            device.wire.extend(sent);
+        });
+        pause_sbt("test", Sbintime::from_s(1));
+        send(3).unwrap();
+        rig.fake.with(|device| {
+            assert_eq!(device.resets, 1);
+            assert_eq!(device.wire.len(), described + 1);
+            assert_eq!(device.wire[described][ETHER_HDR_LEN], 3);
+        });
+    });
+}
+
+#[test]
 fn a_frame_that_claims_more_than_its_buffer_holds_is_dropped_and_the_next_one_comes_through() {
     on_a_machine(|rig| {
         rig.fake.receive(&frame(200, 1), 2048);
