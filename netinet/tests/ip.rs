@@ -991,6 +991,23 @@ fn an_interface_switched_off_takes_its_networks_along_and_brings_them_back() {
 }
 
 #[test]
+fn a_network_behind_a_pulled_cable_is_out_of_reach_at_once() {
+    World::run(WireConfig::default(), |world| {
+        let so = raw(&world.a, IPPROTO_ICMP);
+        so.connect(&SockAddr::v4(ADDR_B, 0)).unwrap();
+        so.bind(&SockAddr::v4(ADDR_A, 0)).unwrap();
+        let echo = icmp_echo_message(77, 2, &[]);
+        so.send(&echo, MsgFlags::empty()).expect("sent");
+        world.wire.set_link_up(false);
+        let sent = so.send(&echo, MsgFlags::empty());
+        assert_eq!(sent, Err(Errno::EHOSTUNREACH));
+        assert_eq!(world.a.inet.ipstat.ips_noroute.fetch(), 1);
+        world.wire.set_link_up(true);
+        so.send(&echo, MsgFlags::empty()).expect("sent");
+    });
+}
+
+#[test]
 fn addresses_that_name_no_host_are_refused() {
     World::run(WireConfig::default(), |world| {
         let a = &world.a;

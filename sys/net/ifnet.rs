@@ -852,6 +852,15 @@ impl Ifnet {
         }
     }
 
+    /// Whether a route through the interface leads anywhere.
+    ///
+    /// Differs from FreeBSD: a link of which nothing is known yet is tried.
+    #[doc(alias = "RT_LINK_IS_UP")]
+    #[inline]
+    pub fn rt_link_is_up(&self) -> bool {
+        self.link_state() != LinkState::Down || !self.capabilities().contains(IfCap::LINKSTATE)
+    }
+
     /// For drivers: the link came or went; logs it and tells the protocols.
     #[doc(alias = "if_link_state_change")]
     pub fn set_link_state(self: &Arc<Self>, state: LinkState) {

@@ -290,26 +290,29 @@ pub struct Rib<A: InAddr = Ipv4Addr> {
 }
 
 impl Rib<Ipv4Addr> {
-    /// The next hop towards `dst`: longest prefix, no lock.
+    /// The next hop towards `dst`: longest prefix, no lock. None where its interface has no link.
     #[inline]
     pub fn fib4_lookup<'e>(
         &'e self,
         dst: Ipv4Addr,
         epoch: &'e NetEpoch,
     ) -> Option<&'e Arc<Nexthop>> {
-        self.fib.load(epoch).lookup(dst.to_bits())
+        let nhop = self.fib.load(epoch).lookup(dst.to_bits());
+        nhop.filter(|nhop| nhop.nh_ifp.rt_link_is_up())
     }
 }
 
 impl Rib<Ipv6Addr> {
-    /// The next hop towards `dst`, a scope embedded if it has one: longest prefix, no lock.
+    /// The next hop towards `dst`, a scope embedded if it has one: longest prefix, no lock. None where its interface has
+    /// no link.
     #[inline]
     pub fn fib6_lookup<'e>(
         &'e self,
         dst: Ipv6Addr,
         epoch: &'e NetEpoch,
     ) -> Option<&'e Arc<Nexthop<Ipv6Addr>>> {
-        self.fib.load(epoch).lookup(dst.to_bits())
+        let nhop = self.fib.load(epoch).lookup(dst.to_bits());
+        nhop.filter(|nhop| nhop.nh_ifp.rt_link_is_up())
     }
 }
 
