@@ -125,9 +125,18 @@ impl<'a> Reporter<'a> {
             sum.add(&row);
             rows.push((stream.label(), row));
         }
+        sum.jitter /= rows.len().max(1) as f64;
         if self.json {
-            let streams: Vec<Value> = rows.iter().map(|(id, row)| row.json(Some(*id))).collect();
-            let interval = json!({"streams": streams, "sum": sum.json(None)});
+            let shared = &running.shared;
+            let sends = shared.direction == Direction::Send;
+            let columns = Columns::of(shared.options.transport, sends);
+            let json = |row: &Row, socket| {
+                let mut value = row.json(columns, socket, sends);
+                value["omitted"] = json!(false);
+                value
+            };
+            let streams: Vec<Value> = rows.iter().map(|(id, row)| json(row, Some(*id))).collect();
+            let interval = json!({"streams": streams, "sum": json(&sum, None)});
             self.intervals.borrow_mut().push(interval);
             return;
         }
@@ -210,16 +219,12 @@ impl<'a> Reporter<'a> {
     }
 
     fn summary_json(&self, shared: &Shared, summary: &Summary) -> Value {
-        let (sender, receiver) = summary.sums();
-        let streams: Vec<Value> = summary
-            .streams
-            .iter()
-            .map(|stream| {
-                json!({"sender": stream.sender.json(Some(stream.label)),
-                    "receiver": stream.receiver.json(Some(stream.label))})
-            })
-            .collect();
         let options = &shared.options;
+        let sends = shared.direction == Direction::Send;
+        let end = match options.transport {
+            Transport::Tcp => summary.tcp_json(sends),
+            Transport::Udp => summary.udp_json(sends),
+        };
         json!({
             "start": {"connected": self.connected, "version": "iperf 3.12",
                 "test_start": {
@@ -227,7 +232,7 @@ impl<'a> Reporter<'a> {
                     "num_streams": options.streams, "blksize": options.block,
                     "reverse": u8::from(options.reverse)}},
             "intervals": &*self.intervals.borrow(),
-            "end": {"streams": streams, "sum_sent": sender.json(None), "sum_received": receiver.json(None)}
+            "end": end
         })
     }
 
@@ -281,7 +286,7 @@ impl Row {
         self.packets = self.packets.saturating_add(other.packets);
         self.errors = self.errors.saturating_add(other.errors);
         self.retransmits = self.retransmits.saturating_add(other.retransmits.max(0));
-        self.jitter = self.jitter.max(other.jitter);
+        self.jitter += other.jitter;
     }
 
     fn bits_per_second(&self) -> f64 {
@@ -301,19 +306,52 @@ impl Row {
         }
     }
 
-    fn json(&self, socket: Option<i32>) -> Value {
+    /// A row of iperf3's report; `sends`: this side is the stream's sender.
+    fn json(&self, columns: Columns, socket: Option<i32>, sends: bool) -> Value {
         let mut value = json!({
             "start": self.from.as_secs_f64(), "end": self.to.as_secs_f64(),
             "seconds": (self.to - self.from).as_secs_f64(),
-            "bytes": self.bytes, "bits_per_second": self.bits_per_second(),
-            "retransmits": self.retransmits, "jitter_ms": self.jitter * 1e3,
-            "lost_packets": self.errors, "packets": self.packets,
-            "lost_percent": self.loss_percent()
+            "bytes": self.bytes, "bits_per_second": self.bits_per_second(), "sender": sends
         });
         if let Some(socket) = socket {
             value["socket"] = json!(socket);
         }
+        match columns {
+            Columns::Amount => {}
+            Columns::Retransmits => value["retransmits"] = json!(self.retransmits),
+            Columns::Datagrams => value["packets"] = json!(self.packets),
+            Columns::Loss => {
+                value["jitter_ms"] = json!(self.jitter * 1e3);
+                value["lost_packets"] = json!(self.errors);
+                value["packets"] = json!(self.packets);
+                value["lost_percent"] = json!(self.loss_percent());
+            }
+        }
+        if let Some(cwnd) = self.cwnd.filter(|_| columns == Columns::Retransmits) {
+            value["snd_cwnd"] = json!(cwnd);
+        }
         value
+    }
+}
+
+/// What a row tells besides the amount.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Columns {
+    Amount,
+    Retransmits,
+    Datagrams,
+    Loss,
+}
+
+impl Columns {
+    /// What this side knows.
+    fn of(transport: Transport, sends: bool) -> Columns {
+        match (transport, sends) {
+            (Transport::Tcp, true) => Columns::Retransmits,
+            (Transport::Tcp, false) => Columns::Amount,
+            (Transport::Udp, true) => Columns::Datagrams,
+            (Transport::Udp, false) => Columns::Loss,
+        }
     }
 }
 
@@ -327,6 +365,23 @@ struct BothEnds {
     label: i32,
     sender: Row,
     receiver: Row,
+    /// Datagrams that came behind later ones, as this side saw it.
+    out_of_order: u64,
+}
+
+impl BothEnds {
+    /// What was sent, with what became of it.
+    fn both(&self) -> Row {
+        Row {
+            packets: match self.sender.packets {
+                0 => self.receiver.packets,
+                sent => sent,
+            },
+            errors: self.receiver.errors,
+            jitter: self.receiver.jitter,
+            ..self.sender.clone()
+        }
+    }
 }
 
 impl Summary {
@@ -337,6 +392,7 @@ impl Summary {
         direction: Direction,
         ours: &StreamResult,
         theirs: &StreamResult,
+        out_of_order: u64,
     ) {
         let (sender, receiver) = match direction {
             Direction::Send => (ours, theirs),
@@ -349,7 +405,44 @@ impl Summary {
             label,
             sender,
             receiver: Row::of(receiver),
+            out_of_order,
         });
+    }
+
+    /// `end` of a TCP test.
+    fn tcp_json(&self, sends: bool) -> Value {
+        let (sender, receiver) = self.sums();
+        let (sent, received) = (Columns::Retransmits, Columns::Amount);
+        let streams: Vec<Value> = self
+            .streams
+            .iter()
+            .map(|stream| {
+                let socket = Some(stream.label);
+                json!({"sender": stream.sender.json(sent, socket, sends),
+                    "receiver": stream.receiver.json(received, socket, sends)})
+            })
+            .collect();
+        json!({"streams": streams, "sum_sent": sender.json(sent, None, sends),
+            "sum_received": receiver.json(received, None, sends)})
+    }
+
+    /// `end` of a UDP test. `sum` and the streams tell the sender's amounts and the receiver's losses, in iperf3's older
+    /// way; `sum_sent` and `sum_received` are what either side counted.
+    fn udp_json(&self, sends: bool) -> Value {
+        let (sender, receiver) = self.sums();
+        let mut sum = Row::default();
+        let mut streams = Vec::new();
+        for stream in &self.streams {
+            let both = stream.both();
+            sum.add(&both);
+            let mut value = both.json(Columns::Loss, Some(stream.label), sends);
+            value["out_of_order"] = json!(stream.out_of_order);
+            streams.push(json!({"udp": value}));
+        }
+        sum.jitter = receiver.jitter;
+        json!({"streams": streams, "sum": sum.json(Columns::Loss, None, sends),
+            "sum_sent": sender.json(Columns::Loss, None, true),
+            "sum_received": receiver.json(Columns::Loss, None, false)})
     }
 
     fn sums(&self) -> (Row, Row) {
@@ -358,6 +451,7 @@ impl Summary {
             sums.0.add(&stream.sender);
             sums.1.add(&stream.receiver);
         }
+        sums.1.jitter /= self.streams.len().max(1) as f64;
         sums
     }
 }
@@ -438,9 +532,102 @@ mod tests {
             ..StreamResult::default()
         };
         let mut summary = Summary::default();
-        summary.add(5, Direction::Send, &ours, &theirs);
+        summary.add(5, Direction::Send, &ours, &theirs, 0);
         let (sender, receiver) = summary.sums();
         assert_eq!((sender.errors, receiver.errors), (0, 7));
         assert!((receiver.loss_percent() - 7.0).abs() < 1e-9);
+    }
+    /// The keys of an object, sorted.
+    fn keys(value: &Value) -> Vec<&str> {
+        let object = value.as_object().expect("an object");
+        let mut keys: Vec<&str> = object.keys().map(String::as_str).collect();
+        keys.sort_unstable();
+        keys
+    }
+
+    fn result(id: i32, jitter: f64, errors: i64) -> StreamResult {
+        StreamResult {
+            id,
+            bytes: 1000,
+            packets: 10,
+            errors,
+            jitter,
+            end_time: 1.0,
+            ..StreamResult::default()
+        }
+    }
+
+    #[test]
+    fn a_udp_test_ends_with_the_values_that_iperf3_has() {
+        let mut summary = Summary::default();
+        summary.add(
+            5,
+            Direction::Receive,
+            &result(1, 0.002, 1),
+            &result(1, 0.0, 0),
+            3,
+        );
+        summary.add(
+            7,
+            Direction::Receive,
+            &result(3, 0.004, 4),
+            &result(3, 0.0, 0),
+            0,
+        );
+        let end = summary.udp_json(false);
+        assert_eq!(keys(&end), ["streams", "sum", "sum_received", "sum_sent"]);
+        let mut expected = alloc::vec![
+            "bits_per_second",
+            "bytes",
+            "end",
+            "jitter_ms",
+            "lost_packets",
+            "lost_percent",
+            "packets",
+            "seconds",
+            "sender",
+            "start",
+        ];
+        for sum in ["sum", "sum_received", "sum_sent"] {
+            assert_eq!(keys(&end[sum]), expected, "{sum}");
+        }
+        expected.extend(["out_of_order", "socket"]);
+        expected.sort_unstable();
+        let udp = &end["streams"][0]["udp"];
+        assert_eq!(keys(udp), expected);
+        assert_eq!(udp["out_of_order"], json!(3));
+        assert_eq!(udp["lost_packets"], json!(1));
+        assert_eq!(udp["sender"], json!(false));
+        // Of several streams the jitter is the mean.
+        assert_eq!(end["sum"]["jitter_ms"], json!(3.0));
+        assert_eq!(end["sum"]["lost_percent"], json!(25.0));
+        assert_eq!(end["sum_sent"]["sender"], json!(true));
+        assert_eq!(end["sum_sent"]["lost_packets"], json!(0));
+    }
+
+    #[test]
+    fn a_tcp_test_ends_without_datagrams() {
+        let mut summary = Summary::default();
+        summary.add(
+            5,
+            Direction::Send,
+            &result(1, 0.0, 0),
+            &result(1, 0.0, 0),
+            0,
+        );
+        let end = summary.tcp_json(true);
+        assert_eq!(keys(&end), ["streams", "sum_received", "sum_sent"]);
+        let mut expected = alloc::vec![
+            "bits_per_second",
+            "bytes",
+            "end",
+            "seconds",
+            "sender",
+            "start"
+        ];
+        assert_eq!(keys(&end["sum_received"]), expected);
+        expected.insert(3, "retransmits");
+        assert_eq!(keys(&end["sum_sent"]), expected);
+        assert_eq!(keys(&end["streams"][0]), ["receiver", "sender"]);
     }
 }

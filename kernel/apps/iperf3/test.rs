@@ -1,5 +1,7 @@
 //! A running test as both sides see it: reports at intervals, the exchange of results, the summary.
 
+use core::sync::atomic::Ordering;
+
 use sys::time::Sbintime;
 
 use crate::apps::Env;
@@ -84,7 +86,9 @@ impl<'a> Test<'a> {
                 .iter()
                 .find(|result| result.id == own.id)
                 .ok_or(Failure::Protocol("results without one of the streams"))?;
-            summary.add(stream.label(), self.running.shared.direction, own, peer);
+            let direction = self.running.shared.direction;
+            let out_of_order = stream.counts.out_of_order.load(Ordering::Relaxed);
+            summary.add(stream.label(), direction, own, peer, out_of_order);
         }
         self.reporter.summary(&self.running.shared, &summary);
         Ok(())
