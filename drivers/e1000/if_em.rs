@@ -218,28 +218,31 @@ pub fn em_attach(
 }
 
 fn announce(function: &PciFunction, id: DeviceId, unit: u32) {
-    let mut ports = String::new();
-    let mut memory = String::new();
-    for index in 0..6 {
-        match function.bar(index) {
-            Some(Bar::Io { base, size }) => {
-                ports = format!(" port {base:#x}-{:#x}", base + size - 1)
-            }
-            Some(Bar::Memory { base, size, .. }) if memory.is_empty() => {
-                memory = format!(" mem {base:#x}-{:#x}", base + size - 1);
-            }
-            _ => {}
-        }
-    }
+    let resources = resources(&function.bars());
     let addr = function.addr;
     kprintf!(
-        "em{unit}: <{}>{ports}{memory} irq {} at device {}.{} on pci{}\n",
+        "em{unit}: <{}>{resources} irq {} at device {}.{} on pci{}\n",
         id.description,
         function.intline().0,
         addr.slot,
         addr.func,
         addr.bus
     );
+}
+
+/// The registers' ranges as FreeBSD prints them: ports, then memory.
+#[doc(alias = "resource_list_print_type")]
+fn resources(bars: &[Bar]) -> String {
+    let (mut ports, mut memory) = (String::new(), String::new());
+    for bar in bars {
+        let (text, word, base, size) = match *bar {
+            Bar::Io { base, size } => (&mut ports, " port ", u64::from(base), u64::from(size)),
+            Bar::Memory { base, size } => (&mut memory, " mem ", base, size),
+        };
+        text.push_str(if text.is_empty() { word } else { "," });
+        text.push_str(&format!("{base:#x}-{:#x}", base + (size - 1)));
+    }
+    ports + &memory
 }
 
 impl Em {
@@ -587,6 +590,25 @@ fn next_latency(old: Latency, bytes: usize, packets: usize) -> Latency {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_range_of_a_device_is_announced_once() {
+        let memory = |base, size| Bar::Memory { base, size };
+        let ports = Bar::Io {
+            base: 0xc040,
+            size: 32,
+        };
+        let bars = [
+            memory(0xfeb8_0000, 0x2_0000),
+            ports,
+            memory(1 << 35, 0x4000),
+        ];
+        assert_eq!(
+            resources(&bars),
+            " port 0xc040-0xc05f mem 0xfeb80000-0xfeb9ffff,0x800000000-0x800003fff"
+        );
+        assert_eq!(resources(&[]), "");
+    }
 
     #[test]
     fn bulk_transfers_are_interrupted_less_often() {

@@ -19,8 +19,6 @@ pub enum Bar {
         base: u64,
         /// Size in bytes.
         size: u64,
-        /// Takes two registers.
-        wide: bool,
     },
     /// I/O ports.
     Io {
@@ -124,45 +122,20 @@ impl PciFunction {
         self.write_config(PCIR_COMMAND, command | bits);
     }
 
-    /// Decodes BAR `index` by writing ones and reading what sticks. Memory decoding is off meanwhile.
-    pub fn bar(&self, index: u8) -> Option<Bar> {
-        let reg = PCIR_BAR0 + 4 * u16::from(index);
+    /// The base address registers in order, one of 64 bits once. Decoding is off meanwhile.
+    #[doc(alias = "pci_add_resources")]
+    pub fn bars(&self) -> Vec<Bar> {
+        let count = match self.header {
+            PCIM_HDRTYPE_BRIDGE => PCI_MAXMAPS_1,
+            _ => PCI_MAXMAPS_0,
+        };
         let command = self.read_config(PCIR_COMMAND) & 0xffff;
         self.write_config(PCIR_COMMAND, command & !(PCIM_CMD_PORTEN | PCIM_CMD_MEMEN));
-        let low = self.read_config(reg);
-        let size_low = self.probe_bar(reg, low);
-        let bar = if low & PCIM_BAR_IO_SPACE != 0 {
-            let mask = size_low & !0x3;
-            (mask != 0).then(|| Bar::Io {
-                base: low & !0x3,
-                size: (mask | 0xffff_0000).wrapping_neg(),
-            })
-        } else if low & PCIM_BAR_MEM_TYPE == PCIM_BAR_MEM_64 {
-            let high = self.read_config(reg + 4);
-            let size_high = self.probe_bar(reg + 4, high);
-            let mask = u64::from(size_high) << 32 | u64::from(size_low & !0xf);
-            (mask != 0).then(|| Bar::Memory {
-                base: u64::from(high) << 32 | u64::from(low & !0xf),
-                size: mask.wrapping_neg(),
-                wide: true,
-            })
-        } else {
-            let mask = size_low & !0xf;
-            (mask != 0).then(|| Bar::Memory {
-                base: u64::from(low & !0xf),
-                size: u64::from(mask.wrapping_neg()),
-                wide: false,
-            })
-        };
+        let bars = read_bars(count, &|reg| self.read_config(reg), &|reg, value| {
+            self.write_config(reg, value)
+        });
         self.write_config(PCIR_COMMAND, command);
-        bar
-    }
-
-    fn probe_bar(&self, reg: u16, old: u32) -> u32 {
-        self.write_config(reg, u32::MAX);
-        let mask = self.read_config(reg);
-        self.write_config(reg, old);
-        mask
+        bars
     }
 
     /// Maps memory BAR `index`; turns memory decoding and bus mastering on.
@@ -196,5 +169,83 @@ impl PciFunction {
     pub fn intline(&self) -> (u8, u8) {
         let value = self.read_config(PCIR_INTLINE);
         (value as u8, (value >> 8) as u8)
+    }
+}
+
+/// Decodes `count` registers by writing ones and reading what sticks.
+fn read_bars(count: u16, read: &dyn Fn(u16) -> u32, write: &dyn Fn(u16, u32)) -> Vec<Bar> {
+    let probe = |reg: u16| {
+        let old = read(reg);
+        write(reg, u32::MAX);
+        let mask = read(reg);
+        write(reg, old);
+        (old, mask)
+    };
+    let mut bars = Vec::new();
+    let mut index = 0;
+    while index < count {
+        let reg = PCIR_BAR0 + 4 * index;
+        let (low, size_low) = probe(reg);
+        let bar = if low & PCIM_BAR_IO_SPACE != 0 {
+            let mask = size_low & !0x3;
+            (mask != 0).then(|| Bar::Io {
+                base: low & !0x3,
+                size: (mask | 0xffff_0000).wrapping_neg(),
+            })
+        } else if low & PCIM_BAR_MEM_TYPE == PCIM_BAR_MEM_64 && index + 1 < count {
+            // The next register is the upper half of this one.
+            index += 1;
+            let (high, size_high) = probe(reg + 4);
+            let mask = u64::from(size_high) << 32 | u64::from(size_low & !0xf);
+            (size_low & !0xf != 0 || size_high != 0).then(|| Bar::Memory {
+                base: u64::from(high) << 32 | u64::from(low & !0xf),
+                size: mask.wrapping_neg(),
+            })
+        } else {
+            let mask = size_low & !0xf;
+            (mask != 0).then(|| Bar::Memory {
+                base: u64::from(low & !0xf),
+                size: u64::from(mask.wrapping_neg()),
+            })
+        };
+        bars.extend(bar);
+        index += 1;
+    }
+    bars
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use core::cell::RefCell;
+
+    #[test]
+    fn a_register_of_64_bits_is_one_and_its_upper_half_none() {
+        // Values, and the bits that can be written: the 82576's memory, its ports, and MSI-X tables above 4 GiB.
+        let values = RefCell::new([0xfeb8_0004, 0, 0xc041, 0, 0xc000_000c_u32, 0x8]);
+        let writable: [u32; 6] = [0xfffe_0000, u32::MAX, 0xffe0, 0, 0xffff_c000, u32::MAX];
+        let index = |reg: u16| usize::from((reg - PCIR_BAR0) / 4);
+        let before = *values.borrow();
+        let bars = read_bars(6, &|reg| values.borrow()[index(reg)], &|reg, value| {
+            let at = index(reg);
+            let register = &mut values.borrow_mut()[at];
+            *register = *register & !writable[at] | value & writable[at];
+        });
+        let expected = [
+            Bar::Memory {
+                base: 0xfeb8_0000,
+                size: 0x2_0000,
+            },
+            Bar::Io {
+                base: 0xc040,
+                size: 0x20,
+            },
+            Bar::Memory {
+                base: 0x8_c000_0000,
+                size: 0x4000,
+            },
+        ];
+        assert_eq!(bars, expected);
+        assert_eq!(*values.borrow(), before);
     }
 }

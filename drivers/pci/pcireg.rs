@@ -12,6 +12,10 @@ pub const PCIR_REVID: u16 = 0x08;
 pub const PCIR_CACHELNSZ: u16 = 0x0c;
 /// First base address register.
 pub const PCIR_BAR0: u16 = 0x10;
+/// Base address registers of a device.
+pub const PCI_MAXMAPS_0: u16 = 6;
+/// Those of a bridge.
+pub const PCI_MAXMAPS_1: u16 = 2;
 /// Subsystem id and vendor.
 pub const PCIR_SUBVEND_0: u16 = 0x2c;
 /// First capability.
