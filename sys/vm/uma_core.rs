@@ -913,6 +913,9 @@ impl Zone {
         if self.destroyed.swap(true, Ordering::AcqRel) {
             return;
         }
+        if !self.is_secondary() {
+            self.keg().set_reserve(0);
+        }
         reclaim::drain_everywhere(self);
         if let Some(report) = self.leak_report() {
             crate::kprintf!("{report}\n");

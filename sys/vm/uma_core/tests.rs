@@ -371,6 +371,21 @@ fn a_zone_that_ends_gives_its_pages_back_and_says_what_was_not_freed() {
 }
 
 #[test]
+fn a_zone_that_ends_gives_back_its_reserve_too() {
+    Machine::builder().run(|| {
+        let zone = zcreate(Zone::new("ending", 2048, 2048));
+        let before = vm_page::stats();
+        assert!(zone.prealloc(64));
+        zone.reserve(64);
+        // SAFETY: nobody uses it.
+        unsafe { zone.destroy() };
+        assert_eq!(vm_page::stats(), before);
+        let messages = crate::kern::subr_prf::dmesg();
+        assert!(!messages.contains("was not empty"), "{messages}");
+    });
+}
+
+#[test]
 fn zones_are_listed_once_they_are_used() {
     with_zone(96, 8, |zone| {
         give(zone, take(zone, 1));
