@@ -424,7 +424,8 @@ impl Zone {
                     // SAFETY: `count` calls it on the CPU of the cache.
                     unsafe { cache.count_free() };
                 });
-                self.free_past_buckets(item);
+                // Not into a bucket, of whose items the destructor may still be due, and who waits gets it.
+                self.release(core::iter::once(item));
                 self.fails.fetch_add(1, Ordering::Relaxed);
                 None
             }
@@ -778,7 +779,9 @@ impl Zone {
             if let Some(smr) = self.smr()
                 && (*bucket).seq != SmrSeq::INVALID
             {
-                smr.wait((*bucket).seq);
+                if !smr.poll((*bucket).seq) {
+                    smr.wait((*bucket).seq);
+                }
                 self.readers_left(bucket);
             }
             self.release(Bucket::items(bucket));

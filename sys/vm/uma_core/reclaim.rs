@@ -25,12 +25,19 @@ pub enum Reclaim {
     /// What zones hold in full buckets beyond their working set.
     #[doc(alias = "UMA_RECLAIM_TRIM")]
     Trim,
-    /// What zones hold in full buckets.
+    /// What zones hold in full buckets and nobody reads any more: waits for no readers, since who asks may be one.
     #[doc(alias = "UMA_RECLAIM_DRAIN")]
     Drain,
-    /// Besides, what the CPUs hold: visits each in turn, so it must be called from a thread.
+    /// Besides, what the CPUs hold and what has readers: visits each CPU in turn, so it must be called from a thread.
     #[doc(alias = "UMA_RECLAIM_DRAIN_CPU")]
     DrainCpu,
+}
+
+/// What becomes of items that readers may have.
+#[derive(Clone, Copy)]
+enum Readers {
+    LeaveAlone,
+    Await,
 }
 
 /// How often working sets are estimated and what is beyond them is trimmed.
@@ -214,7 +221,7 @@ fn on_each_cpu(f: impl Fn()) {
 pub(super) fn call_in(keg: &Keg) {
     let concerned = || zones().filter(|zone| zone.draws_on(keg));
     on_each_cpu(|| concerned().for_each(Zone::drain_this_cpu));
-    concerned().for_each(|zone| zone.drain_buckets(0));
+    concerned().for_each(|zone| zone.drain_buckets(0, Readers::Await));
 }
 
 /// Takes all that `zone` holds.
@@ -233,7 +240,11 @@ impl Zone {
             Reclaim::Trim => self.state.lock().trim_target(),
             Reclaim::Drain | Reclaim::DrainCpu => 0,
         };
-        self.drain_buckets(target);
+        let readers = match how {
+            Reclaim::Trim | Reclaim::Drain => Readers::LeaveAlone,
+            Reclaim::DrainCpu => Readers::Await,
+        };
+        self.drain_buckets(target, readers);
         self.state.lock().begin_interval();
         if how > Reclaim::Trim {
             while let Some(spare) = {
@@ -251,13 +262,17 @@ impl Zone {
 
     /// Releases items of full buckets until there are at most `target`.
     #[doc(alias = "bucket_cache_reclaim")]
-    pub(super) fn drain_buckets(&'static self, target: usize) {
+    fn drain_buckets(&'static self, target: usize, readers: Readers) {
+        let passing = match readers {
+            Readers::LeaveAlone => self.smr(),
+            Readers::Await => None,
+        };
         loop {
             let mut state = self.state.lock();
             if state.nitems <= target {
                 return;
             }
-            let Some(bucket) = state.fetch(None) else {
+            let Some(bucket) = state.fetch(passing) else {
                 return;
             };
             drop(state);

@@ -46,6 +46,50 @@ fn a_freed_item_is_not_given_out_while_a_reader_may_have_it() {
     });
 }
 
+#[test]
+fn what_its_constructor_refused_is_not_destructed() {
+    machine_local! {
+        static REFUSING: Zone = Zone::new("refusing", 256, 8)
+            .with_hooks(Hooks {
+                ctor: Some(|_, how| how == How::Wait),
+                dtor: Some(|_| {
+                    DTORS.fetch_add(1, Ordering::Relaxed);
+                }),
+                ..Hooks::NONE
+            })
+            .with_smr(AppSmr::smr);
+    }
+    Machine::builder().run(|| {
+        let zone = REFUSING.get();
+        for _ in 0..100 {
+            assert_eq!(zone.alloc(How::NoWait), None);
+        }
+        give(zone, zone.alloc(How::Wait));
+        assert_eq!((zone.stats().used, zone.stats().fails), (0, 100));
+        reclaim(Reclaim::DrainCpu);
+        assert_eq!(DTORS.load(Ordering::Relaxed), 1);
+        assert_eq!(zone.stats().free, 0);
+    });
+}
+
+#[test]
+fn a_reader_that_allocates_while_memory_is_short_does_not_wait_for_itself() {
+    Machine::builder().memory(8 << 20).run(|| {
+        let zone = zcreate(Zone::new("nodes", 4096, 4096).with_smr(AppSmr::smr));
+        let hog = find_or_create("hog", 4096, 4096);
+        give(zone, take(zone, 50));
+        let hogged: Vec<_> = core::iter::from_fn(|| hog.alloc(How::NoWait)).collect();
+        give(hog, hogged);
+        let section = AppSmr::smr().enter();
+        give(zone, take(zone, 50));
+        let hogged: Vec<_> = core::iter::from_fn(|| hog.alloc(How::NoWait)).collect();
+        assert!(zone.stats().free >= 50, "readers may have them");
+        drop(section);
+        assert!(hog.alloc(How::NoWait).map(|item| give(hog, [item])).is_some());
+        give(hog, hogged);
+    });
+}
+
 const ALIVE: usize = 0xa11e;
 
 #[test]
