@@ -93,9 +93,19 @@ impl CalloutTarget for Spawner {
 /// From here on memory is given back by itself: callouts run, and threads can be made.
 #[doc(alias = "uma_startup3")]
 pub fn startup3() {
-    SPAWNER
+    let (callout, spawner) = SPAWNER
         .get()
         .call_once(|| (Callout::new(), Arc::new(Spawner)));
+    // What was asked for until now waits for the thread.
+    if WORKER.get().wanted.load(Ordering::Acquire) != 0 {
+        callout.reset(Sbintime::ZERO, spawner);
+    }
+}
+
+/// Asks for a zone's action as before `startup3`.
+#[cfg(test)]
+pub(super) fn ask_early() {
+    WORKER.get().wanted.fetch_or(DO_MAXACTION, Ordering::Release);
 }
 
 /// Few pages are left: zones are asked to give some back, soon. May be called from anywhere.

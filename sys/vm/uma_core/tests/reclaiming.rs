@@ -97,3 +97,27 @@ fn items_move_while_memory_is_taken_back_on_all_cpus() {
         });
     }
 }
+
+#[test]
+fn what_was_asked_for_before_there_was_a_thread_is_done_once_there_is() {
+    machine_local! {
+        static ACTIONS: AtomicU64 = AtomicU64::new(0);
+        static EARLY: Zone = Zone::new("early", 512, 8).with_warning(
+            "kern.test limit reached",
+            Some(|| {
+                ACTIONS.fetch_add(1, Ordering::Relaxed);
+            }),
+        );
+    }
+    Machine::builder().run(|| {
+        let zone = EARLY.get();
+        give(zone, take(zone, 1));
+        zone.action_due.store(true, Ordering::Relaxed);
+        reclaim::ask_early();
+        kern_synch::pause("test", 1);
+        assert_eq!(ACTIONS.load(Ordering::Relaxed), 0);
+        startup3();
+        kern_synch::pause("test", 1);
+        assert_eq!(ACTIONS.load(Ordering::Relaxed), 1);
+    });
+}
