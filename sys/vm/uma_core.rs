@@ -238,20 +238,20 @@ impl Zone {
         if let KegOf::Own(keg) = &mut self.keg {
             keg.flags = self.flags;
         }
-        let size = if flags.contains(ZoneFlags::MAXBUCKET) {
-            BUCKET_MAX
-        } else if flags.contains(ZoneFlags::MINBUCKET) {
-            2
-        } else {
-            bucket_select(self.size)
-        };
-        let max = if flags.contains(ZoneFlags::MINBUCKET) {
-            size
-        } else {
-            BUCKET_MAX
-        };
-        self.state = SpinMutex::new(ZoneState::new(size, max));
+        let (begin, max) = self.bucket_sizes();
+        self.state = SpinMutex::new(ZoneState::new(begin, max));
         self
+    }
+
+    /// How many items a new bucket gets at first, and at most, where there is no limit.
+    const fn bucket_sizes(&self) -> (usize, usize) {
+        if self.flags.contains(ZoneFlags::MINBUCKET) {
+            (2, 2)
+        } else if self.flags.contains(ZoneFlags::MAXBUCKET) {
+            (BUCKET_MAX, BUCKET_MAX)
+        } else {
+            (bucket_select(self.size), BUCKET_MAX)
+        }
     }
 
     /// The same zone with hooks.
@@ -904,6 +904,7 @@ impl Zone {
             link = unsafe { &(*next).next };
         }
         self.join_waiters();
+        self.fit_buckets();
     }
 
     /// Ends a zone that `zcreate` made: what it holds goes back to the page allocator, and it is listed no more. Says so

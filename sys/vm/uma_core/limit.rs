@@ -6,7 +6,7 @@
 
 use super::keg::{Keg, Shortage};
 use super::reclaim::{self, Reclaim};
-use super::{BUCKET_MAX, Zone, zones};
+use super::{Zone, zones};
 use crate::kern::kern_mutex::SpinMutex;
 use crate::kern::kern_synch::WChan;
 use crate::kern::kern_sysctl::root;
@@ -56,16 +56,28 @@ impl Zone {
     /// limit. Returns the limit.
     #[doc(alias = "uma_zone_set_max")]
     pub fn set_max(&self, max: usize) -> usize {
-        self.keg().set_max(max);
-        // A few items must not get stuck in the buckets of idle CPUs.
-        let share = match max {
-            0 => BUCKET_MAX,
-            max => (max / (4 * machine::ncpus())).clamp(1, BUCKET_MAX),
-        };
-        let mut state = self.state.lock();
-        state.bucket_size_max = share;
-        state.bucket_size = state.bucket_size.min(share);
+        let keg = self.keg();
+        keg.set_max(max);
+        // (This zone may not be in the list yet.)
+        self.fit_buckets();
+        zones()
+            .filter(|zone| zone.draws_on(keg))
+            .for_each(Zone::fit_buckets);
         max
+    }
+
+    /// Makes buckets as small as the limits demand to which the zone's items are subject: a few items must not get stuck on
+    /// idle CPUs. Where a limit demands less than it did, buckets are as large again as at first.
+    pub(super) fn fit_buckets(&self) {
+        let share = |zone: &Zone| match zone.max() {
+            0 => usize::MAX,
+            max => (max / (4 * machine::ncpus())).max(1),
+        };
+        let held = self.holds.map_or(usize::MAX, |zone| share(zone()));
+        let (begin, max) = self.bucket_sizes();
+        let mut state = self.state.lock();
+        state.bucket_size_max = max.min(share(self)).min(held);
+        state.bucket_size = state.bucket_size.max(begin).min(state.bucket_size_max);
     }
 
     /// The limit, 0 for none.

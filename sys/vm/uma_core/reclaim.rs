@@ -105,7 +105,10 @@ pub fn startup3() {
 /// Asks for a zone's action as before `startup3`.
 #[cfg(test)]
 pub(super) fn ask_early() {
-    WORKER.get().wanted.fetch_or(DO_MAXACTION, Ordering::Release);
+    WORKER
+        .get()
+        .wanted
+        .fetch_or(DO_MAXACTION, Ordering::Release);
 }
 
 /// Few pages are left: zones are asked to give some back, soon. May be called from anywhere.

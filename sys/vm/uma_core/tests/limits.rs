@@ -67,6 +67,33 @@ fn a_higher_limit_wakes_who_sleeps_at_the_lower() {
     });
 }
 
+#[test]
+fn buckets_are_as_large_as_the_limit_allows_also_after_it_was_lower() {
+    Machine::builder().cpus(4).run(|| {
+        let make = |name, flags| zcreate(Zone::new(name, 256, 8).with_flags(flags));
+        let sizes = |zone: &Zone| {
+            let state = zone.state.lock();
+            (state.bucket_size, state.bucket_size_max)
+        };
+        let zone = make("plain", ZoneFlags::empty());
+        let (begun, _) = sizes(zone);
+        zone.set_max(64);
+        assert_eq!(sizes(zone), (4, 4), "half the items at most on idle CPUs");
+        zone.set_max(1000);
+        assert_eq!(sizes(zone), (begun, 62));
+        zone.set_max(0);
+        assert_eq!(sizes(zone), (begun, BUCKET_MAX));
+
+        let min = make("min", ZoneFlags::MINBUCKET);
+        min.set_max(1000);
+        assert_eq!(sizes(min), (2, 2));
+        let max = make("max", ZoneFlags::MAXBUCKET);
+        max.set_max(64);
+        max.set_max(0);
+        assert_eq!(sizes(max), (BUCKET_MAX, BUCKET_MAX));
+    });
+}
+
 fn put_inner(item: NonNull<u8>, how: How) -> bool {
     let Some(inner) = INNER.get().alloc(how) else {
         return false;
@@ -118,6 +145,21 @@ fn a_sleeper_gets_what_is_bound_in_cached_items_of_another_zone() {
             (inner.stats().used, pair.stats().used),
             (pair.stats().free, 0)
         );
+    });
+}
+
+#[test]
+fn cached_items_of_another_zone_leave_some_for_each_cpu() {
+    Machine::builder().cpus(4).run(|| {
+        let (inner, pair) = (INNER.get(), PAIR.get());
+        inner.set_max(64);
+        for cpu in 0..4 {
+            let user = kthread_add("user", Pri::PUSER, Some(cpu), move || {
+                give(pair, take(pair, 8));
+            });
+            user.join();
+        }
+        assert_eq!((inner.stats().fails, pair.stats().fails), (0, 0));
     });
 }
 

@@ -85,7 +85,11 @@ fn a_reader_that_allocates_while_memory_is_short_does_not_wait_for_itself() {
         let hogged: Vec<_> = core::iter::from_fn(|| hog.alloc(How::NoWait)).collect();
         assert!(zone.stats().free >= 50, "readers may have them");
         drop(section);
-        assert!(hog.alloc(How::NoWait).map(|item| give(hog, [item])).is_some());
+        assert!(
+            hog.alloc(How::NoWait)
+                .map(|item| give(hog, [item]))
+                .is_some()
+        );
         give(hog, hogged);
     });
 }
