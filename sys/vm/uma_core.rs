@@ -30,7 +30,7 @@ mod stats;
 pub(super) use keg::Keg;
 #[cfg(debug_assertions)]
 pub(super) use keg::NotAnItem;
-use keg::Shortage;
+use keg::{Claim, Shortage};
 pub(super) use reclaim::lowmem;
 pub use reclaim::{Reclaim, reclaim, startup3};
 
@@ -381,7 +381,7 @@ impl Zone {
         if let Some(item) = self.alloc(How::NoWait) {
             return Some(item);
         }
-        let item = self.import_one(How::NoWait, true).ok()?;
+        let item = self.import_one(How::NoWait, Claim::Reserve).ok()?;
         // SAFETY: `count` calls it on the CPU of the cache.
         self.count(|cache| unsafe { cache.count_alloc() });
         self.construct(item, How::NoWait)
@@ -457,7 +457,7 @@ impl Zone {
             self.bucket_fetch(how)?
         };
         let Some(bucket) = bucket else {
-            return self.import_one(how, false);
+            return self.import_one(how, Claim::Ordinary);
         };
         // SAFETY: the bucket is ours until it is in the cache, and not empty; `here` protects the cache.
         unsafe {
@@ -491,9 +491,9 @@ impl Zone {
         // SAFETY: ours and empty; `take` puts no more than asked for.
         unsafe {
             let want = want.min(usize::from((*bucket).entries));
-            let taken = self
-                .keg()
-                .take(want, how, false, |item| Bucket::push(bucket, item));
+            let taken = self.keg().take(want, how, Claim::Ordinary, |item| {
+                Bucket::push(bucket, item)
+            });
             let ready = taken.and_then(|()| self.init_imported(bucket, how));
             if let Err(shortage) = ready {
                 self.bucket_return(bucket);
@@ -539,10 +539,9 @@ impl Zone {
 
     /// An item straight from the keg.
     #[doc(alias = "zone_alloc_item")]
-    fn import_one(&'static self, how: How, use_reserve: bool) -> Result<NonNull<u8>, Shortage> {
+    fn import_one(&'static self, how: How, claim: Claim) -> Result<NonNull<u8>, Shortage> {
         let mut found = None;
-        self.keg()
-            .take(1, how, use_reserve, |item| found = Some(item))?;
+        self.keg().take(1, how, claim, |item| found = Some(item))?;
         let item = found.ok_or(Shortage::Memory)?;
         if let Some(init) = self.hooks.init
             && !init(item, how)

@@ -157,6 +157,8 @@ pub(super) struct KegState {
     out: usize,
     /// Most items that may be in the hands of zones; 0 for no limit.
     max: usize,
+    /// Threads that have slept for an item and have none yet.
+    pub(super) waiting: usize,
     /// Free items that are only for who says so.
     reserve: usize,
 }
@@ -170,10 +172,28 @@ impl KegState {
         self.max
     }
 
-    /// Whether as many items are out as may be.
-    pub(super) fn is_full(&self) -> bool {
-        self.max != 0 && self.out >= self.max
+    /// How many items the limit leaves to somebody.
+    pub(super) fn room(&self, claim: Claim) -> usize {
+        if self.max == 0 {
+            return usize::MAX;
+        }
+        let room = self.max.saturating_sub(self.out);
+        match claim {
+            Claim::Ordinary | Claim::Reserve => room.saturating_sub(self.waiting),
+            Claim::Slept => room,
+        }
     }
+}
+
+/// What who asks for items may take.
+#[derive(Clone, Copy)]
+pub(super) enum Claim {
+    /// What is neither reserved nor, under a limit, for those who have slept for it.
+    Ordinary,
+    /// What is reserved, too.
+    Reserve,
+    /// Its turn has come.
+    Slept,
 }
 
 /// Why there is no item.
@@ -229,6 +249,7 @@ impl Keg {
                 slabs: 0,
                 out: 0,
                 max: 0,
+                waiting: 0,
                 reserve: 0,
             }),
             sleepers: AtomicU32::new(0),
@@ -253,15 +274,12 @@ impl Keg {
         &self,
         want: usize,
         how: How,
-        use_reserve: bool,
+        claim: Claim,
         mut put: impl FnMut(NonNull<u8>),
     ) -> Result<(), Shortage> {
         loop {
             let mut keg = self.state.lock();
-            let mut want = match keg.max {
-                0 => want,
-                max => want.min(max.saturating_sub(keg.out)),
-            };
+            let mut want = want.min(keg.room(claim));
             if want == 0 {
                 return Err(Shortage::Limit);
             }
@@ -270,7 +288,10 @@ impl Keg {
                 want = 1;
             }
             let free = keg.slabs * self.layout.items - keg.out;
-            let kept = if use_reserve { 0 } else { keg.reserve };
+            let kept = match claim {
+                Claim::Reserve => 0,
+                Claim::Ordinary | Claim::Slept => keg.reserve,
+            };
             let want = want.min(free.saturating_sub(kept));
             if want > 0 {
                 self.take_from_slabs(&mut keg, want, &mut put);

@@ -4,11 +4,11 @@
 //! Differs from FreeBSD: a sleeper calls in what CPUs hold of the keg's items, and from then on every item that is freed
 //! anywhere goes to the keg and wakes it.
 
-use super::keg::{Keg, Shortage};
+use super::keg::{Claim, Keg, Shortage};
 use super::reclaim::{self, Reclaim};
 use super::{Zone, zones};
 use crate::kern::kern_mutex::SpinMutex;
-use crate::kern::kern_synch::WChan;
+use crate::kern::kern_synch::{WChan, wakeup_one};
 use crate::kern::kern_sysctl::root;
 use crate::kern::kern_thread::curthread;
 use crate::kern::lock_order::UmaKeg;
@@ -107,7 +107,7 @@ impl Zone {
         self.update_waited_for();
     }
 
-    /// Sleeps until there is an item.
+    /// Sleeps until there is an item, behind those who sleep already.
     #[doc(alias = "zone_alloc_limit_hard")]
     pub(super) fn alloc_wait(&'static self) -> NonNull<u8> {
         self.sleeps.fetch_add(1, Ordering::Relaxed);
@@ -115,16 +115,17 @@ impl Zone {
         keg.announce();
         // From here on no item of the keg comes to rest in a cache; this gets at those that did before.
         reclaim::call_in(keg);
+        let mut claim = Claim::Ordinary;
         loop {
-            match self.import_one(How::Wait, false) {
+            match self.import_one(How::Wait, claim) {
                 Ok(item) => {
-                    keg.withdraw();
+                    keg.withdraw(claim);
                     return item;
                 }
-                Err(Shortage::Limit) => keg.sleep(Shortage::Limit),
+                Err(Shortage::Limit) => claim = keg.sleep(Shortage::Limit, claim),
                 Err(Shortage::Memory) => {
                     reclaim::reclaim(Reclaim::DrainCpu);
-                    keg.sleep(Shortage::Memory);
+                    claim = keg.sleep(Shortage::Memory, claim);
                 }
             }
         }
@@ -161,8 +162,19 @@ impl Keg {
         self.add_sleepers(1);
     }
 
-    fn withdraw(&self) {
+    /// A thread has its item. Others may have gone to sleep though there was room for more than those that slept before:
+    /// the first of them is woken, and sees to the next.
+    fn withdraw(&self, claim: Claim) {
+        let mut keg = self.state.lock();
+        if let Claim::Slept = claim {
+            keg.waiting -= 1;
+        }
+        let more = keg.waiting > 0 && keg.room(Claim::Slept) > 0;
+        drop(keg);
         self.add_sleepers(u32::MAX);
+        if more {
+            wakeup_one(WChan::of(self));
+        }
     }
 
     fn add_sleepers(&self, n: u32) {
@@ -177,21 +189,25 @@ impl Keg {
         }
     }
 
-    /// Sleeps until an item comes back; not at all if one has since `why` was found.
-    fn sleep(&self, why: Shortage) {
+    /// Sleeps until an item comes back; not at all if one has since `why` was found. Returns what it then may take.
+    fn sleep(&self, why: Shortage, claim: Claim) -> Claim {
         let until = SleepUntil {
             deadline: (why == Shortage::Memory)
                 .then(|| machine::sbinuptime().saturating_add(VM_WAIT)),
             catch: false,
         };
-        let keg = self.state.lock();
-        if why == Shortage::Limit && !keg.is_full() {
-            return;
+        let mut keg = self.state.lock();
+        if why == Shortage::Limit && keg.room(claim) > 0 {
+            return claim;
+        }
+        if let Claim::Ordinary = claim {
+            keg.waiting += 1;
         }
         let chan = WChan::of(self);
         sleepq::add(chan, "zonelimit", until);
         drop(keg);
         witness::check_sleep(curthread(), "zonelimit");
         let _ = sleepq::wait(chan, until);
+        Claim::Slept
     }
 }

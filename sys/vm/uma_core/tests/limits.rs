@@ -68,6 +68,27 @@ fn a_higher_limit_wakes_who_sleeps_at_the_lower() {
 }
 
 #[test]
+fn what_is_freed_for_a_sleeper_is_not_for_who_comes_later() {
+    for seed in seeds(10) {
+        Machine::builder().seed(seed).cpus(2).run(|| {
+            let zone = find_or_create("limited", 512, 8);
+            zone.set_max(4);
+            let mut items = take(zone, 4);
+            let waiter = kthread_add("waiter", Pri::PUSER, Some(1), move || {
+                let item = zone.alloc(How::Wait);
+                kern_synch::pause("hold", 10);
+                give(zone, item);
+            });
+            kern_synch::pause("test", 5);
+            give(zone, items.pop());
+            assert_eq!(zone.alloc(How::NoWait), None, "it is the sleeper's");
+            waiter.join();
+            give(zone, items);
+        });
+    }
+}
+
+#[test]
 fn buckets_are_as_large_as_the_limit_allows_also_after_it_was_lower() {
     Machine::builder().cpus(4).run(|| {
         let make = |name, flags| zcreate(Zone::new(name, 256, 8).with_flags(flags));
