@@ -8,8 +8,8 @@ use crate::machine;
 use crate::machine::bus_dma::DmaAddr;
 use crate::machine::in_cksum::{CksumAccum, in_cksum_partial};
 use crate::mbuf::{
-    ClusterSize, How, M_COPYALL, MAX_LINKHDR, MFlags, MHLEN, MLEN, Mbuf, NoBufs, PktHdr, RawMbuf,
-    Short, TagList,
+    ClusterSize, How, M_COPYALL, MAX_LINKHDR, MFlags, MHLEN, MJUM16BYTES, MLEN, Mbuf, NoBufs,
+    PktHdr, RawMbuf, Short, TagList,
 };
 use crate::param::PAGE_SIZE;
 use core::ptr::NonNull;
@@ -370,7 +370,7 @@ impl Mbuf {
         self.iter().all(|m| {
             let (from, to) = (at, at + m.len());
             at = to;
-            from >= end || to <= start || m.writable()
+            m.is_empty() || from >= end || to <= start || m.writable()
         })
     }
 
@@ -566,14 +566,22 @@ impl Mbuf {
                 chain.push(m);
                 continue;
             }
-            let pkthdr = m.has_pkthdr();
-            let mut copy = Mbuf::get_room(m.len(), pkthdr, how)?;
-            if pkthdr {
-                copy.move_pkthdr(&mut m);
+            let mut at = 0;
+            loop {
+                let n = (m.len() - at).min(MJUM16BYTES);
+                let pkthdr = m.has_pkthdr();
+                let mut copy = Mbuf::get_room(n, pkthdr, how)?;
+                if pkthdr {
+                    copy.move_pkthdr(&mut m);
+                }
+                copy.reserve_front((copy.size() - n).min(MAX_LINKHDR));
+                copy.extend_mut(n).copy_from_slice(&m.data()[at..at + n]);
+                chain.push(copy);
+                at += n;
+                if at == m.len() {
+                    break;
+                }
             }
-            copy.reserve_front((copy.size() - m.len()).min(MAX_LINKHDR));
-            copy.extend_mut(m.len()).copy_from_slice(m.data());
-            chain.push(copy);
         }
         chain.finish()
     }

@@ -260,6 +260,41 @@ fn external_storage_is_read_in_place_and_dropped_with_the_last_packet() {
 }
 
 #[test]
+fn storage_larger_than_any_cluster_is_unshared_in_pieces() {
+    struct Large(Vec<u8>);
+    impl ExtStorage for Large {
+        fn bytes(&self) -> &[u8] {
+            &self.0
+        }
+    }
+    on_a_machine(|| {
+        let all = pattern(40_000);
+        let storage = Box::new(Large(all.clone()));
+        let mut m = Mbuf::from_storage(storage, How::NoWait).unwrap();
+        m.pkthdr_mut().flowid = 7;
+        m.set_next(Some(chain_of(&[100])));
+        m.next_mut().unwrap().demote();
+        let m = m.unshare(How::NoWait).unwrap();
+        assert!(m.iter().all(Mbuf::writable));
+        assert_eq!(bytes(&m), [all, pattern(100)].concat());
+        assert_eq!((m.pkthdr().flowid, m.pkt_len()), (7, 40_000));
+    });
+}
+
+#[test]
+fn an_empty_shared_mbuf_among_others_does_not_keep_their_bytes_from_being_written() {
+    on_a_machine(|| {
+        let mut m = chain_of(&[100, 300, 100]);
+        let shared = m.copypacket(How::NoWait).unwrap();
+        m.next_mut().unwrap().next_mut().unwrap().set_len(0);
+        m.fixhdr();
+        assert!(m.copyback(90, &[1; 20], How::NoWait));
+        assert_eq!(bytes(&m)[90..110], [1; 20]);
+        assert_eq!(bytes(&shared), pattern(500));
+    });
+}
+
+#[test]
 fn a_split_packet_is_two_packets_and_joins_again() {
     on_a_machine(|| {
         for at in [0, 1, 100, 101, 1000, 2099] {
