@@ -67,16 +67,47 @@ fn zones() -> &'static MbZones {
 }
 
 impl MbZones {
-    /// Sets the limits by the size of memory: half of it, shared out as in FreeBSD.
+    /// Sets the limits: what the kernel's command line says, else shares of the memory that is for mbufs.
     #[doc(alias = "tunable_mbinit")]
-    fn set_limits(&self) {
-        let maxmbufmem = maxmbufmem();
-        let clusters = self.clust.set_max(maxmbufmem / MCLBYTES / 4);
-        let jumbop = self.jumbop.set_max(maxmbufmem / MJUMPAGESIZE / 4);
-        let jumbo9 = self.jumbo9.set_max(maxmbufmem / MJUM9BYTES / 6);
-        let jumbo16 = self.jumbo16.set_max(maxmbufmem / MJUM16BYTES / 6);
-        let all = clusters + jumbop + jumbo9 + jumbo16;
-        self.mbuf.set_max(all.max(maxmbufmem / MSIZE / 5));
+    fn set_limits(&'static self, maxmbufmem: usize) {
+        let clusters: usize = CLUSTER_LIMITS
+            .iter()
+            .map(|limit| {
+                let max = match tunable(limit.name) {
+                    None | Some(0) => maxmbufmem / limit.size / limit.share,
+                    Some(max) => max,
+                };
+                (limit.zone)(self).set_max(max)
+            })
+            .sum();
+        // As many mbufs as there are clusters of all sizes, at least.
+        let mbufs = match tunable(NMBUFS.name) {
+            Some(mbufs) if mbufs >= clusters => mbufs,
+            _ => clusters.max(maxmbufmem / NMBUFS.size / NMBUFS.share),
+        };
+        self.mbuf.set_max(mbufs);
+    }
+
+    /// Raises a limit.
+    ///
+    /// # Errors
+    /// `EINVAL` to lower it, or to allow more clusters when there may be fewer mbufs than clusters already.
+    #[doc(alias = "sysctl_nmbclusters")]
+    fn raise(&'static self, limit: &MbLimit, max: usize) -> Result<(), Errno> {
+        let zone = (limit.zone)(self);
+        if max == zone.max() {
+            return Ok(());
+        }
+        let clusters: usize = CLUSTER_LIMITS
+            .iter()
+            .map(|limit| (limit.zone)(self).max())
+            .sum();
+        let is_mbufs = limit.name == NMBUFS.name;
+        if max < zone.max() || !(is_mbufs || self.mbuf.max() >= clusters) {
+            return Err(Errno::EINVAL);
+        }
+        zone.set_max(max);
+        Ok(())
     }
 
     #[inline]
@@ -90,57 +121,86 @@ impl MbZones {
     }
 }
 
-fn maxmbufmem() -> usize {
-    vm_page::stats().total * PAGE_SIZE / 2
+/// A limit, `kern.ipc.nmb*`.
+struct MbLimit {
+    name: &'static str,
+    about: &'static str,
+    zone: fn(&'static MbZones) -> &'static Zone,
+    /// Bytes of an item.
+    size: usize,
+    /// The part of the memory for mbufs that it is by default, as a divisor.
+    share: usize,
 }
 
-/// Makes the zones, and puts their limits into the sysctl tree, `kern.ipc.nmb*`. They may be raised at run time; the kernel's command line may
-/// lower them too.
+const NMBUFS: MbLimit = MbLimit {
+    name: "kern.ipc.nmbufs",
+    about: "Maximum number of mbufs allowed",
+    zone: |zones| &zones.mbuf,
+    size: MSIZE,
+    share: 5,
+};
+
+const CLUSTER_LIMITS: [MbLimit; 4] = [
+    MbLimit {
+        name: "kern.ipc.nmbclusters",
+        about: "Maximum number of mbuf clusters allowed",
+        zone: |zones| &zones.clust,
+        size: MCLBYTES,
+        share: 4,
+    },
+    MbLimit {
+        name: "kern.ipc.nmbjumbop",
+        about: "Maximum number of mbuf page size jumbo clusters allowed",
+        zone: |zones| &zones.jumbop,
+        size: MJUMPAGESIZE,
+        share: 4,
+    },
+    MbLimit {
+        name: "kern.ipc.nmbjumbo9",
+        about: "Maximum number of mbuf 9k jumbo clusters allowed",
+        zone: |zones| &zones.jumbo9,
+        size: MJUM9BYTES,
+        share: 6,
+    },
+    MbLimit {
+        name: "kern.ipc.nmbjumbo16",
+        about: "Maximum number of mbuf 16k jumbo clusters allowed",
+        zone: |zones| &zones.jumbo16,
+        size: MJUM16BYTES,
+        share: 6,
+    },
+];
+
+/// What the kernel's command line says.
+fn tunable(name: &str) -> Option<usize> {
+    kenv().get(name)?.parse().ok()
+}
+
+/// Bytes that mbufs and clusters may take: half the memory, or what the command line says, but at most three quarters.
+fn maxmbufmem() -> usize {
+    let realmem = vm_page::stats().total * PAGE_SIZE;
+    let asked = tunable("kern.ipc.maxmbufmem").filter(|&bytes| bytes > 0);
+    asked.unwrap_or(realmem / 2).min(realmem / 4 * 3)
+}
+
+/// Makes the zones, and puts their limits into the sysctl tree, `kern.ipc.nmb*`. They may be raised at run time; the kernel's
+/// command line may lower them too.
 pub fn mbinit() {
     uma::startup();
-    zones().set_limits();
-    let limit = |name: &'static str, about: &'static str, zone: fn() -> &'static Zone| {
-        let boot = kenv().get(name).and_then(|value| value.parse().ok());
-        if let Some(max) = boot.filter(|&max| max > 0) {
-            zone().set_max(max);
-        }
-        let read = move || format!("{}", zone().max());
+    let maxmbufmem = maxmbufmem();
+    zones().set_limits(maxmbufmem);
+    for limit in [NMBUFS].into_iter().chain(CLUSTER_LIMITS) {
+        let (name, about, zone) = (limit.name, limit.about, limit.zone);
+        let read = move || format!("{}", zone(zones()).max());
         let write = move |value: &str| {
-            let max: usize = value.parse().map_err(|_| Errno::EINVAL)?;
-            if max < zone().max() {
-                return Err(Errno::EINVAL);
-            }
-            zone().set_max(max);
-            Ok(())
+            let max = value.parse().map_err(|_| Errno::EINVAL)?;
+            zones().raise(&limit, max)
         };
         root().register(name, Arc::new(Procedure::new(about, read, write)));
-    };
-    limit("kern.ipc.nmbufs", "Maximum number of mbufs allowed", || {
-        &zones().mbuf
-    });
-    limit(
-        "kern.ipc.nmbclusters",
-        "Maximum number of mbuf clusters allowed",
-        || &zones().clust,
-    );
-    limit(
-        "kern.ipc.nmbjumbop",
-        "Maximum number of mbuf page size jumbo clusters allowed",
-        || &zones().jumbop,
-    );
-    limit(
-        "kern.ipc.nmbjumbo9",
-        "Maximum number of mbuf 9k jumbo clusters allowed",
-        || &zones().jumbo9,
-    );
-    limit(
-        "kern.ipc.nmbjumbo16",
-        "Maximum number of mbuf 16k jumbo clusters allowed",
-        || &zones().jumbo16,
-    );
+    }
     let memory = ReadOnly::new(
         "Maximum real memory allocatable to various mbuf types",
-        || format!("{}", maxmbufmem()),
+        move || format!("{maxmbufmem}"),
     );
     root().register("kern.ipc.maxmbufmem", Arc::new(memory));
 }
@@ -580,5 +640,86 @@ impl MbufStat {
             self.mbuf.current,
             self.cluster.current + self.jumbop.current + self.jumbo9.current + self.jumbo16.current,
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::machine::hosted::Machine;
+
+    fn limit(name: &str) -> usize {
+        let text = root().get(&format!("kern.ipc.{name}"));
+        text.and_then(|text| text.parse().ok()).unwrap()
+    }
+
+    fn set(name: &str, value: usize) -> Result<(), Errno> {
+        let set = root().set(&format!("kern.ipc.{name}"), &format!("{value}"));
+        set.map(|_| ())
+    }
+
+    /// The sum of the limits of clusters.
+    fn clusters() -> usize {
+        ["nmbclusters", "nmbjumbop", "nmbjumbo9", "nmbjumbo16"]
+            .iter()
+            .map(|name| limit(name))
+            .sum()
+    }
+
+    #[test]
+    fn limits_follow_from_the_memory_that_is_for_mbufs() {
+        Machine::builder().memory(64 << 20).run(|| {
+            let memory = limit("maxmbufmem");
+            assert_eq!(memory, vm_page::stats().total * PAGE_SIZE / 2);
+            assert_eq!(limit("nmbclusters"), memory / MCLBYTES / 4);
+            assert_eq!(limit("nmbjumbop"), memory / MJUMPAGESIZE / 4);
+            assert_eq!(limit("nmbjumbo9"), memory / MJUM9BYTES / 6);
+            assert_eq!(limit("nmbjumbo16"), memory / MJUM16BYTES / 6);
+            assert_eq!(limit("nmbufs"), (memory / MSIZE / 5).max(clusters()));
+        });
+    }
+
+    #[test]
+    fn the_command_line_says_how_much_memory_is_for_mbufs_up_to_three_quarters() {
+        for (asked, found) in [(8 << 20, 8 << 20), (1 << 30, usize::MAX)] {
+            let tunable = format!("kern.ipc.maxmbufmem={asked}");
+            Machine::builder()
+                .memory(64 << 20)
+                .tunables(&tunable)
+                .run(move || {
+                    let most = vm_page::stats().total * PAGE_SIZE / 4 * 3;
+                    assert_eq!(limit("maxmbufmem"), most.min(found));
+                    assert_eq!(limit("nmbclusters"), most.min(found) / MCLBYTES / 4);
+                });
+        }
+    }
+
+    #[test]
+    fn with_more_clusters_on_the_command_line_there_are_mbufs_for_them() {
+        let tunables = "kern.ipc.nmbclusters=1000000 kern.ipc.nmbjumbo16=0 kern.ipc.nmbufs=100";
+        Machine::builder()
+            .memory(64 << 20)
+            .tunables(tunables)
+            .run(|| {
+                assert_eq!(limit("nmbclusters"), 1_000_000);
+                assert!(limit("nmbjumbo16") > 0, "0 asks for the default");
+                assert_eq!(limit("nmbufs"), clusters());
+            });
+    }
+
+    #[test]
+    fn limits_may_be_raised_while_there_are_mbufs_for_all_clusters() {
+        Machine::builder().memory(64 << 20).run(|| {
+            let (mbufs, small) = (limit("nmbufs"), limit("nmbclusters"));
+            assert_eq!(set("nmbclusters", small), Ok(()), "as it is");
+            assert_eq!(set("nmbclusters", small - 1), Err(Errno::EINVAL));
+            assert_eq!(set("nmbclusters", small + 1), Ok(()));
+            assert_eq!(set("nmbclusters", mbufs), Ok(()), "as many as they were");
+            assert_eq!(set("nmbjumbop", mbufs), Err(Errno::EINVAL), "too few mbufs");
+            assert_eq!(set("nmbufs", 1), Err(Errno::EINVAL));
+            assert_eq!(set("nmbufs", clusters()), Ok(()));
+            assert_eq!(set("nmbjumbop", mbufs), Ok(()));
+            assert_eq!(zones().clust.max(), mbufs);
+        });
     }
 }
