@@ -809,11 +809,15 @@ fn steal(me: usize) -> bool {
     });
     // SAFETY: as above.
     let thread = thread.map(|thread| unsafe { Thread::from_word(thread.as_word()) });
+    // No interrupt until the thread is on a queue again: what it woke here would run instead of us, and no CPU would find the
+    // thread until that ends.
+    spinlock_enter();
     if let Some(thread) = thread {
         tdq.dequeue(thread);
     }
     tdq.lock.unlock();
     let Some(thread) = thread else {
+        spinlock_exit();
         // It has just been put there and is on its way off that CPU, or somebody else took it.
         machine::cpu_spinwait();
         return false;
@@ -823,6 +827,7 @@ fn steal(me: usize) -> bool {
     tdq.enqueue(thread, me, false);
     count(&tdq.figures.steals);
     tdq.lock.unlock();
+    spinlock_exit();
     true
 }
 
@@ -1179,6 +1184,55 @@ mod tests {
             let work = Sbintime::from_us(seed as i64 % 4);
             let waited = wait_for_a_cpu(seed, work, "1");
             assert!(waited < Sbintime::from_ms(2), "seed {seed}: {waited:?}");
+        }
+    }
+
+    #[test]
+    fn a_thread_that_an_idle_cpu_takes_does_not_wait_for_what_wakes_there_meanwhile() {
+        for seed in 0..300 {
+            Machine::builder().seed(seed).cpus(2).run(|| {
+                pause("settle", 1);
+                let busy = Arc::new(AtomicBool::new(false));
+                let free = Arc::new(AtomicBool::new(false));
+                let began = Arc::new(AtomicI64::new(0));
+                // Woken on the second CPU, it works there for long.
+                let chan = crate::kern::kern_synch::WChan::of(&*began);
+                let hog = kthread_add("hog", Pri::PUSER, Some(1), move || {
+                    let woken = crate::kern::kern_synch::tsleep(chan, Pri::PWAIT, "t", None, false);
+                    assert_eq!(woken, Ok(()));
+                    work_until(machine::sbinuptime() + Sbintime::from_ms(50));
+                });
+                pause("settle", 1);
+                let (is_busy, is_free) = (Arc::clone(&busy), Arc::clone(&free));
+                let brief = kthread_add("brief", Pri::PUSER, Some(1), move || {
+                    is_busy.store(true, Ordering::Relaxed);
+                    while !is_free.load(Ordering::Relaxed) {
+                        machine::cpu_spinwait();
+                    }
+                });
+                let theirs = Arc::clone(&began);
+                let first = kthread_add("first", Pri::PUSER, Some(0), move || {
+                    while !busy.load(Ordering::Relaxed) {
+                        machine::cpu_spinwait();
+                    }
+                    let start = machine::sbinuptime();
+                    let new = kthread_add("new", Pri::PUSER, None, move || {
+                        theirs.store((machine::sbinuptime() - start).0, Ordering::Relaxed);
+                    });
+                    free.store(true, Ordering::Relaxed);
+                    for _ in 0..machine::random_u64() % 32 {
+                        machine::interleave();
+                    }
+                    crate::kern::kern_synch::wakeup(chan);
+                    work_until(start + Sbintime::from_ms(5));
+                    new.join();
+                });
+                for thread in [hog, brief, first] {
+                    thread.join();
+                }
+                let waited = Sbintime(began.load(Ordering::Relaxed));
+                assert!(waited < Sbintime::from_ms(12), "seed {seed}: {waited:?}");
+            });
         }
     }
 
