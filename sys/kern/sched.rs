@@ -484,48 +484,53 @@ pub fn sched_prio(pri: Pri) {
     super::subr_turnstile::change_base_pri(curthread(), pri);
 }
 
+/// Gives `thread` a priority, wherever it is. One that is neither on a queue nor on a CPU needs no more than that: whoever gives it
+/// a place says so before it reads the priority.
 fn set_prio(thread: ThreadRef, pri: Pri) {
     thread.td_priority.store(pri.0, Ordering::SeqCst);
     loop {
-        let cpu = thread.td_rqcpu.load(Ordering::SeqCst);
+        let queued_on = thread.td_rqcpu.load(Ordering::SeqCst);
+        let running_on = thread.td_oncpu.load(Ordering::SeqCst);
+        let cpu = match queued_on {
+            NOCPU => running_on,
+            cpu => cpu,
+        };
         if cpu == NOCPU {
-            break;
+            return;
         }
         let tdq = TDQ.get().get(cpu as usize);
         tdq.lock.lock();
-        if thread.td_rqcpu.load(Ordering::Relaxed) != cpu {
-            tdq.lock.unlock();
-            continue;
-        }
-        tdq.dequeue(thread);
-        tdq.enqueue(thread, cpu as usize, false);
-        let interrupts = pri.preempts(tdq.curpri());
-        let here = cpu as usize == machine::curcpu();
-        if interrupts && here {
-            machine::pcpu().owepreempt.store(1, Ordering::Relaxed);
-        }
-        if interrupts && !here && !tdq.ipi_pending.swap(true, Ordering::Relaxed) {
-            notify(cpu as usize);
-        }
-        tdq.lock.unlock();
-        return;
-    }
-    let running_on = thread.td_oncpu.load(Ordering::Relaxed);
-    if running_on != NOCPU {
-        let tdq = TDQ.get().get(running_on as usize);
-        tdq.curpri.store(pri.0, Ordering::Relaxed);
-        spinlock_enter();
-        if running_on as usize == machine::curcpu() {
-            tdq.lock.lock();
-            if tdq
-                .first()
-                .is_some_and(|next| next.priority().preempts(pri))
-            {
+        let queued = thread.td_rqcpu.load(Ordering::Relaxed) == cpu;
+        // A switch is over before the lock is free again, so that it is what runs there, and `curpri` its priority.
+        let running = !queued && thread.td_oncpu.load(Ordering::Relaxed) == cpu;
+        if queued {
+            requeue(tdq, thread, cpu as usize);
+        } else if running {
+            tdq.curpri.store(pri.0, Ordering::Relaxed);
+            let waits = tdq.first();
+            let preempts = waits.is_some_and(|next| next.priority().preempts(pri));
+            if preempts && cpu as usize == machine::curcpu() {
                 machine::pcpu().owepreempt.store(1, Ordering::Relaxed);
             }
-            tdq.lock.unlock();
         }
-        spinlock_exit();
+        tdq.lock.unlock();
+        if queued || running {
+            return;
+        }
+    }
+}
+
+/// Puts a thread on the queue of its new priority; that of `cpu` is locked.
+fn requeue(tdq: &Tdq, thread: ThreadRef, cpu: usize) {
+    tdq.dequeue(thread);
+    tdq.enqueue(thread, cpu, false);
+    if !thread.priority().preempts(tdq.curpri()) {
+        return;
+    }
+    if cpu == machine::curcpu() {
+        machine::pcpu().owepreempt.store(1, Ordering::Relaxed);
+    } else if !tdq.ipi_pending.swap(true, Ordering::Relaxed) {
+        notify(cpu);
     }
 }
 
@@ -636,14 +641,15 @@ fn mi_switch(tdq: &'static Tdq) {
     let me = curthread();
     let cpu = machine::curcpu();
     pcpu.owepreempt.store(0, Ordering::Relaxed);
-    let next = match tdq.first() {
-        Some(next) => {
-            tdq.dequeue(next);
-            next
-        }
-        // SAFETY: the idle thread was set before the scheduler started, and lives as long as the machine.
-        None => unsafe { &*pcpu.idlethread.load(Ordering::Relaxed).cast::<Thread>() },
-    };
+    let waiting = tdq.first();
+    // SAFETY: the idle thread was set before the scheduler started, and lives as long as the machine.
+    let idle: ThreadRef = unsafe { &*pcpu.idlethread.load(Ordering::Relaxed).cast::<Thread>() };
+    let next = waiting.unwrap_or(idle);
+    // In this order: see `set_prio`.
+    next.td_oncpu.store(cpu as u32, Ordering::Relaxed);
+    if waiting.is_some() {
+        tdq.dequeue(next);
+    }
     // Several may have come with one interrupt: those left measure the turn of the first.
     if tdq.load.load(Ordering::Relaxed) != 0 {
         start_turn(tdq);
@@ -656,7 +662,6 @@ fn mi_switch(tdq: &'static Tdq) {
         return;
     }
     tdq.figures.switch_to(next);
-    next.td_oncpu.store(cpu as u32, Ordering::Relaxed);
     next.td_lastcpu.store(cpu as u32, Ordering::Relaxed);
     next.td_switches.store(
         next.td_switches.load(Ordering::Relaxed) + 1,
