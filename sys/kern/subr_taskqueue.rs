@@ -13,10 +13,11 @@ use alloc::vec::Vec;
 use crate::kern::kern_mutex::{Mutex, MutexGuard};
 use crate::kern::kern_synch::{WChan, wakeup, wakeup_any};
 use crate::kern::kern_thread::{Pri, ThreadHandle, kthread_add};
-use crate::kern::kern_timeout::{Callout, CalloutStop, CalloutTarget};
+use crate::kern::kern_timeout::{CalloutStop, LockedCallout, LockedTarget};
 use crate::kern::lock_order;
 use crate::machine::atomic::{AtomicU32, Ordering};
 use crate::time::Sbintime;
+use spin::Once;
 
 /// A piece of work that can be queued again and again, on one queue at a time; queued twice before it runs, it runs once.
 pub struct Task {
@@ -117,41 +118,38 @@ impl Taskqueue {
     /// Queues `task`, or counts once more if it already waits. Not for interrupt filters.
     #[doc(alias = "taskqueue_enqueue")]
     pub fn enqueue(&self, task: &Arc<Task>) {
-        self.shared.enqueue(task);
+        Shared::enqueue(self.shared.queue.lock(), task);
     }
 
-    /// Queues the task of `later` after `span`, or sets back the time if it is waiting; tells whether it was.
+    /// Queues the task of `later` after `span`, or sets back the time if it is waiting; tells whether it was. Does nothing while
+    /// somebody drains it.
     #[doc(alias = "taskqueue_enqueue_timeout")]
     pub fn enqueue_timeout(&self, later: &TimeoutTask, span: Sbintime) -> bool {
-        let due = later
-            .due
-            .lock()
-            .get_or_insert_with(|| {
-                Arc::new(Due {
-                    task: later.task.clone(),
-                    shared: self.shared.clone(),
-                })
+        let due = later.due.call_once(|| {
+            Arc::new(Due {
+                task: later.task.clone(),
+                shared: self.shared.clone(),
             })
-            .clone();
-        later.callout.reset(span, &due)
+        });
+        let queue = due.lock();
+        if later.drainers.load(Ordering::Relaxed) != 0 {
+            return false;
+        }
+        later.callout.reset(&queue, span, due)
     }
 
     /// Takes `task` off the queue.
     #[doc(alias = "taskqueue_cancel")]
     pub fn cancel(&self, task: &Arc<Task>) -> Cancelled {
-        let mut queue = self.shared.queue.lock();
-        queue.waiting.retain(|(other, _)| !Arc::ptr_eq(other, task));
-        Cancelled {
-            pending: task.pending.swap(0, Ordering::Relaxed),
-            running: queue.runs(task),
-        }
+        self.shared.queue.lock().cancel(task)
     }
 
     /// Takes the task of `later` off the queue, and off the clock, where it counts as queued once.
     #[doc(alias = "taskqueue_cancel_timeout")]
     pub fn cancel_timeout(&self, later: &TimeoutTask) -> Cancelled {
-        let armed = later.callout.stop() == CalloutStop::Cancelled;
-        let queued = self.cancel(&later.task);
+        let mut queue = self.shared.queue.lock();
+        let armed = later.callout.stop(&queue) == CalloutStop::Cancelled;
+        let queued = queue.cancel(&later.task);
         Cancelled {
             pending: queued.pending + u32::from(armed),
             ..queued
@@ -165,11 +163,20 @@ impl Taskqueue {
             .wait_while(|queue| task.pending() != 0 || queue.runs(task));
     }
 
-    /// Takes the task of `later` off the clock, and waits until it neither waits nor runs.
+    /// Takes the task of `later` off the clock, and waits until it neither waits nor runs. If it queues itself for later meanwhile,
+    /// it does so in vain.
     #[doc(alias = "taskqueue_drain_timeout")]
+    #[doc(alias = "DT_DRAIN_IN_PROGRESS")]
     pub fn drain_timeout(&self, later: &TimeoutTask) {
+        let count = |change: fn(u32) -> u32| {
+            let _queue = self.shared.queue.lock();
+            let drainers = later.drainers.load(Ordering::Relaxed);
+            later.drainers.store(change(drainers), Ordering::Relaxed);
+        };
+        count(|drainers| drainers + 1);
         later.callout.drain();
         self.drain_task(&later.task);
+        count(|drainers| drainers - 1);
     }
 
     /// Waits until everything that is queued now has run.
@@ -192,8 +199,11 @@ impl Taskqueue {
     /// Lets tasks begin again.
     #[doc(alias = "taskqueue_unblock")]
     pub fn unblock(&self) {
-        self.shared.queue.lock().blocked = false;
-        wakeup(WChan::of(&*self.shared));
+        let mut queue = self.shared.queue.lock();
+        queue.blocked = false;
+        let chan = queue.work_chan();
+        drop(queue);
+        wakeup(chan);
     }
 }
 
@@ -203,8 +213,9 @@ impl Drop for Taskqueue {
         let mut queue = self.shared.queue.lock();
         queue.closed = true;
         queue.blocked = false;
+        let chan = queue.work_chan();
         drop(queue);
-        wakeup(WChan::of(&*self.shared));
+        wakeup(chan);
         for thread in self.threads.drain(..) {
             thread.join();
         }
@@ -212,6 +223,24 @@ impl Drop for Taskqueue {
 }
 
 impl Queue {
+    /// What threads sleep on that have nothing to do.
+    fn work_chan(&self) -> WChan {
+        WChan::of(&self.waiting)
+    }
+
+    /// What those sleep on that wait for the end of a task: they must not take a wakeup that one thread was to get.
+    fn end_chan(&self) -> WChan {
+        WChan::of(&self.running)
+    }
+
+    fn cancel(&mut self, task: &Arc<Task>) -> Cancelled {
+        self.waiting.retain(|(other, _)| !Arc::ptr_eq(other, task));
+        Cancelled {
+            pending: task.pending.swap(0, Ordering::Relaxed),
+            running: self.runs(task),
+        }
+    }
+
     fn runs(&self, task: &Arc<Task>) -> bool {
         self.running
             .iter()
@@ -232,8 +261,7 @@ impl Queue {
 }
 
 impl Shared {
-    fn enqueue(&self, task: &Arc<Task>) {
-        let mut queue = self.queue.lock();
+    fn enqueue(mut queue: MutexGuard<'_, Queue, lock_order::TaskqueueClass>, task: &Arc<Task>) {
         let pending = task.pending.load(Ordering::Relaxed);
         task.pending
             .store(pending.saturating_add(1), Ordering::Relaxed);
@@ -241,10 +269,10 @@ impl Shared {
             return;
         }
         queue.add(task);
-        let blocked = queue.blocked;
+        let (blocked, chan) = (queue.blocked, queue.work_chan());
         drop(queue);
         if !blocked {
-            wakeup_any(WChan::of(self));
+            wakeup_any(chan);
         }
     }
 
@@ -252,7 +280,7 @@ impl Shared {
     fn wait_while(&self, busy: impl Fn(&Queue) -> bool) {
         let mut queue = self.queue.lock();
         while busy(&queue) {
-            let chan = WChan::of(&self.queue);
+            let chan = queue.end_chan();
             queue = MutexGuard::msleep(queue, chan, Pri::PUSER, "tq_drain", None, false).0;
         }
     }
@@ -273,11 +301,12 @@ impl Shared {
                 (task.work)(pending);
                 queue = self.queue.lock();
                 queue.running.retain(|(_, other)| *other != number);
-                wakeup(WChan::of(&self.queue));
+                wakeup(queue.end_chan());
             } else if queue.closed {
                 return;
             } else {
-                queue = MutexGuard::msleep(queue, WChan::of(self), pri, "-", None, false).0;
+                let chan = queue.work_chan();
+                queue = MutexGuard::msleep(queue, chan, pri, "-", None, false).0;
             }
         }
     }
@@ -286,8 +315,11 @@ impl Shared {
 /// A task that is queued after some time.
 pub struct TimeoutTask {
     task: Arc<Task>,
-    callout: Callout,
-    due: Mutex<Option<Arc<Due>>, lock_order::TaskqueueClass>,
+    /// Runs with its queue locked, so that whoever cancels it either finds it armed or finds the task queued.
+    callout: LockedCallout<Due>,
+    due: Once<Arc<Due>>,
+    /// Threads in `drain_timeout`. Under the lock of its queue.
+    drainers: AtomicU32,
 }
 
 impl TimeoutTask {
@@ -296,8 +328,9 @@ impl TimeoutTask {
     pub fn new(task: &Arc<Task>) -> TimeoutTask {
         TimeoutTask {
             task: task.clone(),
-            callout: Callout::new(),
-            due: Mutex::new(None),
+            callout: LockedCallout::new(),
+            due: Once::new(),
+            drainers: AtomicU32::new(0),
         }
     }
 }
@@ -308,16 +341,23 @@ struct Due {
     shared: Arc<Shared>,
 }
 
-impl CalloutTarget for Due {
-    fn callout(self: Arc<Self>, _: Sbintime) {
-        self.shared.enqueue(&self.task);
+impl LockedTarget for Due {
+    type Guard<'a> = MutexGuard<'a, Queue, lock_order::TaskqueueClass>;
+
+    fn lock(&self) -> Self::Guard<'_> {
+        self.shared.queue.lock()
+    }
+
+    #[doc(alias = "taskqueue_timeout_func")]
+    fn callout(self: &Arc<Self>, queue: Self::Guard<'_>, _: Sbintime) {
+        Shared::enqueue(queue, &self.task);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kern::kern_synch::pause;
+    use crate::kern::kern_synch::{pause, sched_bind};
     use crate::machine;
     use crate::machine::atomic::AtomicUsize;
     use crate::machine::hosted::Machine;
@@ -433,6 +473,94 @@ mod tests {
             queue.drain_timeout(&later);
             pause("after", 50);
             assert_eq!(diary.lock().len(), 1);
+        });
+    }
+
+    #[test]
+    fn a_task_cancelled_at_its_time_does_not_run_later() {
+        for seed in 0..200 {
+            Machine::builder().seed(seed).cpus(2).run(|| {
+                let runs = Arc::new(AtomicUsize::new(0));
+                let count = runs.clone();
+                let task = Task::new(move || {
+                    count.fetch_add(1, Ordering::Relaxed);
+                });
+                let queue = Taskqueue::with_threads("test taskq", Pri::PUSER, 1, Some(1));
+                let later = TimeoutTask::new(&task);
+                // Its time comes on the other CPU.
+                sched_bind(1);
+                queue.enqueue_timeout(&later, Sbintime::from_us(20));
+                let due = machine::sbinuptime() + Sbintime::from_us(20);
+                sched_bind(0);
+                while machine::sbinuptime() < due {
+                    machine::cpu_spinwait();
+                }
+                let gone = queue.cancel_timeout(&later);
+                let before = runs.load(Ordering::Relaxed);
+                pause("after", 5);
+                let after = runs.load(Ordering::Relaxed);
+                assert!(gone.running || after == before, "seed {seed}: {gone:?}");
+                assert_eq!(gone.pending == 0, after == 1, "seed {seed}: {gone:?}");
+            });
+        }
+    }
+
+    #[test]
+    fn a_task_that_queues_itself_for_later_ends_when_it_is_drained() {
+        Machine::builder().run(|| {
+            let queue = Arc::new(Taskqueue::new("test taskq", Pri::PUSER));
+            let runs = Arc::new(AtomicUsize::new(0));
+            let own: Arc<Mutex<Option<Arc<TimeoutTask>>, lock_order::Leaf>> =
+                Arc::new(Mutex::new(None));
+            let (count, its_queue, itself) = (runs.clone(), Arc::downgrade(&queue), own.clone());
+            let periodic = Task::new(move || {
+                count.fetch_add(1, Ordering::Relaxed);
+                pause("work", 2);
+                let itself = itself.lock().clone();
+                if let (Some(queue), Some(itself)) = (its_queue.upgrade(), itself) {
+                    queue.enqueue_timeout(&itself, Sbintime::from_ms(3));
+                }
+            });
+            let later = Arc::new(TimeoutTask::new(&periodic));
+            *own.lock() = Some(later.clone());
+            queue.enqueue_timeout(&later, Sbintime::from_ms(3));
+            // It runs from 13 ms to 15 ms.
+            pause("until it runs", 14);
+            assert_eq!(runs.load(Ordering::Relaxed), 3);
+            queue.drain_timeout(&later);
+            pause("after", 50);
+            assert_eq!(runs.load(Ordering::Relaxed), 3);
+            // Afterwards it can be used again.
+            assert!(!queue.enqueue_timeout(&later, Sbintime::from_ms(3)));
+            pause("until it runs", 4);
+            assert_eq!(runs.load(Ordering::Relaxed), 4);
+            *own.lock() = None;
+            queue.drain_timeout(&later);
+        });
+    }
+
+    #[test]
+    fn who_waits_for_a_task_does_not_take_the_wakeup_of_a_thread() {
+        Machine::builder().cpus(2).run(|| {
+            let queue = Arc::new(Taskqueue::with_threads("pool", Pri::PUSER, 2, None));
+            let slow = Task::new(|| pause("slow", 50));
+            queue.enqueue(&slow);
+            pause("until it runs", 1);
+            let (theirs, its_task) = (queue.clone(), slow.clone());
+            let waiter = kthread_add("waiter", Pri::PUSER, None, move || {
+                theirs.drain_task(&its_task);
+            });
+            pause("until it waits", 1);
+            let runs = Arc::new(AtomicUsize::new(0));
+            let count = runs.clone();
+            let quick = Task::new(move || {
+                count.fetch_add(1, Ordering::Relaxed);
+            });
+            queue.enqueue(&quick);
+            pause("quick", 1);
+            assert_eq!(runs.load(Ordering::Relaxed), 1);
+            assert!(!waiter.is_done());
+            waiter.join();
         });
     }
 
