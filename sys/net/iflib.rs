@@ -24,7 +24,7 @@ use crate::kern::subr_taskqueue::{Task, Taskqueue};
 use crate::kprintf;
 use crate::machine::atomic::{AtomicBool, AtomicU32, Ordering};
 use crate::machine::bus_dma::DmaAddr;
-use crate::machine::{IrqSource, curcpu};
+use crate::machine::{IrqSource, curcpu, ncpus};
 use crate::mbuf::{ClusterSize, CsumFlags, HashType, Mbuf, MbufQueue};
 use crate::net::if_ethersubr::{ETHERMTU, EtherText};
 use crate::net::iflib_rx::{RX_COUNTERS, RxQueue};
@@ -376,7 +376,7 @@ impl Iflib {
             cookies.push(bus_setup_intr(
                 source,
                 &format!("{name}:{suffix}"),
-                self.sctx.unit as usize + v,
+                (self.sctx.unit as usize + v) % ncpus(),
                 Box::new(move || {
                     // The whole, not its field: that would be captured alone.
                     let filter = &filter;

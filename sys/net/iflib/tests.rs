@@ -3,6 +3,7 @@
 use super::*;
 use crate::kern::kern_mbuf::MbufStat;
 use crate::kern::kern_synch::pause_sbt;
+use crate::kern::kern_thread::threads;
 use crate::kern::subr_epoch::NetEpoch;
 use crate::machine::hosted::Machine;
 use crate::machine::phys_to_virt;
@@ -227,21 +228,11 @@ struct Rig {
     iflib: Arc<Iflib>,
 }
 
-fn rig() -> Rig {
-    let vnet = Vnet::new("test");
-    let fake = Fake::new();
-    let heard = Arc::new(Heard::default());
-    let info = NetisrInfo {
-        name: "ip",
-        proto: NetisrProto::Ip,
-        policy: NetisrPolicy::Flow,
-        dispatch: NetisrDispatch::Default,
-    };
-    vnet.netisr_register(info, heard.clone()).unwrap();
-    let sctx = IflibSharedCtx {
+fn sctx(unit: u32) -> IflibSharedCtx {
+    IflibSharedCtx {
         name: "fake",
         desc: "vectors",
-        unit: 0,
+        unit,
         mac: MAC,
         ntxd: (NDESC, NDESC, NDESC),
         nrxd: (NDESC, NDESC, NDESC),
@@ -257,7 +248,21 @@ fn rig() -> Rig {
         capenable: IfCap::TXCSUM | IfCap::TSO4,
         min_frame: 60,
         max_mtu: 9000,
+    }
+}
+
+fn rig() -> Rig {
+    let vnet = Vnet::new("test");
+    let fake = Fake::new();
+    let heard = Arc::new(Heard::default());
+    let info = NetisrInfo {
+        name: "ip",
+        proto: NetisrProto::Ip,
+        policy: NetisrPolicy::Flow,
+        dispatch: NetisrDispatch::Default,
     };
+    vnet.netisr_register(info, heard.clone()).unwrap();
+    let sctx = sctx(0);
     let (ifp, iflib) = Iflib::attach_parts(&vnet, sctx, Arc::new(fake.clone()), &[]).unwrap();
     ifp.change_flags(IfFlags::UP, IfFlags::empty()).unwrap();
     Rig {
@@ -600,5 +605,30 @@ fn a_frame_that_claims_more_than_its_buffer_holds_is_dropped_and_the_next_one_co
         assert_eq!(heard.len(), 1);
         assert_eq!(heard[0].0.len(), 300 - ETHER_HDR_LEN);
         assert_eq!(rig.ifp.data().ierrors, 1);
+    });
+}
+
+#[test]
+fn there_may_be_more_interfaces_than_cpus() {
+    Machine::builder().cpus(2).run(|| {
+        let vnet = Vnet::new("a");
+        let interfaces: Vec<_> = (0..3)
+            .map(|unit| {
+                let line = IrqSource::IoApic {
+                    gsi: 10 + unit,
+                    level: true,
+                    active_low: true,
+                };
+                Iflib::attach(&vnet, sctx(unit), Arc::new(Fake::new()), &[line]).unwrap()
+            })
+            .collect();
+        let names: Vec<_> = threads().iter().map(|td| td.name().to_string()).collect();
+        for (unit, ifp) in interfaces.iter().enumerate() {
+            let suffix = format!(": fake{unit}:irq0");
+            assert!(names.iter().any(|name| name.ends_with(&suffix)), "{suffix}");
+            vnet.if_detach(ifp);
+        }
+        drop(interfaces);
+        vnet.destroy();
     });
 }
