@@ -1,8 +1,8 @@
 //! Callouts: functions that run at a later time, on a wheel per CPU.
 //!
 //! FreeBSD: sys/kern/kern_timeout.c, sys/sys/callout.h
-//! Differs from FreeBSD: the wheel is hierarchical (six levels of 64 buckets, 1/1024 s at the finest), so that the next
-//! event is found from six bit maps and the event timer is set for it alone; there is no clock tick. A callout
+//! Differs from FreeBSD: the wheel is hierarchical (seven levels of 64 buckets, 1/1024 s at the finest), so that the next
+//! event is found from seven bit maps and the event timer is set for it alone; there is no clock tick. A callout
 //! that is set back, as TCP does with each segment, is not moved: its bucket sends it on when its time comes.
 //! What runs is an object (`CalloutTarget`) that the wheel keeps alive, not a function with an untyped argument.
 //! A precision rounds the deadline up, so that callouts that may be late fall together, instead of a window for each.
@@ -309,11 +309,16 @@ const MOVING: u32 = u32::MAX - 2;
 /// Armed for another CPU, where it goes when its target has ended here.
 const MIGRATING: u32 = u32::MAX - 3;
 
-const LEVELS: usize = 6;
+/// It is on its way from one wheel to another: whoever wants to lock its wheel waits.
+const CPUBLOCK: u32 = NOCPU;
+
+/// Enough for every `Sbintime`.
+const LEVELS: usize = 7;
 const SLOTS: usize = 64;
 const SLOT_BITS: u32 = 6;
 /// log2 of the width of the finest bucket, as a part of `Sbintime`: 1/1024 s.
 const TICK_SHIFT: u32 = 32 - 10;
+const _: () = assert!(LEVELS as u32 * SLOT_BITS + TICK_SHIFT >= i64::BITS - 1);
 
 struct Buckets {
     slots: [[LinkedList<WheelAdapter>; SLOTS]; LEVELS],
@@ -570,8 +575,7 @@ fn tick_of(time: Sbintime) -> u64 {
 impl Buckets {
     /// Puts `node` in the bucket of its time.
     fn insert(&mut self, node: &CalloutNode) {
-        let reach = (1u64 << (LEVELS as u32 * SLOT_BITS)) - 1;
-        let tick = tick_of(node.deadline()).clamp(self.elapsed, self.elapsed | reach);
+        let tick = tick_of(node.deadline()).max(self.elapsed);
         // The level is given by the highest bit in which the time differs from now.
         let differs = (self.elapsed ^ tick) | (SLOTS as u64 - 1);
         let level = ((63 - differs.leading_zeros()) / SLOT_BITS) as usize;
@@ -666,7 +670,7 @@ impl Buckets {
             return start;
         }
         // One that was set back is sent on at the end of its bucket's tick.
-        let end = Sbintime(start.0 + (1 << TICK_SHIFT));
+        let end = start.saturating_add(Sbintime(1 << TICK_SHIFT));
         let first = self.slots[0][slot]
             .iter()
             .map(|node| node.deadline().min(end))
@@ -1125,6 +1129,56 @@ mod tests {
                 pause("rest", 5);
                 assert_eq!(alone.runs.load(Ordering::Relaxed), runs + 1);
             });
+        }
+    }
+
+    #[test]
+    fn a_target_that_arms_itself_is_not_armed_when_it_has_been_drained() {
+        struct Again(Callout);
+        impl CalloutTarget for Again {
+            fn callout(self: Arc<Self>, _: Sbintime) {
+                self.0.reset(Sbintime::from_us(30), &self);
+            }
+        }
+        for seed in 0..300 {
+            Machine::builder().seed(seed).cpus(2).run(|| {
+                let again = Arc::new(Again(Callout::new()));
+                let span = Sbintime::from_us(20);
+                let due = sbinuptime() + span;
+                again.0.reset_on(span, 1, &again);
+                while sbinuptime() < due {
+                    machine::cpu_spinwait();
+                }
+                for _ in 0..machine::random_u64() % 32 {
+                    machine::interleave();
+                }
+                again.0.drain();
+                assert!(!again.0.pending(), "seed {seed}");
+                pause("after", 1);
+                assert_eq!(Arc::strong_count(&again), 1, "seed {seed}");
+            });
+        }
+    }
+
+    #[test]
+    fn the_wheel_reaches_to_the_end_of_time() {
+        let year = Sbintime::from_s(365 * 24 * 3600).0;
+        for due in [year, 2 * year, 3 * year, 30 * year, i64::MAX - 1] {
+            let mut wheel = Wheel::new();
+            let buckets = wheel.buckets.get_mut();
+            let node = CalloutNode::new(None);
+            node.time.store(due, Ordering::Relaxed);
+            buckets.insert(&node);
+            let mut now = Sbintime::ZERO;
+            let fired = core::iter::from_fn(|| {
+                let next = buckets.next_event();
+                assert!(next > now, "{due:#x}: {next:?} comes after {now:?}");
+                now = next;
+                Some(buckets.pop_due(now).is_some())
+            });
+            // Once for each level.
+            assert!(fired.take(LEVELS).any(|fired| fired), "{due:#x}");
+            assert_eq!(now.0, due);
         }
     }
 
