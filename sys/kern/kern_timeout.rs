@@ -16,7 +16,7 @@ use core::marker::PhantomData;
 use intrusive_collections::{LinkedList, LinkedListLink, UnsafeRef, intrusive_adapter};
 
 use super::kern_intr::SoftInterrupt;
-use super::kern_mutex::{RawSpin, owe_ipi};
+use super::kern_mutex::{RawSpin, owe_ipi, spinlock_enter, spinlock_exit};
 use super::kern_synch::{WChan, wakeup};
 use super::kern_thread::{NOCPU, Pri};
 use super::subr_sleepqueue as sleepq;
@@ -280,7 +280,7 @@ pub(crate) struct CalloutNode {
     link: LinkedListLink,
     /// When it is due. Written under the lock of the wheel.
     time: AtomicI64,
-    /// CPU whose wheel it is on, or was on last; changes only with that wheel locked.
+    /// CPU whose wheel it is on, or was on last; changes only with that wheel locked. Or `CPUBLOCK`.
     cpu: AtomicU32,
     /// Bucket, `EXPIRED`, `MOVING`, `MIGRATING` or `NOWHERE`. Written under the lock of the wheel.
     place: AtomicU32,
@@ -446,6 +446,10 @@ impl CalloutNode {
     fn lock(&self) -> &'static Wheel {
         loop {
             let cpu = self.cpu.load(Ordering::Acquire);
+            if cpu == CPUBLOCK {
+                machine::cpu_spinwait();
+                continue;
+            }
             let wheel = WHEEL.get().get(cpu as usize);
             wheel.lock.lock();
             if self.cpu.load(Ordering::Relaxed) == cpu {
@@ -482,41 +486,44 @@ impl CalloutNode {
             wheel.lock.unlock();
             return;
         }
-        // To move, both wheels are locked, so that nobody finds the callout between them. Lower numbers first.
-        let new = WHEEL.get().get(new_cpu);
-        if new_cpu > old_cpu {
-            new.lock.lock();
-        } else if !new.lock.try_lock() {
-            // Nobody else arms it meanwhile: it is on no wheel, and belongs to the caller.
-            self.cpu.store(new_cpu as u32, Ordering::Release);
-            wheel.lock.unlock();
-            new.lock.lock();
-            if self.cpu.load(Ordering::Relaxed) as usize == new_cpu && !self.is_pending() {
-                new.insert(self, new_cpu, here);
-            }
-            new.lock.unlock();
-            return;
-        }
-        self.cpu.store(new_cpu as u32, Ordering::Release);
-        new.insert(self, new_cpu, here);
-        new.lock.unlock();
+        self.switch_cpu(wheel, new_cpu);
+    }
+
+    /// Moves the callout, which is in no bucket, to the wheel of `cpu`, and unlocks `wheel`, where it was.
+    ///
+    /// In between it is on neither, and whoever looks for it waits: with interrupts off here, as it could be one of these.
+    #[doc(alias = "callout_cpu_switch")]
+    fn switch_cpu(&self, wheel: &Wheel, cpu: usize) {
+        spinlock_enter();
+        self.cpu.store(CPUBLOCK, Ordering::Release);
         wheel.lock.unlock();
+        let new = WHEEL.get().get(cpu);
+        new.lock.lock();
+        self.cpu.store(cpu as u32, Ordering::Release);
+        new.insert(self, cpu, machine::curcpu());
+        new.lock.unlock();
+        spinlock_exit();
     }
 
     /// Takes the callout off its wheel; tells what it was doing.
     pub(crate) fn stop(&self) -> CalloutStop {
         if !self.is_pending() && self.direct.is_none() {
             // What runs is marked as running before it is no longer armed.
-            let wheel = WHEEL.get().get(self.cpu.load(Ordering::Acquire) as usize);
-            if !wheel.runs(self) {
+            let cpu = self.cpu.load(Ordering::Acquire);
+            if cpu != CPUBLOCK && !WHEEL.get().get(cpu as usize).runs(self) {
                 return CalloutStop::Idle;
             }
         }
+        self.stop_locked().0
+    }
+
+    /// The same, and returns the wheel where its target runs if it does.
+    fn stop_locked(&self) -> (CalloutStop, &'static Wheel) {
         let wheel = self.lock();
         let (stopped, target) = self.disarm(wheel);
         wheel.lock.unlock();
         drop(target);
-        stopped
+        (stopped, wheel)
     }
 
     /// Disarms the callout, whose wheel is locked.
@@ -552,8 +559,8 @@ impl CalloutNode {
 
     fn drain(&self) -> CalloutStop {
         self.drainers.fetch_add(1, Ordering::SeqCst);
-        let stopped = self.stop();
-        let wheel = WHEEL.get().get(self.cpu.load(Ordering::Acquire) as usize);
+        // A target that arms it now has done so before this takes the lock, or finds that it is being drained.
+        let (stopped, wheel) = self.stop_locked();
         wheel.draining.fetch_add(1, Ordering::SeqCst);
         while wheel.runs(self) {
             let ended = || !wheel.runs(self);
@@ -832,32 +839,12 @@ impl Wheel {
     fn finish(&self, ended: *const CalloutNode) {
         self.lock.lock();
         self.running.store(core::ptr::null_mut(), Ordering::SeqCst);
-        loop {
-            let cpu = self.migrate_to.get();
-            if cpu == NOCPU {
-                break;
-            }
-            // Lower addresses, which are lower CPUs, first.
-            let new = WHEEL.get().get(cpu as usize);
-            let lower = core::ptr::from_ref(new) < core::ptr::from_ref(self);
-            if lower {
-                self.lock.unlock();
-                new.lock.lock();
-                self.lock.lock();
-            } else {
-                new.lock.lock();
-            }
-            if self.migrate_to.get() == cpu {
-                self.migrate_to.set(NOCPU);
-                // SAFETY: as long as `migrate_to` is set the callout is `MIGRATING`, and its owner must lock this wheel to
-                // take it back before its memory goes.
-                let node = unsafe { &*ended };
-                node.cpu.store(cpu, Ordering::Release);
-                new.insert(node, cpu as usize, machine::curcpu());
-            }
-            new.lock.unlock();
+        match self.migrate_to.replace(NOCPU) {
+            NOCPU => self.lock.unlock(),
+            // SAFETY: as long as `migrate_to` is set the callout is `MIGRATING`, and its owner must lock the wheel to take it
+            // back before its memory goes: this one until now, the other one when it is there.
+            cpu => unsafe { &*ended }.switch_cpu(self, cpu as usize),
         }
-        self.lock.unlock();
     }
 }
 

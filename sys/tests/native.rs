@@ -60,6 +60,14 @@ mod native {
         ),
         ("threads_bind_themselves_to_one_cpu_and_the_other", binds),
         (
+            "a_callout_that_moves_while_another_stops_it_is_armed_or_stopped",
+            moving_callout,
+        ),
+        (
+            "a_callout_that_arms_itself_is_idle_when_it_was_drained",
+            drained_callout,
+        ),
+        (
             "memory_may_be_allocated_wherever_a_thread_is_preempted",
             allocation,
         ),
@@ -479,6 +487,80 @@ mod native {
                 self.0.reset(Sbintime::from_us(50), &self);
             }
         }
+    }
+
+    /// A target that only counts.
+    #[derive(Default)]
+    struct Rings(AtomicU64);
+
+    impl CalloutTarget for Rings {
+        fn callout(self: Arc<Self>, _: Sbintime) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn moving_callout() {
+        const ROUNDS: u32 = 5_000;
+        run(2, || {
+            let shared = Arc::new((Callout::new(), Arc::new(Rings::default())));
+            // Keeps the wheel busy that the callout moves to.
+            sched_bind(0);
+            let nuisance = Nuisance::start();
+            // How many threads have come to each meeting: two before and two after the part that they do at once.
+            let meetings = Arc::new(AtomicU32::new(0));
+            let meet = |meetings: &AtomicU32, number: u32| {
+                meetings.fetch_add(1, Ordering::SeqCst);
+                spin_until("the other", || {
+                    meetings.load(Ordering::SeqCst) >= 2 * number
+                });
+            };
+            let (theirs, their_meetings) = (Arc::clone(&shared), Arc::clone(&meetings));
+            let armer = bound(1, move || {
+                let (callout, rings) = &*theirs;
+                for round in 0..ROUNDS {
+                    callout.reset_on(Sbintime::from_s(9), 1, rings);
+                    meet(&their_meetings, 2 * round + 1);
+                    callout.reset_on(Sbintime::from_s(9), 0, rings);
+                    meet(&their_meetings, 2 * round + 2);
+                    let armed = Arc::strong_count(rings) == 2;
+                    assert_eq!(callout.pending(), armed, "round {round}");
+                }
+            });
+            for round in 0..ROUNDS {
+                meet(&meetings, 2 * round + 1);
+                for _ in 0..round % 100 {
+                    machine::cpu_spinwait();
+                }
+                shared.0.stop();
+                meet(&meetings, 2 * round + 2);
+            }
+            armer.join();
+            nuisance.stop();
+        });
+    }
+
+    /// A target that arms itself for at once.
+    struct Again(Callout);
+
+    impl CalloutTarget for Again {
+        fn callout(self: Arc<Self>, _: Sbintime) {
+            self.0.reset(Sbintime::ZERO, &self);
+        }
+    }
+
+    fn drained_callout() {
+        run(2, || {
+            sched_bind(0);
+            for round in 0..20_000 {
+                let again = Arc::new(Again(Callout::new()));
+                again.0.reset_on(Sbintime::ZERO, 1, &again);
+                for _ in 0..round % 200 {
+                    machine::cpu_spinwait();
+                }
+                again.0.drain();
+                assert!(!again.0.pending(), "round {round}");
+            }
+        });
     }
 
     fn counters() {
