@@ -101,9 +101,9 @@ pub use crate::param::MAXCPU;
 pub use backend::{
     KStack, Pcb, console_write, console_write_some, counter_u64_add, cpu_idle, cpu_spinwait,
     cpu_switch, critical_begin, critical_end, critical_enter, critical_exit, curcpu, curthread_raw,
-    intr_alloc, intr_assign_cpu, intr_disable, intr_enabled, intr_free, intr_restore, ipi_send,
-    ncpus, pcpu, pcpu_find, phys_avail, phys_to_virt, pmap_mapdev, poweroff, random_u64, reboot,
-    sbinuptime, set_event_timer, virt_to_phys,
+    intr_alloc, intr_assign_cpu, intr_disable, intr_enabled, intr_restore, ipi_send, ncpus, pcpu,
+    pcpu_find, phys_avail, phys_to_virt, pmap_mapdev, poweroff, random_u64, reboot, sbinuptime,
+    set_event_timer, virt_to_phys,
 };
 pub use local::MachineLocal;
 pub use local::call_thread_body;
@@ -126,6 +126,19 @@ pub fn ticks() -> Ticks {
 /// Makes `cpu` look at its run queue.
 pub fn ipi_preempt(cpu: usize) {
     ipi_send(cpu, Ipi::Preempt);
+}
+
+/// Disconnects the handler of `vector`; when this returns, no CPU is in it. The device must have been told to be silent.
+///
+/// The caller holds no spin mutex.
+#[doc(alias = "intr_event_barrier")]
+pub fn intr_free(vector: Vector) {
+    backend::intr_free(vector);
+    // A CPU that has found the handler before answers when it has left it. When a machine on the host ends, its other CPUs
+    // have stopped, in no interrupt.
+    if !teardown_started() {
+        smp_rendezvous(CpuSet::all(), |_| {}, 0);
+    }
 }
 
 /// Why one CPU interrupts another.

@@ -54,6 +54,7 @@ mod native {
             "an_interrupt_that_moves_to_and_fro_is_not_lost",
             moving_device,
         ),
+        ("a_handler_that_is_gone_runs_nowhere", freed_handler),
         (
             "counters_lose_nothing_to_preemption_and_migration",
             counters,
@@ -420,31 +421,68 @@ mod native {
                 gsi: 11,
                 level: true,
                 active_low: true,
-            };
-            let vector = machine::intr_alloc(line, 0, handler, 0).expect("a vector");
-            let model = machine::native::hostcall(|| {
-                std::thread::spawn(move || {
-                    for expected in 1..=PIECES {
-                        machine::native::raise(vector.irq);
-                        while handled() < expected {
-                            std::thread::yield_now();
+            });
+            for source in [line, IrqSource::Msi] {
+                for count in &HANDLED {
+                    count.store(0, Ordering::Relaxed);
+                }
+                let vector = machine::intr_alloc(source, 0, handler, 0).expect("a vector");
+                // What the device was told.
+                let addr = Arc::new(AtomicU64::new(vector.msi_addr));
+                let device = Arc::clone(&addr);
+                let model = machine::native::hostcall(|| {
+                    std::thread::spawn(move || {
+                        for expected in 1..=PIECES {
+                            if source == IrqSource::Msi {
+                                let addr = device.load(Ordering::Relaxed);
+                                machine::native::message(addr, vector.msi_data);
+                            } else {
+                                machine::native::raise(vector.irq);
+                            }
+                            while handled() < expected {
+                                std::thread::yield_now();
+                            }
                         }
-                    }
-                })
-            });
-            let mut cpu = 0;
-            spin_until("the interrupts", || {
-                cpu = 1 - cpu;
-                let moved = machine::intr_assign_cpu(vector, cpu).expect("both CPUs exist");
-                assert_eq!(moved.cpu, cpu);
-                handled() == PIECES
-            });
-            machine::native::hostcall(|| model.join().expect("no panic there"));
-            let absent = machine::intr_assign_cpu(vector, 2);
-            assert_eq!(absent, Err(sys::errno::Errno::EINVAL));
-            machine::intr_free(vector);
-            for count in &HANDLED {
-                assert_ne!(count.load(Ordering::Relaxed), 0, "a CPU had none");
+                    })
+                });
+                let mut cpu = 0;
+                spin_until("the interrupts", || {
+                    cpu = 1 - cpu;
+                    let moved = machine::intr_assign_cpu(vector, cpu).expect("both CPUs exist");
+                    assert_eq!((moved.cpu, moved.msi_data), (cpu, vector.msi_data));
+                    addr.store(moved.msi_addr, Ordering::Relaxed);
+                    handled() == PIECES
+                });
+                machine::native::hostcall(|| model.join().expect("no panic there"));
+                let absent = machine::intr_assign_cpu(vector, 2);
+                assert_eq!(absent, Err(sys::errno::Errno::EINVAL));
+                machine::intr_free(vector);
+                for count in &HANDLED {
+                    assert_ne!(count.load(Ordering::Relaxed), 0, "a CPU had none");
+                }
+            }
+        });
+    }
+
+    static INSIDE: AtomicBool = AtomicBool::new(false);
+
+    fn freed_handler() {
+        run(2, || {
+            sched_bind(0);
+            let handler = |_| {
+                INSIDE.store(true, Ordering::SeqCst);
+                let end = machine::sbinuptime() + Sbintime::from_ms(5);
+                while machine::sbinuptime() < end {
+                    machine::cpu_spinwait();
+                }
+                INSIDE.store(false, Ordering::SeqCst);
+            };
+            for _ in 0..5 {
+                let vector = machine::intr_alloc(IrqSource::Msi, 1, handler, 0).expect("a vector");
+                machine::native::raise(vector.irq);
+                spin_until("the handler", || INSIDE.load(Ordering::SeqCst));
+                machine::intr_free(vector);
+                assert!(!INSIDE.load(Ordering::SeqCst));
             }
         });
     }
