@@ -214,7 +214,7 @@ pub fn em_attach(
     let sctx = em.shared_ctx(unit, id.description);
     // The family has no message-signalled interrupts.
     let intx = pci_intx(function.addr).ok_or(Errno::ENXIO)?;
-    Iflib::attach(vnet, sctx, em, &[intx])
+    Iflib::attach(vnet, sctx, em, &[intx.into()])
 }
 
 fn announce(function: &PciFunction, id: DeviceId, unit: u32) {

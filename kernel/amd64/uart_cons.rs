@@ -10,7 +10,7 @@ use sys::errno::Errno;
 use sys::kern::kern_intr::{FilterStatus, IntrCookie, bus_setup_intr};
 use sys::machine::amd64::io_apic::isa_irq;
 use sys::machine::amd64::uart::{COM1_IRQ, uart_enable_interrupts, uart_intr};
-use sys::machine::{IrqSource, intr_disable, intr_restore};
+use sys::machine::{IrqLine, intr_disable, intr_restore};
 
 const RING: usize = 1024;
 
@@ -25,7 +25,7 @@ static COOKIE: Once<IntrCookie> = Once::new();
 /// Lets what is typed on the serial line come to the console, and output leave by interrupt.
 pub fn uart_cons_attach() -> Result<(), Errno> {
     let (gsi, signal) = isa_irq(COM1_IRQ);
-    let source = IrqSource::IoApic {
+    let line = IrqLine {
         gsi,
         level: signal.level,
         active_low: signal.active_low,
@@ -36,7 +36,7 @@ pub fn uart_cons_attach() -> Result<(), Errno> {
         }
         cn_input(core::iter::from_fn(take));
     };
-    let cookie = bus_setup_intr(source, "uart0", 0, Box::new(filter), Box::new(ithread))?;
+    let cookie = bus_setup_intr(line, "uart0", 0, Box::new(filter), Box::new(ithread))?;
     COOKIE.call_once(|| cookie);
     uart_enable_interrupts();
     // A byte that came before raised no edge that anyone saw.

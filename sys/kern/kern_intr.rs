@@ -23,7 +23,7 @@ use super::subr_sleepqueue as sleepq;
 use crate::errno::Errno;
 use crate::machine::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use crate::machine::words::{from_word, to_word};
-use crate::machine::{self, CpuSet, IrqSource, PerCpu, Vector};
+use crate::machine::{self, CpuSet, IrqLine, IrqSource, PerCpu, Vector};
 use crate::machine_local;
 
 /// What a filter found.
@@ -172,9 +172,65 @@ struct IntrHandler {
     ithread: SoftInterrupt,
 }
 
+/// A device that interrupts by messages, as far as its bus must tell it where to write them.
+pub trait MsiDevice: Send + Sync {
+    /// Makes the device write its message as `vector` says, from now on: both when the message is set up and when it goes to
+    /// another CPU. What happens meanwhile is told before or after, and not forgotten.
+    #[doc(alias = "BUS_REMAP_INTR")]
+    fn map(&self, vector: &Vector);
+
+    /// Makes the device write no more messages.
+    fn unmap(&self);
+}
+
+/// An interrupt that a driver can have.
+#[doc(alias = "SYS_RES_IRQ")]
+#[derive(Clone)]
+pub enum IrqResource {
+    /// A line, which several devices may share.
+    Line(IrqLine),
+    /// A message of this device.
+    Message(Arc<dyn MsiDevice>),
+}
+
+impl From<IrqLine> for IrqResource {
+    fn from(line: IrqLine) -> IrqResource {
+        IrqResource::Line(line)
+    }
+}
+
+impl IrqResource {
+    fn source(&self) -> IrqSource {
+        match self {
+            IrqResource::Line(line) => IrqSource::Line(*line),
+            IrqResource::Message(_) => IrqSource::Msi,
+        }
+    }
+
+    /// Two drivers that ask for one line share its event.
+    fn is_shared_with(&self, other: &IrqResource) -> bool {
+        match (self, other) {
+            (IrqResource::Line(line), IrqResource::Line(other)) => line == other,
+            _ => false,
+        }
+    }
+
+    fn map(&self, vector: &Vector) {
+        if let IrqResource::Message(device) = self {
+            device.map(vector);
+        }
+    }
+
+    fn unmap(&self) {
+        if let IrqResource::Message(device) = self {
+            device.unmap();
+        }
+    }
+}
+
 /// One interrupt source and those who want it.
 struct IntrEvent {
-    source: IrqSource,
+    irq: IrqResource,
     vector: Mutex<Option<Vector>, IntrEventClass>,
     handlers: SpinMutex<Vec<Arc<IntrHandler>>, IntrEventClass>,
     /// CPU that the interrupt and that its threads are bound to, or `NOCPU`: under the lock of `EVENTS`.
@@ -211,15 +267,13 @@ impl IntrEvent {
         if cpu.is_some_and(|cpu| cpu >= machine::ncpus()) {
             return Err(Errno::EINVAL);
         }
-        // The driver would have to give its device another address.
-        if self.source == IrqSource::Msi {
-            return Err(Errno::EOPNOTSUPP);
-        }
         let word = cpu.map_or(NOCPU, |cpu| cpu as u32);
         if part != IntrPart::Ithread {
             let mut slot = self.vector.lock();
             if let (Some(vector), Some(cpu)) = (*slot, cpu) {
-                *slot = Some(machine::intr_assign_cpu(vector, cpu)?);
+                let moved = machine::intr_assign_cpu(vector, cpu)?;
+                self.irq.map(&moved);
+                *slot = Some(moved);
             }
             drop(slot);
             self.cpu.store(word, Ordering::Relaxed);
@@ -242,8 +296,7 @@ impl IntrEvent {
 /// Binds parts of the interrupt `irq` to the one CPU of `cpus`, or to none if those are all CPUs.
 ///
 /// # Errors
-/// `EINVAL`: `cpus` is neither one CPU that exists nor all of them. `ESRCH`: there is no such interrupt. `EOPNOTSUPP`: it is a
-/// message.
+/// `EINVAL`: `cpus` is neither one CPU that exists nor all of them. `ESRCH`: there is no such interrupt.
 pub fn intr_setaffinity(irq: u32, part: IntrPart, cpus: CpuSet) -> Result<(), Errno> {
     let cpu = match cpus.iter().next() {
         _ if cpus == CpuSet::all() => None,
@@ -284,20 +337,19 @@ pub struct IntrCookie {
     event: Arc<IntrEvent>,
     handler: Arc<IntrHandler>,
     thread: Option<ThreadHandle>,
-    vector: Vector,
+    irq: u32,
 }
 
 impl IntrCookie {
-    /// Returns the vector, with the address and data that a message-signalled device must be given. Its CPU is the one that
-    /// the interrupt was set up for.
-    pub fn vector(&self) -> Vector {
-        self.vector
+    /// Returns the interrupt's number: `N` of `irqN`.
+    pub fn irq(&self) -> u32 {
+        self.irq
     }
 
     /// Binds the interrupt and its threads, those of other drivers on the same pin too, to `cpu`; `None`: to no CPU.
     ///
     /// # Errors
-    /// `EINVAL`: there is no such CPU. `EOPNOTSUPP`: the interrupt is a message.
+    /// `EINVAL`: there is no such CPU.
     #[doc(alias = "bus_bind_intr")]
     pub fn bind(&self, cpu: Option<usize>) -> Result<(), Errno> {
         let events = EVENTS.get().lock();
@@ -312,27 +364,26 @@ impl IntrCookie {
     }
 }
 
-/// Connects a filter and an interrupt thread to an interrupt, delivered to `cpu`. Several drivers may share a pin, which is
+/// Connects a filter and an interrupt thread to an interrupt, delivered to `cpu`. Several drivers may share a line, which is
 /// then bound to the CPU of the first, or to where it was moved since.
 ///
 /// # Errors
-/// What `machine::intr_alloc` returns: no vector is left, or the source does not exist.
+/// What `machine::intr_alloc` returns: no vector is left, or there is no such line or CPU.
 pub fn bus_setup_intr(
-    source: IrqSource,
+    irq: impl Into<IrqResource>,
     name: &str,
     cpu: usize,
     filter: Filter,
     ithread: Ithread,
 ) -> Result<IntrCookie, Errno> {
+    let irq = irq.into();
     let mut events = EVENTS.get().lock();
-    let shared = events
-        .iter()
-        .find(|event| event.source == source && source != IrqSource::Msi);
+    let shared = events.iter().find(|event| event.irq.is_shared_with(&irq));
     let event = match shared {
         Some(event) => Arc::clone(event),
         None => {
             let event = Arc::new(IntrEvent {
-                source,
+                irq,
                 vector: Mutex::new(None),
                 handlers: SpinMutex::new(Vec::new()),
                 cpu: AtomicU32::new(cpu as u32),
@@ -356,13 +407,19 @@ pub fn bus_setup_intr(
     let known = *event.vector.lock();
     let vector = match known {
         Some(vector) => vector,
-        None => match machine::intr_alloc(source, cpu, handle, to_word(Arc::as_ptr(&event))) {
-            Ok(vector) => *event.vector.lock().insert(vector),
-            Err(errno) => {
-                events.retain(|other| !Arc::ptr_eq(other, &event));
-                return Err(errno);
+        None => {
+            let source = event.irq.source();
+            match machine::intr_alloc(source, cpu, handle, to_word(Arc::as_ptr(&event))) {
+                Ok(vector) => {
+                    event.irq.map(&vector);
+                    *event.vector.lock().insert(vector)
+                }
+                Err(errno) => {
+                    events.retain(|other| !Arc::ptr_eq(other, &event));
+                    return Err(errno);
+                }
             }
-        },
+        }
     };
     let served = Arc::clone(&handler);
     let ithread_cpu = match event.ithread_cpu.load(Ordering::Relaxed) {
@@ -383,14 +440,14 @@ pub fn bus_setup_intr(
         event,
         handler,
         thread: Some(thread),
-        vector,
+        irq: vector.irq,
     })
 }
 
 /// An interrupt has come. Interrupts are disabled.
 #[doc(alias = "intr_event_handle")]
 fn handle(event: usize) {
-    // SAFETY: `bus_setup_intr` passed it; the cookie frees the vector before it lets the event go.
+    // SAFETY: `bus_setup_intr` passed it; the last cookie frees the vector before it lets the event go.
     let event: &IntrEvent = unsafe { &*from_word(event) };
     let handlers = event.handlers.lock();
     event
@@ -424,7 +481,9 @@ impl Drop for IntrCookie {
         let old = core::mem::replace(&mut *self.event.handlers.lock(), handlers);
         drop(old);
         if last {
-            if let Some(vector) = self.event.vector.lock().take() {
+            self.event.irq.unmap();
+            let vector = self.event.vector.lock().take();
+            if let Some(vector) = vector {
                 machine::intr_free(vector);
             }
             events.retain(|event| !Arc::ptr_eq(event, &self.event));
@@ -526,7 +585,7 @@ mod tests {
     use crate::machine::hosted::{self, Machine};
     use crate::time::Sbintime;
 
-    const PIN: IrqSource = IrqSource::IoApic {
+    const PIN: IrqLine = IrqLine {
         gsi: 11,
         level: true,
         active_low: true,
@@ -554,7 +613,7 @@ mod tests {
                 }),
             )
             .expect("a vector is free");
-            hosted::interrupt(cookie.vector().irq);
+            hosted::interrupt(cookie.irq());
             pause("wait", 5);
             assert_eq!(
                 (
@@ -565,7 +624,7 @@ mod tests {
             );
             // While the thread works, any number of interrupts ask for one more turn.
             for _ in 0..3 {
-                hosted::interrupt(cookie.vector().irq);
+                hosted::interrupt(cookie.irq());
                 pause("wait", 1);
             }
             pause("wait", 100);
@@ -576,7 +635,7 @@ mod tests {
                 ),
                 (4, 2)
             );
-            let irq = cookie.vector().irq;
+            let irq = cookie.irq();
             let counted = intr_counts()
                 .into_iter()
                 .find(|(name, _)| name.ends_with("em0"));
@@ -601,7 +660,47 @@ mod tests {
         }
     }
 
-    fn placed(places: &Arc<Places>) -> IntrCookie {
+    /// A device with one message.
+    #[derive(Default)]
+    struct Messenger {
+        addr: AtomicU64,
+        data: AtomicU32,
+    }
+
+    impl MsiDevice for Messenger {
+        fn map(&self, vector: &Vector) {
+            self.data.store(vector.msi_data, Ordering::Relaxed);
+            self.addr.store(vector.msi_addr, Ordering::Relaxed);
+        }
+
+        fn unmap(&self) {
+            self.addr.store(0, Ordering::Relaxed);
+        }
+    }
+
+    impl Messenger {
+        fn interrupt(&self) {
+            let addr = self.addr.load(Ordering::Relaxed);
+            if addr != 0 {
+                hosted::message(addr, self.data.load(Ordering::Relaxed));
+            }
+        }
+    }
+
+    /// Devices of both kinds: how they interrupt, and how they are made to.
+    fn devices() -> [(IrqResource, Box<dyn Fn(&IntrCookie)>); 2] {
+        let messenger = Arc::new(Messenger::default());
+        let message = IrqResource::Message(Arc::clone(&messenger) as Arc<dyn MsiDevice>);
+        [
+            (
+                PIN.into(),
+                Box::new(|cookie: &IntrCookie| hosted::interrupt(cookie.irq())),
+            ),
+            (message, Box::new(move |_| messenger.interrupt())),
+        ]
+    }
+
+    fn placed(places: &Arc<Places>, irq: IrqResource) -> IntrCookie {
         let (by_filter, by_thread) = (Arc::clone(places), Arc::clone(places));
         let filter = move || {
             by_filter.filtered[machine::curcpu()].fetch_add(1, Ordering::Relaxed);
@@ -610,65 +709,75 @@ mod tests {
         let work = move || {
             by_thread.worked[machine::curcpu()].fetch_add(1, Ordering::Relaxed);
         };
-        bus_setup_intr(PIN, "em0", 0, Box::new(filter), Box::new(work)).expect("a vector is free")
+        bus_setup_intr(irq, "em0", 0, Box::new(filter), Box::new(work)).expect("a vector is free")
     }
 
     #[test]
     fn a_bound_interrupt_and_its_thread_run_where_they_are_bound() {
         Machine::builder().cpus(2).run(|| {
-            let places = Arc::new(Places::default());
-            let cookie = placed(&places);
-            let irq = cookie.vector().irq;
-            let interrupts = |n| {
-                for _ in 0..n {
-                    hosted::interrupt(irq);
-                    pause("wait", 2);
-                }
-            };
-            let seen = || (Places::of(&places.filtered), Places::of(&places.worked));
-            let masks =
-                || [IntrPart::IrqOnly, IntrPart::Ithread].map(|part| intr_getaffinity(irq, part));
-            let (first, second) = (CpuSet::single(0), CpuSet::single(1));
-            interrupts(1);
-            assert_eq!(seen(), ([1, 0], [1, 0]));
-            cookie.bind(Some(1)).expect("CPU 1 exists");
-            interrupts(2);
-            assert_eq!(seen(), ([1, 2], [1, 2]));
-            assert_eq!(masks(), [Ok(second); 2]);
-            intr_setaffinity(irq, IntrPart::Ithread, first).expect("CPU 0 exists");
-            interrupts(4);
-            assert_eq!(seen(), ([1, 6], [5, 2]));
-            assert_eq!(masks(), [Ok(second), Ok(first)]);
-            intr_setaffinity(irq, IntrPart::IrqOnly, first).expect("CPU 0 exists");
-            interrupts(8);
-            assert_eq!(seen(), ([9, 6], [13, 2]));
-            // Unbound, the interrupt stays, and its thread runs with it while nothing else does.
-            cookie.bind(Some(1)).expect("CPU 1 exists");
-            cookie.bind(None).expect("no CPU always exists");
-            interrupts(16);
-            assert_eq!(Places::of(&places.filtered), [9, 22]);
-            assert_eq!(Places::of(&places.worked).iter().sum::<usize>(), 31);
-            assert_eq!(masks(), [Ok(CpuSet::all()); 2]);
-            // A driver that comes to the pin later goes where the others are.
-            intr_setaffinity(irq, IntrPart::Both, second).expect("CPU 1 exists");
-            let later = placed(&places);
-            interrupts(1);
-            assert_eq!(Places::of(&places.filtered), [9, 24]);
-            assert_eq!(
-                later
-                    .thread
-                    .as_ref()
-                    .map(|thread| thread.thread().affinity()),
-                Some(second)
-            );
+            for (resource, raise) in devices() {
+                check_places(resource, raise);
+            }
         });
+    }
+
+    fn check_places(resource: IrqResource, raise: Box<dyn Fn(&IntrCookie)>) {
+        let shared = matches!(resource, IrqResource::Line(_));
+        let places = Arc::new(Places::default());
+        let cookie = placed(&places, resource.clone());
+        let irq = cookie.irq();
+        let interrupts = |n| {
+            for _ in 0..n {
+                raise(&cookie);
+                pause("wait", 2);
+            }
+        };
+        let seen = || (Places::of(&places.filtered), Places::of(&places.worked));
+        let masks =
+            || [IntrPart::IrqOnly, IntrPart::Ithread].map(|part| intr_getaffinity(irq, part));
+        let (first, second) = (CpuSet::single(0), CpuSet::single(1));
+        interrupts(1);
+        assert_eq!(seen(), ([1, 0], [1, 0]));
+        cookie.bind(Some(1)).expect("CPU 1 exists");
+        interrupts(2);
+        assert_eq!(seen(), ([1, 2], [1, 2]));
+        assert_eq!(masks(), [Ok(second); 2]);
+        intr_setaffinity(irq, IntrPart::Ithread, first).expect("CPU 0 exists");
+        interrupts(4);
+        assert_eq!(seen(), ([1, 6], [5, 2]));
+        assert_eq!(masks(), [Ok(second), Ok(first)]);
+        intr_setaffinity(irq, IntrPart::IrqOnly, first).expect("CPU 0 exists");
+        interrupts(8);
+        assert_eq!(seen(), ([9, 6], [13, 2]));
+        // Unbound, the interrupt stays, and its thread runs with it while nothing else does.
+        cookie.bind(Some(1)).expect("CPU 1 exists");
+        cookie.bind(None).expect("no CPU always exists");
+        interrupts(16);
+        assert_eq!(Places::of(&places.filtered), [9, 22]);
+        assert_eq!(Places::of(&places.worked).iter().sum::<usize>(), 31);
+        assert_eq!(masks(), [Ok(CpuSet::all()); 2]);
+        if !shared {
+            return;
+        }
+        // A driver that comes to the line later goes where the others are.
+        intr_setaffinity(irq, IntrPart::Both, second).expect("CPU 1 exists");
+        let later = placed(&places, resource);
+        interrupts(1);
+        assert_eq!(Places::of(&places.filtered), [9, 24]);
+        assert_eq!(
+            later
+                .thread
+                .as_ref()
+                .map(|thread| thread.thread().affinity()),
+            Some(second)
+        );
     }
 
     #[test]
     fn what_cannot_be_bound_is_refused_and_stays() {
         Machine::builder().cpus(2).run(|| {
-            let cookie = placed(&Arc::default());
-            let irq = cookie.vector().irq;
+            let cookie = placed(&Arc::default(), PIN.into());
+            let irq = cookie.irq();
             let bind = |irq, cpus| intr_setaffinity(irq, IntrPart::Both, CpuSet(cpus));
             assert_eq!(cookie.bind(Some(2)), Err(Errno::EINVAL));
             for cpus in [0, 0b100, 0b101, 0b111] {
@@ -677,79 +786,77 @@ mod tests {
             assert_eq!(bind(irq + 1, 0b10), Err(Errno::ESRCH));
             assert_eq!(intr_getaffinity(irq + 1, IntrPart::Both), Err(Errno::ESRCH));
             assert_eq!(intr_getaffinity(irq, IntrPart::Both), Ok(CpuSet::single(0)));
-            let filter = Box::new(|| FilterStatus::Handled);
-            let message = bus_setup_intr(IrqSource::Msi, "msi", 0, filter, Box::new(|| {}))
-                .expect("a vector is free");
-            assert_eq!(message.bind(Some(1)), Err(Errno::EOPNOTSUPP));
-            assert_eq!(
-                intr_getaffinity(message.vector().irq, IntrPart::Both),
-                Ok(CpuSet::single(0))
-            );
             drop(cookie);
             assert_eq!(bind(irq, 0b10), Err(Errno::ESRCH));
         });
     }
 
-    /// A device with a counter of work, which raises its line for every piece.
     #[test]
     fn no_interrupt_is_lost_while_it_is_moved_to_and_fro() {
-        const PIECES: usize = 400;
         for seed in 0..10 {
             Machine::builder().seed(seed).cpus(2).run(|| {
-                let places = Arc::new(Places::default());
-                let filtered = Arc::clone(&places);
-                let (given, done) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
-                let (device, finished) = (Arc::clone(&given), Arc::clone(&done));
-                let worked = Arc::clone(&places);
-                let cookie = bus_setup_intr(
-                    PIN,
-                    "em0",
-                    0,
-                    Box::new(move || {
-                        filtered.filtered[machine::curcpu()].fetch_add(1, Ordering::Relaxed);
-                        FilterStatus::ScheduleThread
-                    }),
-                    Box::new(move || {
-                        worked.worked[machine::curcpu()].fetch_add(1, Ordering::Relaxed);
-                        finished.store(device.load(Ordering::SeqCst), Ordering::SeqCst);
-                    }),
-                )
-                .expect("a vector is free");
-                let irq = cookie.vector().irq;
-                let stop = Arc::new(AtomicBool::new(false));
-                let stopped = Arc::clone(&stop);
-                let mover = kthread_add("mover", Pri::PUSER, None, move || {
-                    for place in [0b01, 0b10, 0b11].into_iter().cycle() {
-                        if stopped.load(Ordering::Relaxed) {
-                            break;
-                        }
-                        intr_setaffinity(irq, IntrPart::Both, CpuSet(place)).expect("both exist");
-                        // At times together with an interrupt.
-                        pause_sbt("mover", Sbintime::from_us(35));
-                    }
-                });
-                for piece in 1..=PIECES {
-                    given.store(piece, Ordering::SeqCst);
-                    hosted::interrupt(irq);
-                    // Each must be answered by itself, and not by the next.
-                    let mut turns = 0;
-                    loop {
-                        pause_sbt("piece", Sbintime::from_us(70));
-                        if done.load(Ordering::SeqCst) == piece {
-                            break;
-                        }
-                        turns += 1;
-                        assert!(turns < 100, "piece {piece} of seed {seed} is lost");
-                    }
-                }
-                stop.store(true, Ordering::Relaxed);
-                mover.join();
-                let name = format!("irq{irq}: em0");
-                assert!(intr_counts().contains(&(name, PIECES as u64)));
-                for counts in [&places.filtered, &places.worked] {
-                    assert!(!Places::of(counts).contains(&0), "it was on both CPUs");
+                for (resource, raise) in devices() {
+                    check_moves(seed, resource, raise);
                 }
             });
+        }
+    }
+
+    /// A device with a counter of work, which interrupts for every piece.
+    fn check_moves(seed: u64, resource: IrqResource, raise: Box<dyn Fn(&IntrCookie)>) {
+        const PIECES: usize = 400;
+        let places = Arc::new(Places::default());
+        let filtered = Arc::clone(&places);
+        let (given, done) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let (device, finished) = (Arc::clone(&given), Arc::clone(&done));
+        let worked = Arc::clone(&places);
+        let cookie = bus_setup_intr(
+            resource,
+            "em0",
+            0,
+            Box::new(move || {
+                filtered.filtered[machine::curcpu()].fetch_add(1, Ordering::Relaxed);
+                FilterStatus::ScheduleThread
+            }),
+            Box::new(move || {
+                worked.worked[machine::curcpu()].fetch_add(1, Ordering::Relaxed);
+                finished.store(device.load(Ordering::SeqCst), Ordering::SeqCst);
+            }),
+        )
+        .expect("a vector is free");
+        let irq = cookie.irq();
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let mover = kthread_add("mover", Pri::PUSER, None, move || {
+            for place in [0b01, 0b10, 0b11].into_iter().cycle() {
+                if stopped.load(Ordering::Relaxed) {
+                    break;
+                }
+                intr_setaffinity(irq, IntrPart::Both, CpuSet(place)).expect("both exist");
+                // At times together with an interrupt.
+                pause_sbt("mover", Sbintime::from_us(35));
+            }
+        });
+        for piece in 1..=PIECES {
+            given.store(piece, Ordering::SeqCst);
+            raise(&cookie);
+            // Each must be answered by itself, and not by the next.
+            let mut turns = 0;
+            loop {
+                pause_sbt("piece", Sbintime::from_us(70));
+                if done.load(Ordering::SeqCst) == piece {
+                    break;
+                }
+                turns += 1;
+                assert!(turns < 100, "piece {piece} of seed {seed} is lost");
+            }
+        }
+        stop.store(true, Ordering::Relaxed);
+        mover.join();
+        let name = format!("irq{irq}: em0");
+        assert!(intr_counts().contains(&(name, PIECES as u64)));
+        for counts in [&places.filtered, &places.worked] {
+            assert!(!Places::of(counts).contains(&0), "it was on both CPUs");
         }
     }
 
@@ -773,17 +880,38 @@ mod tests {
                 .expect("pins are shared")
             };
             let (first, second) = (driver(0), driver(1));
-            assert_eq!(first.vector(), second.vector());
-            hosted::interrupt(first.vector().irq);
+            assert_eq!(first.irq(), second.irq());
+            hosted::interrupt(first.irq());
             pause("wait", 1);
             assert_eq!(asked.load(Ordering::Relaxed), 0x0101);
-            let irq = first.vector().irq;
+            let irq = first.irq();
             assert!(intr_counts().contains(&(format!("irq{irq}: em0 em1"), 1)));
             assert!(intr_counts().contains(&(format!("stray irq{irq}"), 1)));
             drop(first);
-            hosted::interrupt(second.vector().irq);
+            hosted::interrupt(second.irq());
             pause("wait", 1);
             assert_eq!(asked.load(Ordering::Relaxed), 0x0201);
+        });
+    }
+
+    #[test]
+    fn a_message_ends_with_its_handler() {
+        Machine::builder().run(|| {
+            let places = Arc::new(Places::default());
+            let messenger = Arc::new(Messenger::default());
+            let message = || IrqResource::Message(Arc::clone(&messenger) as Arc<dyn MsiDevice>);
+            // Two messages of one device are two interrupts.
+            let (first, second) = (placed(&places, message()), placed(&places, message()));
+            assert_ne!(first.irq(), second.irq());
+            messenger.interrupt();
+            pause("wait", 1);
+            assert_eq!(Places::of(&places.filtered), [1, 0]);
+            drop(second);
+            messenger.interrupt();
+            pause("wait", 1);
+            assert_eq!(Places::of(&places.filtered), [1, 0]);
+            drop(first);
+            assert!(!intr_counts().iter().any(|(name, _)| name.ends_with("em0")));
         });
     }
 

@@ -28,9 +28,10 @@
 //! - `phys_avail() -> &'static [PhysRange]`, `phys_to_virt(pa: u64) -> *mut u8`, `virt_to_phys(*const u8) -> u64`,
 //!   `pmap_mapdev(pa, len) -> NonNull<u8>`.
 //! - `intr_alloc(IrqSource, cpu, handler: fn(usize), arg) -> Result<Vector, Errno>`, `intr_free(Vector)`: the handler runs with
-//!   interrupts disabled; end of interrupt is the machine's, after it.
-//! - `intr_assign_cpu(Vector, cpu) -> Result<Vector, Errno>`: delivers a line to `cpu` from now on. None is lost, and one that
-//!   is on its way already runs the handler where it was sent to. A message's device would have to be told: it is not moved.
+//!   interrupts disabled; end of interrupt is the machine's, after it. A CPU that is in it stays in it when it is freed.
+//! - `intr_assign_cpu(Vector, cpu) -> Result<Vector, Errno>`: delivers a line to `cpu` from now on, and a message from when its
+//!   device has been told the address that is returned; the data stay. None is lost, and one that is on its way already runs
+//!   the handler where it was sent to.
 //!
 //! Every interrupt handler of a backend runs between `critnest += 1` and `critnest -= 1`, and on its way out, with
 //! `critnest == 0` and `owepreempt` set, calls `upcall::preempt()` on the interrupted thread's stack.
@@ -164,17 +165,40 @@ pub struct PhysRange {
 /// Where an interrupt comes from.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum IrqSource {
-    /// A pin of an I/O APIC.
-    IoApic {
-        /// Global system interrupt.
-        gsi: u32,
-        /// Level triggered rather than edge.
-        level: bool,
-        /// Active low rather than high.
-        active_low: bool,
-    },
-    /// A message; the driver programs the address and data found in the `Vector`.
+    /// A line.
+    Line(IrqLine),
+    /// A message: its device must be told the address and data found in the `Vector`.
     Msi,
+}
+
+/// A pin of an I/O APIC, and how the line at it signals.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct IrqLine {
+    /// Global system interrupt.
+    pub gsi: u32,
+    /// Level triggered rather than edge.
+    pub level: bool,
+    /// Active low rather than high.
+    pub active_low: bool,
+}
+
+/// Where a message must be written to interrupt a CPU; the number of its local APIC stands from bit `MSI_INTEL_DEST_SHIFT` on.
+const MSI_INTEL_ADDR_BASE: u64 = 0xfee0_0000;
+const MSI_INTEL_DEST_SHIFT: u32 = 12;
+
+/// The address of messages to a local APIC: physical destination, no redirection (SDM vol. 3, §11.11.1).
+#[doc(alias = "INTEL_ADDR")]
+#[cfg(not(loom))]
+const fn msi_address(apic_id: u32) -> u64 {
+    MSI_INTEL_ADDR_BASE | (apic_id as u64) << MSI_INTEL_DEST_SHIFT
+}
+
+/// The CPU that a message to `address` interrupts on a machine of the host, where CPUs and local APICs have the same numbers.
+#[cfg(not(any(target_os = "none", loom)))]
+fn msi_cpu(address: u64) -> Option<usize> {
+    let apic_id = address.checked_sub(MSI_INTEL_ADDR_BASE)? >> MSI_INTEL_DEST_SHIFT;
+    let cpu = usize::try_from(apic_id).ok()?;
+    (cpu < ncpus()).then_some(cpu)
 }
 
 /// An interrupt vector that a source was given.

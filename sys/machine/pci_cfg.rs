@@ -174,7 +174,7 @@ fn memory_bar(addr: PciAddr, bar: u8) -> Option<(u64, usize)> {
 }
 
 /// Where the function's INTA is delivered, by the interrupt line that the firmware wrote. `None` if it wrote none.
-pub fn pci_intx(addr: PciAddr) -> Option<super::IrqSource> {
+pub fn pci_intx(addr: PciAddr) -> Option<super::IrqLine> {
     const PCIR_INTLINE: u16 = 0x3c;
     let value = pci_cfgregread(addr, PCIR_INTLINE);
     let (line, pin) = (value as u8, (value >> 8) as u8);
@@ -184,14 +184,14 @@ pub fn pci_intx(addr: PciAddr) -> Option<super::IrqSource> {
     #[cfg(target_os = "none")]
     {
         let (gsi, signal) = super::amd64::io_apic::pci_irq(line);
-        Some(super::IrqSource::IoApic {
+        Some(super::IrqLine {
             gsi,
             level: signal.level,
             active_low: signal.active_low,
         })
     }
     #[cfg(not(target_os = "none"))]
-    Some(super::IrqSource::IoApic {
+    Some(super::IrqLine {
         gsi: u32::from(line),
         level: true,
         active_low: true,

@@ -15,7 +15,9 @@ use spin::Once;
 
 use crate::counter::Counter;
 use crate::errno::Errno;
-use crate::kern::kern_intr::{AssertFilterSafe, FilterStatus, IntrCookie, bus_setup_intr};
+use crate::kern::kern_intr::{
+    AssertFilterSafe, FilterStatus, IntrCookie, IrqResource, bus_setup_intr,
+};
 use crate::kern::kern_sx::Sx;
 use crate::kern::kern_thread::Pri;
 use crate::kern::kern_timeout::{Callout, CalloutTarget};
@@ -24,7 +26,7 @@ use crate::kern::subr_taskqueue::{Task, Taskqueue};
 use crate::kprintf;
 use crate::machine::atomic::{AtomicBool, AtomicU32, Ordering};
 use crate::machine::bus_dma::DmaAddr;
-use crate::machine::{IrqSource, curcpu, ncpus};
+use crate::machine::{curcpu, ncpus};
 use crate::mbuf::{ClusterSize, CsumFlags, HashType, Mbuf, MbufQueue};
 use crate::net::if_ethersubr::{ETHERMTU, EtherText};
 use crate::net::iflib_rx::{RX_COUNTERS, RxQueue};
@@ -281,7 +283,7 @@ impl Iflib {
         vnet: &Arc<Vnet>,
         sctx: IflibSharedCtx,
         driver: Arc<dyn IfTxRx>,
-        interrupts: &[IrqSource],
+        interrupts: &[IrqResource],
     ) -> Result<Arc<Ifnet>, Errno> {
         Self::attach_parts(vnet, sctx, driver, interrupts).map(|(ifp, _)| ifp)
     }
@@ -290,7 +292,7 @@ impl Iflib {
         vnet: &Arc<Vnet>,
         sctx: IflibSharedCtx,
         driver: Arc<dyn IfTxRx>,
-        interrupts: &[IrqSource],
+        interrupts: &[IrqResource],
     ) -> Result<(Arc<Ifnet>, Arc<Iflib>), Errno> {
         let prefix = format!("dev.{}.{}", sctx.name, sctx.unit);
         let name = format!("{}{}", sctx.name, sctx.unit);
@@ -355,10 +357,14 @@ impl Iflib {
         });
     }
 
-    fn setup_interrupts(self: &Arc<Self>, name: &str, sources: &[IrqSource]) -> Result<(), Errno> {
+    fn setup_interrupts(
+        self: &Arc<Self>,
+        name: &str,
+        sources: &[IrqResource],
+    ) -> Result<(), Errno> {
         let mut cookies = Vec::new();
         let nqueues = self.rxqs.len();
-        for (v, &source) in sources.iter().enumerate() {
+        for (v, source) in sources.iter().enumerate() {
             // One source serves all queues; otherwise each queue has its own, and one left over is the link's.
             let queues = if sources.len() == 1 {
                 0..nqueues
@@ -366,15 +372,15 @@ impl Iflib {
                 v.min(nqueues)..(v + 1).min(nqueues)
             };
             let suffix = match source {
-                IrqSource::IoApic { .. } => String::from("irq0"),
-                IrqSource::Msi if queues.is_empty() => String::from("aq"),
-                IrqSource::Msi => format!("rxq{v}"),
+                IrqResource::Line(_) => String::from("irq0"),
+                IrqResource::Message(_) if queues.is_empty() => String::from("aq"),
+                IrqResource::Message(_) => format!("rxq{v}"),
             };
             // Of all of it the filter uses an atomic, and the driver's own filter.
             let filter = AssertFilterSafe(Arc::downgrade(self));
             let thread = Arc::downgrade(self);
             cookies.push(bus_setup_intr(
-                source,
+                source.clone(),
                 &format!("{name}:{suffix}"),
                 (self.sctx.unit as usize + v) % ncpus(),
                 Box::new(move || {

@@ -25,7 +25,7 @@ mod native {
     use sys::kern::lock_order::Leaf;
     use sys::machine::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
     use sys::machine::native::Machine;
-    use sys::machine::{self, CpuSet, Critical, IrqSource, smp_rendezvous};
+    use sys::machine::{self, CpuSet, Critical, IrqLine, IrqSource, smp_rendezvous};
     use sys::time::Sbintime;
 
     const TESTS: &[(&str, fn())] = &[
@@ -417,7 +417,7 @@ mod native {
             let handler = |_| {
                 HANDLED[machine::curcpu()].fetch_add(1, Ordering::Release);
             };
-            let line = IrqSource::IoApic {
+            let line = IrqSource::Line(IrqLine {
                 gsi: 11,
                 level: true,
                 active_low: true,

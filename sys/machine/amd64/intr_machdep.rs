@@ -10,7 +10,7 @@ use super::pcpu_machdep::{
     apic_id_of, curcpu, intr_disable, intr_enter, intr_exit, intr_restore, ncpus,
 };
 use crate::errno::Errno;
-use crate::machine::{Ipi, IrqSource, MAXCPU, Vector, upcall};
+use crate::machine::{Ipi, IrqLine, IrqSource, MAXCPU, Vector, msi_address, upcall};
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use spin::mutex::SpinMutex;
 
@@ -88,17 +88,20 @@ fn device(vector: u8) {
 
 /// Lets `source` call `handler(arg)` on `cpu`, with interrupts off.
 ///
-/// `EBUSY` if the line has a handler: sharing is the caller's. A line is unmasked at once.
+/// `EINVAL` if there is no such CPU; `EBUSY` if the line has a handler: sharing is the caller's. A line is unmasked at once.
 pub fn intr_alloc(
     source: IrqSource,
     cpu: usize,
     handler: fn(usize),
     arg: usize,
 ) -> Result<Vector, Errno> {
+    if cpu >= ncpus() {
+        return Err(Errno::EINVAL);
+    }
     let pins = ioapic_pins();
     let line = match source {
-        IrqSource::IoApic { gsi, .. } if gsi >= pins => return Err(Errno::ENXIO),
-        IrqSource::IoApic { gsi, .. } => gsi + 1,
+        IrqSource::Line(line) if line.gsi >= pins => return Err(Errno::ENXIO),
+        IrqSource::Line(line) => line.gsi + 1,
         IrqSource::Msi => 0,
     };
     let vector = vector_alloc(line, handler, arg)?;
@@ -110,17 +113,17 @@ pub fn intr_alloc(
         msi_data: 0,
     };
     match source {
-        IrqSource::IoApic {
+        IrqSource::Line(IrqLine {
             gsi,
             level,
             active_low,
-        } => {
+        }) => {
             result.irq = gsi;
             ioapic_program(gsi, Signal { level, active_low }, vector, cpu);
         }
         IrqSource::Msi => {
-            // SDM vol. 3, §11.11: physical destination, fixed delivery, edge.
-            result.msi_addr = 0xfee0_0000 | u64::from(apic_id_of(cpu)) << 12;
+            result.msi_addr = msi_address(apic_id_of(cpu));
+            // SDM vol. 3, §11.11.2: fixed delivery, edge.
             result.msi_data = u32::from(vector);
         }
     }
@@ -164,12 +167,12 @@ pub fn intr_free(vector: Vector) {
     handler.function.store(0, Ordering::Release);
 }
 
-/// Sends the line behind `vector` to `cpu` from now on.
+/// Sends the line behind `vector` to `cpu` from now on; of a message only says what address its device must be told.
 ///
-/// Differs from FreeBSD: a vector has the same handler on all CPUs, so the line keeps its own. One that was accepted by the
-/// old CPU is handled and ended there, and there is no old vector that would have to live on until then.
+/// Differs from FreeBSD: a vector has the same handler on all CPUs, so the line keeps its own, and a message its data. One that
+/// was accepted by the old CPU is handled and ended there, and there is no old vector that would have to live on until then.
 ///
-/// `EINVAL` if there is no such CPU; `EOPNOTSUPP` for a message, whose address its device would have to be told.
+/// `EINVAL` if there is no such CPU.
 pub fn intr_assign_cpu(vector: Vector, cpu: usize) -> Result<Vector, Errno> {
     if cpu >= ncpus() {
         return Err(Errno::EINVAL);
@@ -178,7 +181,12 @@ pub fn intr_assign_cpu(vector: Vector, cpu: usize) -> Result<Vector, Errno> {
         .line
         .load(Ordering::Relaxed);
     if line == 0 {
-        return Err(Errno::EOPNOTSUPP);
+        let msi_addr = msi_address(apic_id_of(cpu));
+        return Ok(Vector {
+            cpu,
+            msi_addr,
+            ..vector
+        });
     }
     ioapic_assign_cpu(line - 1, cpu);
     Ok(Vector { cpu, ..vector })

@@ -5,7 +5,7 @@ use core::ptr::NonNull;
 use super::machine::machine;
 use crate::errno::Errno;
 use crate::machine::atomic::{AtomicU64, Ordering};
-use crate::machine::{IntrState, Ipi, IrqSource, Pcpu, PhysRange, Vector, upcall};
+use crate::machine::{IntrState, Ipi, IrqSource, Pcpu, PhysRange, Vector, msi_address, upcall};
 use crate::param::PCPU_STRIDE;
 use crate::time::Sbintime;
 
@@ -188,31 +188,31 @@ pub fn pmap_mapdev(pa: u64, _len: usize) -> NonNull<u8> {
         .expect("a device model has memory")
 }
 
-/// Connects `handler` to a new interrupt, which `hosted::interrupt(vector.irq)` raises.
+/// Connects `handler` to a new interrupt, which `hosted::interrupt(vector.irq)` raises, or the message that the vector describes.
 ///
 /// # Errors
-/// `ENXIO` if there is no such CPU.
+/// `EINVAL` if there is no such CPU.
 pub fn intr_alloc(
     source: IrqSource,
     cpu: usize,
     handler: fn(usize),
     arg: usize,
 ) -> Result<Vector, Errno> {
-    let _ = source;
     if cpu >= ncpus() {
-        return Err(Errno::ENXIO);
+        return Err(Errno::EINVAL);
     }
-    let irq = machine().add_handler(handler, arg, cpu);
+    let irq = machine().add_handler(source, handler, arg, cpu);
     Ok(Vector {
         vector: 0x30,
         cpu,
         irq: irq as u32,
-        msi_addr: 0xfee0_0000,
+        msi_addr: msi_address(cpu as u32),
         msi_data: irq as u32,
     })
 }
 
-/// Delivers `vector` to `cpu` from now on; what is pending elsewhere already is handled there.
+/// Delivers the line behind `vector` to `cpu` from now on, or says where a message must go for that; what is pending elsewhere
+/// already is handled there.
 ///
 /// # Errors
 /// `EINVAL` if there is no such CPU.
@@ -221,7 +221,11 @@ pub fn intr_assign_cpu(vector: Vector, cpu: usize) -> Result<Vector, Errno> {
         return Err(Errno::EINVAL);
     }
     machine().move_handler(vector.irq as usize, cpu);
-    Ok(Vector { cpu, ..vector })
+    Ok(Vector {
+        cpu,
+        msi_addr: msi_address(cpu as u32),
+        ..vector
+    })
 }
 
 /// Disconnects the handler of `vector`.

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use crate::machine::atomic::{AtomicU32, Ordering};
 use crate::machine::host::{Arena, KStack, Pcb, cpu_switch};
 use crate::machine::words::{from_word, to_word};
-use crate::machine::{Ipi, MAXCPU, Pcpu, PhysRange, upcall};
+use crate::machine::{Ipi, IrqSource, MAXCPU, Pcpu, PhysRange, msi_cpu, upcall};
 use crate::time::Sbintime;
 
 /// Builds a machine: `Machine::builder().seed(7).cpus(2).run(|| { … })`.
@@ -163,7 +163,9 @@ const PENDING_VECTOR: u32 = 16;
 struct Handler {
     function: fn(usize),
     arg: usize,
+    /// Where a line is delivered; a message says that itself.
     cpu: usize,
+    source: IrqSource,
 }
 
 /// Interrupts raised by other host threads.
@@ -462,9 +464,20 @@ impl Machine {
         self.deliver_interrupts();
     }
 
-    pub(super) fn add_handler(&self, function: fn(usize), arg: usize, cpu: usize) -> usize {
+    pub(super) fn add_handler(
+        &self,
+        source: IrqSource,
+        function: fn(usize),
+        arg: usize,
+        cpu: usize,
+    ) -> usize {
         let mut vectors = self.vectors.borrow_mut();
-        vectors.push(Some(Handler { function, arg, cpu }));
+        vectors.push(Some(Handler {
+            function,
+            arg,
+            cpu,
+            source,
+        }));
         vectors.len() - 1
     }
 
@@ -475,7 +488,9 @@ impl Machine {
     }
 
     pub(super) fn move_handler(&self, irq: usize, cpu: usize) {
-        if let Some(Some(handler)) = self.vectors.borrow_mut().get_mut(irq) {
+        if let Some(Some(handler)) = self.vectors.borrow_mut().get_mut(irq)
+            && handler.source != IrqSource::Msi
+        {
             handler.cpu = cpu;
         }
     }
@@ -483,13 +498,17 @@ impl Machine {
     fn raise(&'static self, irq: usize) {
         let handler = self.vectors.borrow().get(irq).copied().flatten();
         if let Some(handler) = handler {
-            let vcpu = &self.cpus[handler.cpu];
-            let mut raised = vcpu.pending_vectors.borrow_mut();
-            if !raised.contains(&irq) {
-                raised.push(irq);
-            }
-            vcpu.post(PENDING_VECTOR);
+            self.raise_on(handler.cpu, irq);
         }
+    }
+
+    fn raise_on(&'static self, cpu: usize, irq: usize) {
+        let vcpu = &self.cpus[cpu];
+        let mut raised = vcpu.pending_vectors.borrow_mut();
+        if !raised.contains(&irq) {
+            raised.push(irq);
+        }
+        vcpu.post(PENDING_VECTOR);
     }
 
     /// Runs the handlers of what is pending on this CPU, as far as interrupts are enabled.
@@ -756,6 +775,14 @@ pub(crate) fn interleave() {
 pub fn interrupt(irq: u32) {
     machine().raise(irq as usize);
     machine().deliver_interrupts();
+}
+
+/// Writes `data` to `addr`, as a device does that interrupts by messages. One that was never handed out is lost.
+pub fn message(addr: u64, data: u32) {
+    if let Some(cpu) = msi_cpu(addr) {
+        machine().raise_on(cpu, data as usize);
+        machine().deliver_interrupts();
+    }
 }
 
 /// Raises interrupts of a machine from other host threads.

@@ -16,7 +16,7 @@ pub use contract::*;
 #[cfg(miri)]
 pub(in crate::machine) use machine::MachineRef;
 pub use machine::{
-    Builder, InterruptLine, Machine, MachineLocal, call_thread_body, interrupt, pump,
+    Builder, InterruptLine, Machine, MachineLocal, call_thread_body, interrupt, message, pump,
 };
 pub(crate) use machine::{interleave, leak, release_cpus, teardown_started, unwind_thread};
 #[cfg(test)]

@@ -3,9 +3,9 @@
 use core::ptr;
 
 use crate::errno::Errno;
-use crate::machine::atomic::{AtomicUsize, Ordering};
+use crate::machine::atomic::{AtomicBool, AtomicUsize, Ordering};
 use crate::machine::pcpu_gs::{area_of, gs_read32, gs_write32};
-use crate::machine::{Ipi, IrqSource, Vector, curcpu, ncpus, pcpu, upcall};
+use crate::machine::{Ipi, IrqSource, Vector, curcpu, msi_address, msi_cpu, ncpus, pcpu, upcall};
 use crate::time::Sbintime;
 
 const PENDING_TIMER: u32 = 1;
@@ -202,6 +202,7 @@ struct Handler {
     function: AtomicUsize,
     arg: AtomicUsize,
     cpu: AtomicUsize,
+    message: AtomicBool,
 }
 
 /// `function` of a vector that is being given out.
@@ -212,6 +213,7 @@ static HANDLERS: [Handler; VECTORS] = [const {
         function: AtomicUsize::new(0),
         arg: AtomicUsize::new(0),
         cpu: AtomicUsize::new(0),
+        message: AtomicBool::new(false),
     }
 }; VECTORS];
 
@@ -224,18 +226,18 @@ fn device(irq: usize) {
     }
 }
 
-/// Connects `handler` to a new interrupt of `cpu`, which `raise(vector.irq)` raises.
+/// Connects `handler` to a new interrupt of `cpu`, which `raise(vector.irq)` raises, or the message that the vector describes.
 ///
 /// # Errors
-/// `ENXIO` if there is no such CPU, `ENOSPC` if all vectors are taken.
+/// `EINVAL` if there is no such CPU, `ENOSPC` if all vectors are taken.
 pub fn intr_alloc(
-    _: IrqSource,
+    source: IrqSource,
     cpu: usize,
     handler: fn(usize),
     arg: usize,
 ) -> Result<Vector, Errno> {
     if cpu >= ncpus() {
-        return Err(Errno::ENXIO);
+        return Err(Errno::EINVAL);
     }
     let reserve = |handler: &Handler| {
         handler
@@ -246,6 +248,8 @@ pub fn intr_alloc(
     let irq = HANDLERS.iter().position(reserve).ok_or(Errno::ENOSPC)?;
     HANDLERS[irq].arg.store(arg, Ordering::Relaxed);
     HANDLERS[irq].cpu.store(cpu, Ordering::Relaxed);
+    let message = source == IrqSource::Msi;
+    HANDLERS[irq].message.store(message, Ordering::Relaxed);
     HANDLERS[irq]
         .function
         .store(handler as *const () as usize, Ordering::Release);
@@ -253,12 +257,13 @@ pub fn intr_alloc(
         vector: 0x30 + irq as u8,
         cpu,
         irq: irq as u32,
-        msi_addr: 0xfee0_0000,
+        msi_addr: msi_address(cpu as u32),
         msi_data: irq as u32,
     })
 }
 
-/// Delivers `vector` to `cpu` from now on; what was raised before is handled where it was raised.
+/// Delivers the line behind `vector` to `cpu` from now on, or says where a message must go for that; what was raised before is
+/// handled where it was raised.
 ///
 /// # Errors
 /// `EINVAL` if there is no such CPU.
@@ -266,10 +271,15 @@ pub fn intr_assign_cpu(vector: Vector, cpu: usize) -> Result<Vector, Errno> {
     if cpu >= ncpus() {
         return Err(Errno::EINVAL);
     }
-    HANDLERS[vector.irq as usize]
-        .cpu
-        .store(cpu, Ordering::Relaxed);
-    Ok(Vector { cpu, ..vector })
+    let handler = &HANDLERS[vector.irq as usize];
+    if !handler.message.load(Ordering::Relaxed) {
+        handler.cpu.store(cpu, Ordering::Relaxed);
+    }
+    Ok(Vector {
+        cpu,
+        msi_addr: msi_address(cpu as u32),
+        ..vector
+    })
 }
 
 /// Disconnects the handler of `vector`.
@@ -281,7 +291,17 @@ pub fn intr_free(vector: Vector) {
 
 /// Raises the interrupt `irq` of a `Vector`, as a device would; from any thread of the host.
 pub fn raise(irq: u32) {
-    let cpu = HANDLERS[irq as usize].cpu.load(Ordering::Relaxed);
+    raise_on(HANDLERS[irq as usize].cpu.load(Ordering::Relaxed), irq);
+}
+
+/// Writes `data` to `addr`, as a device does that interrupts by messages; from any thread of the host.
+pub fn message(addr: u64, data: u32) {
+    if let Some(cpu) = msi_cpu(addr) {
+        raise_on(cpu, data);
+    }
+}
+
+fn raise_on(cpu: usize, irq: u32) {
     let vectors = &area_of(cpu).md.mailbox.vectors;
     vectors.fetch_or(1 << irq, Ordering::SeqCst);
     post(cpu, PENDING_VECTOR);

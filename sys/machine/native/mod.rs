@@ -35,7 +35,7 @@ pub use boot::{
 };
 pub use clock::{sbinuptime, set_event_timer};
 pub use intr_machdep::{
-    cpu_idle, cpu_spinwait, intr_alloc, intr_assign_cpu, intr_free, ipi_send, raise,
+    cpu_idle, cpu_spinwait, intr_alloc, intr_assign_cpu, intr_free, ipi_send, message, raise,
 };
 pub use malloc::Heap;
 pub use pcpu_machdep::{PcpuMd, intr_disable, intr_enabled, intr_restore};

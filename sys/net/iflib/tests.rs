@@ -5,6 +5,7 @@ use crate::kern::kern_mbuf::MbufStat;
 use crate::kern::kern_synch::pause_sbt;
 use crate::kern::kern_thread::threads;
 use crate::kern::subr_epoch::NetEpoch;
+use crate::machine::IrqLine;
 use crate::machine::hosted::Machine;
 use crate::machine::phys_to_virt;
 use crate::mbuf::How;
@@ -614,12 +615,13 @@ fn there_may_be_more_interfaces_than_cpus() {
         let vnet = Vnet::new("a");
         let interfaces: Vec<_> = (0..3)
             .map(|unit| {
-                let line = IrqSource::IoApic {
+                let line = IrqLine {
                     gsi: 10 + unit,
                     level: true,
                     active_low: true,
                 };
-                Iflib::attach(&vnet, sctx(unit), Arc::new(Fake::new()), &[line]).unwrap()
+                let irqs = [IrqResource::from(line)];
+                Iflib::attach(&vnet, sctx(unit), Arc::new(Fake::new()), &irqs).unwrap()
             })
             .collect();
         let names: Vec<_> = threads().iter().map(|td| td.name().to_string()).collect();
