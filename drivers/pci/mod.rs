@@ -3,6 +3,7 @@
 //! FreeBSD: sys/dev/pci
 
 mod pci_enum;
+mod pci_msi;
 mod pcireg;
 
 pub use pci_enum::{Bar, PciFunction, pci_enumerate};

@@ -58,3 +58,37 @@ pub const PCIY_MSI: u8 = 0x05;
 pub const PCIY_EXPRESS: u8 = 0x10;
 /// Capability: MSI-X.
 pub const PCIY_MSIX: u8 = 0x11;
+
+// Of the capabilities: offsets from where they stand, and bits of their first register, whose upper half is the message control.
+
+/// MSI: lower half of the address.
+pub const PCIR_MSI_ADDR: u16 = 0x4;
+/// MSI: upper half of the address, if it has one.
+pub const PCIR_MSI_ADDR_HIGH: u16 = 0x8;
+/// MSI: the data, with an address of 32 bits.
+pub const PCIR_MSI_DATA: u16 = 0x8;
+/// MSI: the data, with an address of 64 bits.
+pub const PCIR_MSI_DATA_64BIT: u16 = 0xc;
+/// MSI: the mask stands behind the data.
+pub const PCIR_MSI_MASK_FROM_DATA: u16 = 0x4;
+/// MSI: messages are on.
+pub const PCIM_MSICTRL_MSI_ENABLE: u32 = 0x0001 << 16;
+/// MSI: log2 of the number of messages in use.
+pub const PCIM_MSICTRL_MME_MASK: u32 = 0x0070 << 16;
+/// MSI: the address has 64 bits.
+pub const PCIM_MSICTRL_64BIT: u32 = 0x0080 << 16;
+/// MSI: messages can be masked.
+pub const PCIM_MSICTRL_VECTOR: u32 = 0x0100 << 16;
+
+/// MSI-X: where the table is, a BAR and an offset into it.
+pub const PCIR_MSIX_TABLE: u16 = 0x4;
+/// MSI-X: number of entries of the table, less one.
+pub const PCIM_MSIXCTRL_TABLE_SIZE: u32 = 0x07ff << 16;
+/// MSI-X: all messages are masked.
+pub const PCIM_MSIXCTRL_FUNCTION_MASK: u32 = 0x4000 << 16;
+/// MSI-X: messages are on.
+pub const PCIM_MSIXCTRL_MSIX_ENABLE: u32 = 0x8000 << 16;
+/// MSI-X: the BAR, in `PCIR_MSIX_TABLE`.
+pub const PCIM_MSIX_BIR_MASK: u32 = 0x7;
+/// MSI-X: an entry's message is masked.
+pub const PCIM_MSIX_VCTRL_MASK: u32 = 0x1;

@@ -687,8 +687,11 @@ mod tests {
         }
     }
 
+    /// Makes the device of a cookie interrupt.
+    type Raise = Box<dyn Fn(&IntrCookie)>;
+
     /// Devices of both kinds: how they interrupt, and how they are made to.
-    fn devices() -> [(IrqResource, Box<dyn Fn(&IntrCookie)>); 2] {
+    fn devices() -> [(IrqResource, Raise); 2] {
         let messenger = Arc::new(Messenger::default());
         let message = IrqResource::Message(Arc::clone(&messenger) as Arc<dyn MsiDevice>);
         [
@@ -721,7 +724,7 @@ mod tests {
         });
     }
 
-    fn check_places(resource: IrqResource, raise: Box<dyn Fn(&IntrCookie)>) {
+    fn check_places(resource: IrqResource, raise: Raise) {
         let shared = matches!(resource, IrqResource::Line(_));
         let places = Arc::new(Places::default());
         let cookie = placed(&places, resource.clone());
@@ -803,7 +806,7 @@ mod tests {
     }
 
     /// A device with a counter of work, which interrupts for every piece.
-    fn check_moves(seed: u64, resource: IrqResource, raise: Box<dyn Fn(&IntrCookie)>) {
+    fn check_moves(seed: u64, resource: IrqResource, raise: Raise) {
         const PIECES: usize = 400;
         let places = Arc::new(Places::default());
         let filtered = Arc::clone(&places);

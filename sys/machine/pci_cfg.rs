@@ -82,11 +82,58 @@ mod mechanism1 {
     }
 }
 
-#[cfg(not(target_os = "none"))]
+/// The bus of a machine on the host: device models.
+#[cfg(not(any(target_os = "none", loom)))]
+mod mechanism1 {
+    use super::{PCI_NOTHING, PciAddr};
+    use crate::kern::kern_mutex::SpinMutex;
+    use crate::kern::lock_order::Icu;
+    use crate::machine_local;
+    use alloc::sync::Arc;
+    use alloc::vec::Vec;
+
+    /// The configuration registers of a model of a function.
+    pub trait PciModel: Send + Sync {
+        /// Reads the register at `reg`, a multiple of 4.
+        fn read(&self, reg: u16) -> u32;
+        /// Writes the register at `reg`, a multiple of 4.
+        fn write(&self, reg: u16, value: u32);
+    }
+
+    machine_local! {
+        static MODELS: SpinMutex<Vec<(PciAddr, Arc<dyn PciModel>)>, Icu> = SpinMutex::new(Vec::new());
+    }
+
+    /// Puts a model on the bus of this machine. There is a bus if there is a function 0:0.0.
+    pub fn pci_add_model(addr: PciAddr, model: Arc<dyn PciModel>) {
+        MODELS.get().lock().push((addr, model));
+    }
+
+    fn model(addr: PciAddr) -> Option<Arc<dyn PciModel>> {
+        let models = MODELS.get().lock();
+        let found = models.iter().find(|(at, _)| *at == addr);
+        found.map(|(_, model)| Arc::clone(model))
+    }
+
+    pub(super) fn read(addr: PciAddr, reg: u16) -> u32 {
+        model(addr).map_or(PCI_NOTHING, |model| model.read(reg))
+    }
+
+    pub(super) fn write(addr: PciAddr, reg: u16, value: u32) {
+        if let Some(model) = model(addr) {
+            model.write(reg, value);
+        }
+    }
+}
+
+#[cfg(not(any(target_os = "none", loom)))]
+pub use mechanism1::{PciModel, pci_add_model};
+
+#[cfg(loom)]
 mod mechanism1 {
     use super::{PCI_NOTHING, PciAddr};
 
-    /// The host shows us no bus.
+    /// A model of locks has no devices.
     pub(super) fn read(_: PciAddr, _: u16) -> u32 {
         PCI_NOTHING
     }
