@@ -65,6 +65,9 @@ pub const TCP_FASTOPEN: i32 = 1025;
 /// Which TCP stack: there is one.
 pub const TCP_FUNCTION_BLK: i32 = 8192;
 
+/// Longest name of a congestion control algorithm, with its end.
+const TCP_CA_NAME_MAX: usize = 16;
+
 /// Name of our stack in `TCP_FUNCTION_BLK`.
 const STACK_NAME: &[u8] = b"freebsd";
 
@@ -562,7 +565,13 @@ fn own(tp: &mut Tcpcb) -> &mut crate::tcp_var::OwnTimes {
 
 fn set_time(c: &Conn<'_>, tp: &mut Tcpcb, name: i32, ms: u32) {
     match name {
-        TCP_KEEPINIT => own(tp).keepinit = ms,
+        TCP_KEEPINIT => {
+            own(tp).keepinit = ms;
+            if matches!(tp.t_state, TcpState::SynSent | TcpState::SynReceived) {
+                let after = tp.keepinit(&c.vt.tun);
+                tp.t_timers.activate(TcpTimer::Keep, c.net.now, after);
+            }
+        }
         TCP_MAXUNACKTIME => own(tp).maxunacktime = ms,
         TCP_KEEPIDLE => {
             own(tp).keepidle = ms;
@@ -597,17 +606,18 @@ fn tcp_getopt(c: &Conn<'_>, tp: &Tcpcb, sopt: &mut SockOpt<'_>) -> Result<(), Er
         TCP_NOPUSH => sopt.answer_int(flag(Tf::NOPUSH, Tf::NOPUSH.bits() as i32)),
         TCP_MAXSEG => sopt.answer_int(tp.t_maxseg as i32),
         TCP_CONGESTION => {
-            let mut name = [0; 16];
+            let mut name = [0; TCP_CA_NAME_MAX];
             let bytes = tp.t_cc.name().as_bytes();
-            name[..bytes.len().min(15)].copy_from_slice(&bytes[..bytes.len().min(15)]);
-            sopt.answer(&name)
+            let len = bytes.len().min(TCP_CA_NAME_MAX - 1);
+            name[..len].copy_from_slice(&bytes[..len]);
+            sopt.answer(&name[..len + 1])
         }
         TCP_KEEPINIT => sopt.answer_int(seconds(tp.keepinit(tun))),
         TCP_KEEPIDLE => sopt.answer_int(seconds(tp.keepidle(tun))),
         TCP_KEEPINTVL => sopt.answer_int(seconds(tp.keepintvl(tun))),
         TCP_KEEPCNT => sopt.answer_int(tp.keepcnt(tun) as i32),
         TCP_MAXUNACKTIME => sopt.answer_int(seconds(tp.maxunacktime(tun))),
-        TCP_FASTOPEN => sopt.answer_int(flag(Tf::FASTOPEN, 1)),
+        TCP_FASTOPEN => sopt.answer_int(flag(Tf::FASTOPEN, Tf::FASTOPEN.bits() as i32)),
         TCP_REMOTE_UDP_ENCAPS_PORT => sopt.answer_int(i32::from(tp.t_port)),
         TCP_INFO => sopt.answer(&tcp_fill_info(c, tp)),
         TCP_FUNCTION_BLK => {

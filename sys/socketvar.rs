@@ -52,12 +52,16 @@ bitflags! {
         const PRI = 0x2;
         /// Writing would not block (`POLLOUT`).
         const OUT = 0x4;
-        /// An error is pending (`POLLERR`).
-        const ERR = 0x8;
-        /// Both directions are closed (`POLLHUP`).
+        /// Both directions are closed (`POLLHUP`); told without being asked.
         const HUP = 0x10;
+        /// The same as `IN` (`POLLRDNORM`).
+        const RDNORM = 0x40;
         /// The same as `PRI` (`POLLRDBAND`).
         const RDBAND = 0x80;
+        /// Does not count the end of the stream as something to read (`POLLINIGNEOF`).
+        const INIGNEOF = 0x2000;
+        /// The peer sends no more (`POLLRDHUP`).
+        const RDHUP = 0x4000;
     }
 }
 

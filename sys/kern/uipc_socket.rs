@@ -1102,7 +1102,7 @@ impl Socket {
                 let (onoff, seconds) = value.split_at_checked(4).ok_or(Errno::EINVAL)?;
                 let onoff = int_value(onoff)?;
                 let seconds = int_value(seconds)?;
-                if !(0..=i32::from(i16::MAX)).contains(&seconds) {
+                if !(0..=i32::from(u16::MAX)).contains(&seconds) {
                     return Err(Errno::EDOM);
                 }
                 self.set_linger(seconds);
@@ -1178,7 +1178,7 @@ impl Socket {
         }
         match name {
             SO_LINGER => {
-                let onoff = i32::from(self.options().contains(SoOptions::LINGER));
+                let onoff = (self.options() & SoOptions::LINGER).bits() as i32;
                 let mut bytes = [0; 8];
                 bytes[..4].copy_from_slice(&onoff.to_ne_bytes());
                 bytes[4..].copy_from_slice(&self.linger_seconds().to_ne_bytes());
@@ -1247,16 +1247,19 @@ impl Socket {
             }
             return ready;
         }
+        let eof;
         {
             let mut rcv = self.rcv.lock();
-            let eof = rcv.sb_state.contains(SbState::CANTRCVMORE);
-            if events.contains(PollEvents::IN)
-                && (rcv.used() >= rcv.sb_lowat.max(1) || eof || self.error().is_some())
-            {
-                ready |= PollEvents::IN;
+            eof = rcv.sb_state.contains(SbState::CANTRCVMORE);
+            let ended = eof && !events.contains(PollEvents::INIGNEOF);
+            if rcv.used() >= rcv.sb_lowat.max(1) || ended || self.error().is_some() {
+                ready |= events & (PollEvents::IN | PollEvents::RDNORM);
             }
             if rcv.sb_oobmark > 0 || rcv.sb_state.contains(SbState::RCVATMARK) {
                 ready |= events & (PollEvents::PRI | PollEvents::RDBAND);
+            }
+            if eof {
+                ready |= events & PollEvents::RDHUP;
             }
             if !ready.is_empty() {
                 // Nothing to wait for.
@@ -1271,20 +1274,19 @@ impl Socket {
             let connected = self.state_has(SoState::ISCONNECTED)
                 || !self.pr_flags().contains(PrFlags::CONNREQUIRED);
             let room = snd.space() >= snd.sb_lowat as i32 && connected;
-            if ended && self.state_has(SoState::ISDISCONNECTED) {
+            if eof && ended && !events.contains(PollEvents::INIGNEOF) {
                 ready |= PollEvents::HUP;
             }
-            if events.contains(PollEvents::OUT) {
-                if room || ended || self.error().is_some() {
-                    ready |= PollEvents::OUT;
-                } else if let Some(waiter) = waiter {
-                    snd.sb_sel.push(Arc::clone(waiter));
-                    snd.sb_flags |= SbFlags::SEL;
-                }
+            // An error is no event of its own: it makes a socket ready, and the call that follows reports it.
+            if room || ended || self.error().is_some() {
+                ready |= events & PollEvents::OUT;
             }
-        }
-        if self.error().is_some() {
-            ready |= PollEvents::ERR;
+            if !ready.is_empty() {
+                // Nothing to wait for.
+            } else if let Some(waiter) = waiter {
+                snd.sb_sel.push(Arc::clone(waiter));
+                snd.sb_flags |= SbFlags::SEL;
+            }
         }
         ready
     }

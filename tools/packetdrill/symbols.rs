@@ -59,6 +59,8 @@ const CONSTANTS: &[(&str, i64)] = &[
     ("POLLRDNORM", 0x40),
     ("POLLWRNORM", 0x4),
     ("POLLINIGNEOF", 0x2000),
+    ("POLLRDHUP", 0x4000),
+    ("POLLRDBAND", 0x80),
     ("FIONREAD", 0x4004_667f),
     ("FIONBIO", 0x8004_667e),
     ("SIOCATMARK", 0x4004_7307),
