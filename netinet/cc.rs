@@ -152,7 +152,10 @@ impl Tcpcb {
     ) {
         let mut ccv = self.cc_var(tun, now, ack);
         ccv.nsegs = nsegs;
-        ccv.cwnd_limited = self.snd_cwnd <= self.snd_wnd
+        // RFC 7661 §4.3: a window of which not half is in use has not been shown to fit the path.
+        let validated = !tun.newcwv.get() || self.snd_cwnd < self.compute_pipe().saturating_mul(2);
+        ccv.cwnd_limited = validated
+            && self.snd_cwnd <= self.snd_wnd
             && (!self.t_flags.contains(Tf::TSO)
                 || self.snd_max.since(self.snd_una) >= self.snd_cwnd / 2);
         if kind == CcAck::Ack {

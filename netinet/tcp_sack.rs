@@ -229,6 +229,22 @@ impl SackState {
         self.sack_bytes_rexmit = 0;
     }
 
+    /// Whether the retransmission of the first hole is lost: it has gone out whole, and what was first sent beyond
+    /// `recover`, in the same recovery, has arrived. Then every hole that went out whole is to go again.
+    pub fn retransmission_lost(&mut self, recover: TcpSeq) -> bool {
+        let went_whole = |hole: &SackHole| hole.rxmit.geq(hole.end);
+        if !self.snd_holes.front().is_some_and(went_whole) || !self.snd_fack.gt(recover) {
+            return false;
+        }
+        let mut again = 0;
+        for hole in self.snd_holes.iter_mut().filter(|hole| went_whole(hole)) {
+            again += Self::rexmitted(hole);
+            hole.rxmit = hole.start;
+        }
+        self.sack_bytes_rexmit = self.sack_bytes_rexmit.saturating_sub(again);
+        true
+    }
+
     /// RFC 6675 §5 step 4: a hole for the last segment sent, when a partial ACK brought no news of it.
     pub fn rescue(&mut self, start: TcpSeq, end: TcpSeq, max: usize) {
         if self.snd_holes.is_empty() && start.lt(end) {

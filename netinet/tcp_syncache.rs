@@ -889,7 +889,7 @@ fn set_up(l: &Listener<'_>, c: &Conn<'_>, tp: &mut Tcpcb, entry: &Entry) {
     tp.rcv_wnd = u32::from(entry.wnd);
     tp.rcv_adv += tp.rcv_wnd;
     tp.last_ack_sent = tp.rcv_nxt;
-    tp.t_flags = l.flags & (Tf::NOPUSH | Tf::NODELAY);
+    tp.t_flags = l.flags & (Tf::NOPUSH | Tf::NODELAY | Tf::LRD);
     if entry.noopt {
         tp.t_flags |= Tf::NOOPT;
     } else {

@@ -52,6 +52,8 @@ pub const TCP_CONGESTION: i32 = 64;
 pub const TCP_MAXUNACKTIME: i32 = 68;
 /// UDP port through which the peer is reached; 0 without UDP.
 pub const TCP_REMOTE_UDP_ENCAPS_PORT: i32 = 71;
+/// Retransmissions that were lost are detected.
+pub const TCP_LRD: i32 = 79;
 /// How long the handshake may take, in s.
 pub const TCP_KEEPINIT: i32 = 128;
 /// Idle time before keepalive probes, in s.
@@ -472,6 +474,7 @@ fn tcp_setopt(c: &Conn<'_>, tp: &mut Tcpcb, sopt: &SockOpt<'_>) -> Result<(), Er
     match sopt.name {
         TCP_NODELAY => tp.t_flags.set(Tf::NODELAY, sopt.int()? != 0),
         TCP_NOOPT => tp.t_flags.set(Tf::NOOPT, sopt.int()? != 0),
+        TCP_LRD => tp.t_flags.set(Tf::LRD, sopt.int()? != 0),
         TCP_MD5SIG => tp.t_flags.set(Tf::SIGNATURE, sopt.int()? != 0),
         TCP_NOPUSH => {
             let on = sopt.int()? != 0;
@@ -602,6 +605,7 @@ fn tcp_getopt(c: &Conn<'_>, tp: &Tcpcb, sopt: &mut SockOpt<'_>) -> Result<(), Er
     match sopt.name {
         TCP_NODELAY => sopt.answer_int(flag(Tf::NODELAY, Tf::NODELAY.bits() as i32)),
         TCP_NOOPT => sopt.answer_int(flag(Tf::NOOPT, Tf::NOOPT.bits() as i32)),
+        TCP_LRD => sopt.answer_int(flag(Tf::LRD, Tf::LRD.bits() as i32)),
         TCP_MD5SIG => sopt.answer_int(flag(Tf::SIGNATURE, 1)),
         TCP_NOPUSH => sopt.answer_int(flag(Tf::NOPUSH, Tf::NOPUSH.bits() as i32)),
         TCP_MAXSEG => sopt.answer_int(tp.t_maxseg as i32),

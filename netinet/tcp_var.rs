@@ -77,6 +77,8 @@ bitflags! {
         const TOE = 0x0200_0000;
         /// `tcp_close` has been called.
         const CLOSED = 0x0400_0000;
+        /// Retransmissions that were lost are detected (`net.inet.tcp.sack.lrd`, `TCP_LRD`).
+        const LRD = 0x1000_0000;
         /// Fast Open is wanted (`TCP_FASTOPEN`).
         const FASTOPEN = 0x8000_0000;
         /// In congestion recovery.
@@ -336,6 +338,9 @@ impl Tcpcb {
         }
         if tun.sack_enable.get() {
             t_flags |= Tf::SACK_PERMIT;
+        }
+        if tun.sack_lrd.get() {
+            t_flags |= Tf::LRD;
         }
         let initial = tun.rexmit_initial.get();
         Tcpcb {
@@ -766,9 +771,11 @@ tunables! {
         rfc3042: bool = true, "net.inet.tcp.rfc3042", "Enable RFC 3042 (Limited Transmit)";
         rfc3465: bool = true, "net.inet.tcp.rfc3465", "Enable RFC 3465 (Appropriate Byte Counting)";
         abc_l_var: u32 = 2, "net.inet.tcp.abc_l_var", "Cap the max cwnd increment during slow-start to this number of segments";
+        newcwv: bool = false, "net.inet.tcp.newcwv", "Enable New Congestion Window Validation per RFC7661";
         do_prr: bool = true, "net.inet.tcp.do_prr", "Enable Proportional Rate Reduction per RFC 6937";
         sack_enable: bool = true, "net.inet.tcp.sack.enable", "Enable/Disable TCP SACK support";
         sack_revised: bool = true, "net.inet.tcp.sack.revised", "Use revised SACK loss recovery per RFC 6675";
+        sack_lrd: bool = true, "net.inet.tcp.sack.lrd", "Perform Lost Retransmission Detection";
         sack_maxholes: u32 = 128, "net.inet.tcp.sack.maxholes", "Maximum number of TCP SACK holes allowed per connection";
         sack_globalmaxholes: u32 = 65_536, "net.inet.tcp.sack.globalmaxholes", "Global maximum number of TCP SACK holes";
         ecn_enable: u32 = 2, "net.inet.tcp.ecn.enable", "TCP ECN support: 0 off, 1 asked for, 2 agreed to if the peer asks" (0..=2);

@@ -95,6 +95,9 @@ pub(super) fn ack_processing(
         if let Some(sack) = &mut tp.t_sack {
             sack.count_holes(&c.vt.sack_holes);
         }
+        if changed != SackStatus::NoChange && tp.t_flags.contains(Tf::LRD) {
+            recovery::lost_retransmission(c, tp, th_ack);
+        }
         changed
     } else {
         SackStatus::NoChange

@@ -10,9 +10,10 @@ use crate::tcp_input::Segment;
 use crate::tcp_input::exits::{Exit, Step};
 use crate::tcp_output::tcp_output;
 use crate::tcp_sack::SackStatus;
+use crate::tcp_seq::TcpSeq;
 use crate::tcp_subr::Conn;
 use crate::tcp_timer::TcpTimer;
-use crate::tcp_var::{TCP_REXMT_THRESH, Tcpcb, Tf};
+use crate::tcp_var::{Prr, TCP_REXMT_THRESH, Tcpcb, Tf};
 
 /// An ACK that acknowledges nothing new.
 pub(super) fn duplicate_ack(
@@ -149,6 +150,33 @@ fn enter_recovery(c: &Conn<'_>, tp: &mut Tcpcb, seg: &Segment) -> Step {
         tp.snd_nxt = onxt;
     }
     Err(Exit::Drop)
+}
+
+/// Detects that a retransmission was lost: what was sent behind it in this recovery has arrived, it has not. Everything
+/// retransmitted so far goes again, and the window is reduced once more; without this only a timeout would tell.
+#[doc(alias = "tcp_sack_lost_retransmission")]
+pub(super) fn lost_retransmission(c: &Conn<'_>, tp: &mut Tcpcb, th_ack: TcpSeq) {
+    let (recover, maxseg) = (tp.snd_recover, tp.maxseg());
+    let lost = tp.in_fastrecovery()
+        && tp
+            .t_sack
+            .as_mut()
+            .is_some_and(|sack| sack.retransmission_lost(recover));
+    if !lost {
+        return;
+    }
+    c.vt.stat.tcps_sack_lostrexmt.inc();
+    // The algorithm reduces from what this recovery was to end with, not from where the window stands amid it.
+    tp.snd_cwnd = tp.snd_ssthresh;
+    tp.exit_recovery();
+    tp.snd_recover = tp.snd_max;
+    tp.snd_nxt = tp.snd_max;
+    tp.cc_cong_signal(&c.vt.tun, c.net.now, th_ack, CcSignal::NDupAck);
+    tp.snd_cwnd = maxseg;
+    tp.t_prr = Prr {
+        recover_fs: tp.snd_max.since(tp.snd_una).max(1),
+        ..Prr::default()
+    };
 }
 
 /// RFC 3042: the first two duplicates let a new segment out each, so that there will be a third.

@@ -166,6 +166,7 @@ const CONSTANTS: &[(&str, i64)] = &[
         TCP_REMOTE_UDP_ENCAPS_PORT as i64,
     ),
     ("TCP_DELACK", 72),
+    ("TCP_LRD", 79),
     ("TCP_KEEPINIT", 128),
     ("TCP_KEEPIDLE", 256),
     ("TCP_KEEPINTVL", 512),
