@@ -119,7 +119,8 @@ impl ReassQueue {
         self.fin = Some(at);
     }
 
-    /// Queues the `len` bytes of `m` that begin at `seq`. Bytes received before win over their repetition.
+    /// Queues the `len` bytes of `m` that begin at `seq`. Bytes received before win over their repetition,
+    /// but a range wholly inside of it gives way.
     #[doc(alias = "tcp_reass")]
     pub fn insert(
         &mut self,
@@ -285,38 +286,4 @@ fn mbuf_bytes(m: &Mbuf) -> u32 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use sys::machine::hosted::Machine;
-    use sys::mbuf::How;
-
-    #[test]
-    fn all_queues_together_have_a_limit_that_the_missing_segment_may_pass() {
-        Machine::builder().quiet().run(|| {
-            let global = Arc::new(AtomicU32::new(0));
-            let limits = Limits {
-                ranges: 100,
-                mbcnt: u32::MAX,
-                global: 3,
-            };
-            let next = TcpSeq(0);
-            let put = |queue: &mut ReassQueue, at: u32| {
-                let m = Mbuf::from_bytes(&[0; 10], How::Wait).expect("an mbuf");
-                queue.insert(TcpSeq(at), m, 10, next, limits)
-            };
-            let mut first = ReassQueue::new(&global);
-            let mut second = ReassQueue::new(&global);
-            assert!(matches!(put(&mut first, 20), Queued::Kept { .. }));
-            assert!(matches!(put(&mut second, 20), Queued::Kept { .. }));
-            assert!(matches!(put(&mut second, 40), Queued::Kept { .. }));
-            assert_eq!(put(&mut first, 60), Queued::Full);
-            assert!(matches!(put(&mut first, 0), Queued::Kept { .. }));
-            assert_eq!(global.load(Ordering::Relaxed), 4);
-            assert!(first.take_ready(next).is_some());
-            assert_eq!(global.load(Ordering::Relaxed), 3);
-            drop(second);
-            assert_eq!(global.load(Ordering::Relaxed), 1);
-            assert!(matches!(put(&mut first, 60), Queued::Kept { .. }));
-        });
-    }
-}
+mod tests;

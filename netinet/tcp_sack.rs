@@ -467,3 +467,6 @@ impl Tcpcb {
         self.snd_nxt = self.snd_max;
     }
 }
+
+#[cfg(test)]
+mod tests;
