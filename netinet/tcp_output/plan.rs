@@ -490,3 +490,6 @@ fn all_options(
     }
     (to.write(bytes) as u32, to.to_nsacks)
 }
+
+#[cfg(test)]
+mod tests;
