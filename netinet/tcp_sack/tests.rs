@@ -10,6 +10,9 @@ use super::*;
 use crate::cc::cc_newreno::NewReno;
 use crate::tcp_var::TcpTunables;
 
+/// The first segment of a range, and the first behind it.
+type Blk = (u32, u32);
+
 /// Bytes of a segment in these tests.
 const SEG: u32 = 100;
 /// No limit on holes.
@@ -20,10 +23,10 @@ fn seq(segment: u32) -> TcpSeq {
     TcpSeq(0xffff_f000) + segment * SEG
 }
 
-fn block(segments: core::ops::Range<u32>) -> SackBlk {
+fn block((start, end): Blk) -> SackBlk {
     SackBlk {
-        start: seq(segments.start),
-        end: seq(segments.end),
+        start: seq(start),
+        end: seq(end),
     }
 }
 
@@ -39,10 +42,10 @@ fn sender(segments: u32) -> Tcpcb {
 }
 
 /// An ACK of everything before segment `ack`, with these blocks.
-fn ack(tp: &mut Tcpcb, max: usize, ack: u32, blocks: &[core::ops::Range<u32>]) -> SackStatus {
+fn ack(tp: &mut Tcpcb, max: usize, ack: u32, blocks: &[Blk]) -> SackStatus {
     let mut to = TcpOpt::default();
     for (slot, range) in to.to_sacks.iter_mut().zip(blocks) {
-        *slot = block(range.clone());
+        *slot = block(*range);
     }
     to.to_nsacks = blocks.len() as u8;
     let status = tp.sack_doack(&TcpStat::new(), max, &to, seq(ack));
@@ -51,12 +54,12 @@ fn ack(tp: &mut Tcpcb, max: usize, ack: u32, blocks: &[core::ops::Range<u32>]) -
 }
 
 /// The holes, in segments.
-fn holes(tp: &Tcpcb) -> Vec<core::ops::Range<u32>> {
+fn holes(tp: &Tcpcb) -> Vec<Blk> {
     let number = |at: TcpSeq| at.since(seq(0)) / SEG;
     let sack = tp.t_sack.as_ref().expect("a scoreboard");
     let holes = sack.snd_holes.iter();
     holes
-        .map(|hole| number(hole.start)..number(hole.end))
+        .map(|hole| (number(hole.start), number(hole.end)))
         .collect()
 }
 
@@ -66,21 +69,21 @@ fn holes_appear_shrink_split_and_vanish_as_blocks_come() {
         let tp = &mut sender(20);
         assert_eq!(ack(tp, MANY, 0, &[]), SackStatus::NoChange);
         assert!(tp.t_sack.is_none());
-        assert_eq!(ack(tp, MANY, 0, &[8..10]), SackStatus::NewLoss);
-        assert_eq!(holes(tp), [0..8]);
+        assert_eq!(ack(tp, MANY, 0, &[(8, 10)]), SackStatus::NewLoss);
+        assert_eq!(holes(tp), [(0, 8)]);
         // The same again is no news.
-        assert_eq!(ack(tp, MANY, 0, &[8..10]), SackStatus::NoChange);
-        assert_eq!(ack(tp, MANY, 0, &[8..11]), SackStatus::Change);
-        assert_eq!(holes(tp), [0..8]);
-        assert_eq!(ack(tp, MANY, 0, &[3..4, 8..11]), SackStatus::NewLoss);
-        assert_eq!(holes(tp), [0..3, 4..8]);
-        assert_eq!(ack(tp, MANY, 0, &[3..5, 7..11]), SackStatus::Change);
-        assert_eq!(holes(tp), [0..3, 5..7]);
-        assert_eq!(ack(tp, MANY, 0, &[3..11, 14..15]), SackStatus::NewLoss);
-        assert_eq!(holes(tp), [0..3, 11..14]);
+        assert_eq!(ack(tp, MANY, 0, &[(8, 10)]), SackStatus::NoChange);
+        assert_eq!(ack(tp, MANY, 0, &[(8, 11)]), SackStatus::Change);
+        assert_eq!(holes(tp), [(0, 8)]);
+        assert_eq!(ack(tp, MANY, 0, &[(3, 4), (8, 11)]), SackStatus::NewLoss);
+        assert_eq!(holes(tp), [(0, 3), (4, 8)]);
+        assert_eq!(ack(tp, MANY, 0, &[(3, 5), (7, 11)]), SackStatus::Change);
+        assert_eq!(holes(tp), [(0, 3), (5, 7)]);
+        assert_eq!(ack(tp, MANY, 0, &[(3, 11), (14, 15)]), SackStatus::NewLoss);
+        assert_eq!(holes(tp), [(0, 3), (11, 14)]);
         // A cumulative ACK by itself moves the edge, and is no duplicate.
         assert_eq!(ack(tp, MANY, 2, &[]), SackStatus::NoChange);
-        assert_eq!(holes(tp), [2..3, 11..14]);
+        assert_eq!(holes(tp), [(2, 3), (11, 14)]);
         assert_eq!(ack(tp, MANY, 15, &[]), SackStatus::NoChange);
         assert!(holes(tp).is_empty());
     });
@@ -92,7 +95,7 @@ fn blocks_of_what_was_never_sent_or_is_acknowledged_do_not_count() {
         let tp = &mut sender(10);
         let stat = TcpStat::new();
         // Beyond what was sent, empty, backwards.
-        for range in [9..11, 5..5] {
+        for range in [(9, 11), (5, 5)] {
             assert_eq!(ack(tp, MANY, 0, &[range]), SackStatus::NoChange);
         }
         let mut to = TcpOpt::default();
@@ -106,7 +109,7 @@ fn blocks_of_what_was_never_sent_or_is_acknowledged_do_not_count() {
             SackStatus::NoChange
         );
         // Below the ACK: something came twice (RFC 2883).
-        to.to_sacks[0] = block(1..3);
+        to.to_sacks[0] = block((1, 3));
         assert_eq!(
             tp.sack_doack(&stat, MANY, &to, seq(4)),
             SackStatus::NoChange
@@ -121,11 +124,11 @@ fn blocks_of_what_was_never_sent_or_is_acknowledged_do_not_count() {
 fn a_full_scoreboard_refuses_holes_but_remembers_how_far_the_peer_has_come() {
     Machine::builder().quiet().run(|| {
         let tp = &mut sender(20);
-        assert_eq!(ack(tp, 1, 0, &[8..10]), SackStatus::NewLoss);
-        assert_eq!(ack(tp, 1, 0, &[3..4]), SackStatus::Change);
-        assert_eq!(holes(tp), [0..8]);
-        assert_eq!(ack(tp, 1, 0, &[8..12, 14..15]), SackStatus::NewLoss);
-        assert_eq!(holes(tp), [0..8]);
+        assert_eq!(ack(tp, 1, 0, &[(8, 10)]), SackStatus::NewLoss);
+        assert_eq!(ack(tp, 1, 0, &[(3, 4)]), SackStatus::Change);
+        assert_eq!(holes(tp), [(0, 8)]);
+        assert_eq!(ack(tp, 1, 0, &[(8, 12), (14, 15)]), SackStatus::NewLoss);
+        assert_eq!(holes(tp), [(0, 8)]);
         let sack = tp.t_sack.as_ref().expect("a scoreboard");
         assert_eq!(sack.snd_fack, seq(12));
     });
@@ -135,7 +138,7 @@ fn a_full_scoreboard_refuses_holes_but_remembers_how_far_the_peer_has_come() {
 fn a_retransmission_is_lost_when_what_was_sent_behind_it_arrives() {
     Machine::builder().quiet().run(|| {
         let tp = &mut sender(20);
-        ack(tp, MANY, 0, &[3..5, 8..10]);
+        ack(tp, MANY, 0, &[(3, 5), (8, 10)]);
         let recover = seq(15);
         let fill = |tp: &mut Tcpcb, segments: u32| {
             let sack = tp.sack_mut();
@@ -148,9 +151,9 @@ fn a_retransmission_is_lost_when_what_was_sent_behind_it_arrives() {
         // The first hole whole, half of the second.
         fill(tp, 5);
         assert_eq!(tp.sack_bytes_rexmit(), 5 * SEG);
-        ack(tp, MANY, 0, &[8..15]);
+        ack(tp, MANY, 0, &[(8, 15)]);
         assert!(!lost(tp), "nothing of after the recovery point");
-        ack(tp, MANY, 0, &[8..16]);
+        ack(tp, MANY, 0, &[(8, 16)]);
         assert!(lost(tp));
         // What had not gone out whole does not go again, but on.
         assert_eq!(tp.sack_bytes_rexmit(), 2 * SEG);
@@ -168,11 +171,11 @@ fn the_lost_are_what_two_segments_or_three_blocks_have_overtaken() {
     Machine::builder().quiet().run(|| {
         let lost = |tp: &Tcpcb| tp.t_sack.as_ref().map_or(0, |sack| sack.lost_bytes) / SEG;
         let tp = &mut sender(20);
-        ack(tp, MANY, 0, &[2..4]);
+        ack(tp, MANY, 0, &[(2, 4)]);
         assert_eq!(lost(tp), 0, "two segments are not more than two");
-        ack(tp, MANY, 0, &[2..5]);
+        ack(tp, MANY, 0, &[(2, 5)]);
         assert_eq!(lost(tp), 2);
-        ack(tp, MANY, 0, &[2..5, 6..7]);
+        ack(tp, MANY, 0, &[(2, 5), (6, 7)]);
         assert_eq!(lost(tp), 2, "only one has overtaken the second hole");
     });
 }
@@ -205,7 +208,7 @@ fn any_order_of_blocks_leaves_the_holes_between_what_was_reported() {
                     while end < SEGMENTS && arrived[end as usize] {
                         end += 1;
                     }
-                    start..end
+                    (start, end)
                 };
                 let mut blocks = Vec::new();
                 for segment in [newest, below(SEGMENTS), below(SEGMENTS)] {
@@ -214,8 +217,8 @@ fn any_order_of_blocks_leaves_the_holes_between_what_was_reported() {
                     }
                 }
                 let before = reported;
-                for range in blocks.iter().cloned().chain([0..una]) {
-                    reported[range.start as usize..range.end as usize].fill(true);
+                for (start, end) in blocks.iter().copied().chain([(0, una)]) {
+                    reported[start as usize..end as usize].fill(true);
                 }
                 ack(tp, MANY, una, &blocks);
                 check(tp, una, &before, &reported);
@@ -253,11 +256,11 @@ fn check(tp: &mut Tcpcb, una: u32, before: &[bool], reported: &[bool]) {
         assert!(sack.snd_holes.is_empty());
         return;
     };
-    let mut expected: Vec<core::ops::Range<u32>> = Vec::new();
+    let mut expected: Vec<Blk> = Vec::new();
     for segment in (una..una + last as u32).filter(|&at| !reported[at as usize]) {
         match expected.last_mut() {
-            Some(hole) if hole.end == segment => hole.end += 1,
-            _ => expected.push(segment..segment + 1),
+            Some((_, end)) if *end == segment => *end += 1,
+            _ => expected.push((segment, segment + 1)),
         }
     }
     assert_eq!(holes(tp), expected);
@@ -277,22 +280,30 @@ fn the_newest_block_is_reported_first_and_what_it_touches_with_it() {
     }
     assert_eq!(
         blocks(&sack),
-        [block(14..15), block(10..11), block(6..7), block(2..3)]
+        [
+            block((14, 15)),
+            block((10, 11)),
+            block((6, 7)),
+            block((2, 3))
+        ]
     );
     sack.update_sack_list(next, seq(3), seq(6));
-    assert_eq!(blocks(&sack), [block(2..7), block(14..15), block(10..11)]);
+    assert_eq!(
+        blocks(&sack),
+        [block((2, 7)), block((14, 15)), block((10, 11))]
+    );
     // A duplicate goes before all others, once (RFC 2883 §4).
     sack.update_dsack(seq(14), seq(15));
-    assert_eq!(blocks(&sack)[0], block(14..15));
+    assert_eq!(blocks(&sack)[0], block((14, 15)));
     assert_eq!(blocks(&sack).len(), 4);
     sack.clean_dsack();
     // What the stream has passed is dropped.
     sack.update_sack_list(seq(11), seq(11), seq(11));
-    assert_eq!(blocks(&sack), [block(14..15)]);
+    assert_eq!(blocks(&sack), [block((14, 15))]);
     // No more than six are remembered.
     for segment in 20..30 {
         sack.update_sack_list(seq(11), seq(2 * segment), seq(2 * segment + 1));
     }
     assert_eq!(sack.rcv_numsacks(), MAX_SACK_BLKS);
-    assert_eq!(blocks(&sack)[0], block(58..59));
+    assert_eq!(blocks(&sack)[0], block((58, 59)));
 }
