@@ -10,7 +10,7 @@ use crate::ip_output::ip_output;
 use crate::ip_var::{IpOptions, IpOutArgs, IpProto, PrcCmd, Quoted};
 use crate::vnet::NetCx;
 use core::net::Ipv4Addr;
-use sys::counter::Counter;
+use sys::counter::{Counter, CounterArray};
 use sys::kprintf;
 use sys::machine;
 use sys::machine::atomic::{AtomicU32, Ordering};
@@ -79,7 +79,7 @@ pub struct IcmpStat {
     /// Errors not sent because the packet was too short.
     pub icps_oldshort: Counter,
     /// Messages sent, by type.
-    pub icps_outhist: [Counter; ICMP_MAXTYPE + 1],
+    pub icps_outhist: CounterArray,
     /// Bad codes.
     pub icps_badcode: Counter,
     /// Shorter than the minimum.
@@ -91,7 +91,7 @@ pub struct IcmpStat {
     /// Answers generated.
     pub icps_reflect: Counter,
     /// Messages received, by type.
-    pub icps_inhist: [Counter; ICMP_MAXTYPE + 1],
+    pub icps_inhist: CounterArray,
     /// Broadcast echo requests ignored.
     pub icps_bmcastecho: Counter,
     /// Broadcast timestamp requests ignored.
@@ -106,7 +106,7 @@ pub struct IcmpStat {
 
 impl IcmpStat {
     pub(crate) fn new() -> Self {
-        let histogram = || core::array::from_fn(|_| Counter::new());
+        let histogram = || CounterArray::new(ICMP_MAXTYPE + 1);
         Self {
             icps_error: Counter::new(),
             icps_oldicmp: Counter::new(),
@@ -145,16 +145,10 @@ impl IcmpStat {
         ];
         for counter in single
             .into_iter()
-            .chain(&self.icps_outhist)
-            .chain(&self.icps_inhist)
+            .chain(self.icps_outhist.iter())
+            .chain(self.icps_inhist.iter())
         {
             counter.zero();
-        }
-    }
-
-    fn count(histogram: &[Counter; ICMP_MAXTYPE + 1], kind: u8) {
-        if let Some(counter) = histogram.get(usize::from(kind)) {
-            counter.inc();
         }
     }
 }
@@ -422,7 +416,7 @@ pub fn icmp_error(cx: &NetCx<'_>, n: Mbuf, kind: u8, code: u8, info: u32) {
         }
         _ => {}
     }
-    IcmpStat::count(&stat.icps_outhist, kind);
+    stat.icps_outhist.inc(usize::from(kind));
     let mut ip = Ip::new();
     ip.ip_len.set((Ip::LEN + ICMP_MINLEN + quote) as u16);
     ip.ip_ttl = cx.vnet.ip.ttl.get() as u8;
@@ -489,7 +483,7 @@ pub fn icmp_input(cx: &NetCx<'_>, m: Mbuf, hlen: usize) {
     let Some(&[kind, code, ..]) = m.data().get(hlen..) else {
         return;
     };
-    IcmpStat::count(&stat.icps_inhist, kind);
+    stat.icps_inhist.inc(usize::from(kind));
     let m = match kind {
         ICMP_UNREACH | ICMP_TIMXCEED | ICMP_PARAMPROB => match prc_of(kind, code, &m, hlen) {
             Some(cmd) => deliver_error(cx, m, hlen, icmplen, cmd),
@@ -658,7 +652,7 @@ fn answer(cx: &NetCx<'_>, m: Mbuf, hlen: usize, kind: u8) -> Option<Mbuf> {
         data.get_mut(16..20)?.copy_from_slice(&stamp);
     }
     stat.icps_reflect.inc();
-    IcmpStat::count(&stat.icps_outhist, kind);
+    stat.icps_outhist.inc(usize::from(kind));
     let options = m
         .data()
         .get(Ip::LEN..hlen)

@@ -6,7 +6,9 @@
 //! bytes apart, so that the counters of one CPU share cache lines with each other and with no other CPU.
 
 use alloc::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use alloc::boxed::Box;
 use alloc::vec::Vec;
+use core::ops::Deref;
 use core::ptr::NonNull;
 
 use crate::machine;
@@ -28,8 +30,8 @@ pub struct Counter {
     slot: NonNull<AtomicU64>,
     /// What was counted before the last `zero`.
     before: AtomicU64,
-    /// The lines to give back, of a counter that stands alone.
-    own: Option<CounterSet>,
+    /// The lines to give back, of a counter that stands alone. Boxed, because structures hold hundreds of counters.
+    own: Option<Box<CounterSet>>,
 }
 
 // SAFETY: the slot is only reached by atomic operations, and lives as long as the set that owns it.
@@ -45,7 +47,7 @@ impl Counter {
     pub fn new() -> Counter {
         let mut set = CounterSet::new(1);
         let mut counter = set.take();
-        counter.own = Some(set);
+        counter.own = Some(Box::new(set));
         counter
     }
 
@@ -149,6 +151,39 @@ impl CounterSet {
 impl Drop for CounterSet {
     fn drop(&mut self) {
         pool(|pool| pool.free(self.base, self.lines));
+    }
+}
+
+/// Counters that are told apart by a number, such as the type of a message.
+#[doc(alias = "COUNTER_ARRAY_ALLOC")]
+pub struct CounterArray {
+    counters: Box<[Counter]>,
+    _set: CounterSet,
+}
+
+impl CounterArray {
+    /// Makes `count` counters, at zero.
+    pub fn new(count: usize) -> CounterArray {
+        let mut set = CounterSet::new(count);
+        CounterArray {
+            counters: (0..count).map(|_| set.take()).collect(),
+            _set: set,
+        }
+    }
+
+    /// Adds one to counter `index`, if there is one.
+    pub fn inc(&self, index: usize) {
+        if let Some(counter) = self.counters.get(index) {
+            counter.inc();
+        }
+    }
+}
+
+impl Deref for CounterArray {
+    type Target = [Counter];
+
+    fn deref(&self) -> &[Counter] {
+        &self.counters
     }
 }
 
@@ -313,6 +348,18 @@ mod tests {
 
     fn on_a_machine(test: impl FnOnce() + Send + 'static) {
         crate::machine::hosted::Machine::builder().run(test);
+    }
+
+    #[test]
+    fn counters_of_an_array_count_apart_and_there_are_no_more() {
+        on_a_machine(|| {
+            let types = CounterArray::new(256);
+            for index in [0, 255, 255, 256] {
+                types.inc(index);
+            }
+            assert_eq!((types[0].fetch(), types[255].fetch()), (1, 2));
+            assert_eq!(types.iter().map(Counter::fetch).sum::<u64>(), 3);
+        });
     }
 
     #[test]

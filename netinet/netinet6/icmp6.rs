@@ -17,7 +17,7 @@ use crate::netinet6::raw_ip6::rip6_input;
 use crate::netinet6::{in6, nd6, nd6_nbr, nd6_rtr};
 use crate::vnet::NetCx;
 use core::net::Ipv6Addr;
-use sys::counter::Counter;
+use sys::counter::{Counter, CounterArray};
 use sys::mbuf::{CsumFlags, How, IfIndex, MAX_LINKHDR, MFlags, Mbuf};
 use sys::net::ifnet::Ifnet;
 use sys::net::route::{RouteSpec, RtFlags};
@@ -98,7 +98,7 @@ pub struct Icmp6Stat {
     /// Errors not sent because of the rate limit.
     pub icp6s_toofreq: Counter,
     /// Messages sent, by type.
-    pub icp6s_outhist: [Counter; 256],
+    pub icp6s_outhist: CounterArray,
     /// Bad codes.
     pub icp6s_badcode: Counter,
     /// Shorter than the minimum.
@@ -112,7 +112,7 @@ pub struct Icmp6Stat {
     /// Answers generated.
     pub icp6s_reflect: Counter,
     /// Messages received, by type.
-    pub icp6s_inhist: [Counter; 256],
+    pub icp6s_inhist: CounterArray,
     /// Bad neighbour solicitations.
     pub icp6s_badns: Counter,
     /// Bad neighbour advertisements.
@@ -131,7 +131,7 @@ pub struct Icmp6Stat {
 
 impl Icmp6Stat {
     pub(crate) fn new() -> Self {
-        let histogram = || core::array::from_fn(|_| Counter::new());
+        let histogram = || CounterArray::new(256);
         Self {
             icp6s_error: Counter::new(),
             icp6s_canterror: Counter::new(),
@@ -174,15 +174,9 @@ impl Icmp6Stat {
             &self.icp6s_pmtuchg,
             &self.nd6_dropped,
         ];
-        let histograms = self.icp6s_outhist.iter().chain(&self.icp6s_inhist);
+        let histograms = self.icp6s_outhist.iter().chain(self.icp6s_inhist.iter());
         for counter in single.into_iter().chain(histograms) {
             counter.zero();
-        }
-    }
-
-    pub(crate) fn count(histogram: &[Counter; 256], kind: u8) {
-        if let Some(counter) = histogram.get(usize::from(kind)) {
-            counter.inc();
         }
     }
 }
@@ -244,7 +238,7 @@ pub fn icmp6_input(cx: &NetCx<'_>, m: Mbuf, off: usize) {
     let Some(&[kind, code, ..]) = m.data().get(off..) else {
         return;
     };
-    Icmp6Stat::count(&stat.icp6s_inhist, kind);
+    stat.icp6s_inhist.inc(usize::from(kind));
     // Programs hear everything; what the kernel answers itself too.
     rip6_input(cx, &m, off, IPPROTO_ICMPV6);
     match kind {
@@ -586,7 +580,7 @@ pub(crate) fn icmp6_send(cx: &NetCx<'_>, mut m: Mbuf, args: &Ip6OutArgs<'_>) {
         field.copy_from_slice(&sum);
     }
     let kind = data.get(Ip6::LEN).copied().unwrap_or(0);
-    Icmp6Stat::count(&cx.vnet.icmp6stat.icp6s_outhist, kind);
+    cx.vnet.icmp6stat.icp6s_outhist.inc(usize::from(kind));
     // ip6_output has counted what becomes of it.
     let _ = ip6_output(cx, m, args);
 }

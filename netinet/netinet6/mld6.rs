@@ -4,7 +4,6 @@
 //! Not carried over: lists of sources. Every group is heard from everybody (`EXCLUDE {}`).
 
 use crate::ip_var::pseudo_sum;
-use crate::netinet6::icmp6::Icmp6Stat;
 use crate::netinet6::in6_src::in6_setscope;
 use crate::netinet6::ip6::{
     IN6ADDR_LINKLOCAL_ALLNODES, IN6ADDR_LINKLOCAL_ALLROUTERS, IP6OPT_PAD1, IP6OPT_ROUTER_ALERT,
@@ -301,7 +300,7 @@ fn send(cx: &NetCx<'_>, ifp: &Ifnet, dst: Ipv6Addr, message: &[u8]) {
     let sum = m.in_cksum_skip(m.pkt_len(), hlen);
     m.copyback(hlen + 2, &sum.to_be_bytes(), How::NoWait);
     let kind = message.first().copied().unwrap_or(0);
-    Icmp6Stat::count(&cx.vnet.icmp6stat.icp6s_outhist, kind);
+    cx.vnet.icmp6stat.icp6s_outhist.inc(usize::from(kind));
     let args = Ip6OutArgs {
         ifindex: ifp.if_index,
         unspecsrc: src.is_unspecified(),

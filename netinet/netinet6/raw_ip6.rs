@@ -198,7 +198,7 @@ fn rip6_output(inp: &Raw6Inpcb, m: Mbuf, dst: Ipv6Addr) -> Result<(), Errno> {
         if len < 4 || !m.copydata(0, &mut kind) {
             return Err(Errno::EINVAL);
         }
-        crate::netinet6::icmp6::Icmp6Stat::count(&cx.vnet.icmp6stat.icp6s_outhist, kind[0]);
+        cx.vnet.icmp6stat.icp6s_outhist.inc(usize::from(kind[0]));
     }
     let src = match guard.laddr() {
         core::net::IpAddr::V6(addr) if !addr.is_unspecified() => addr,

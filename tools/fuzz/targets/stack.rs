@@ -211,7 +211,7 @@ impl Net {
             &ifp.noproto,
         ];
         // What ICMP takes it counts by type.
-        let types = icmp.icps_inhist.iter().chain(&icmp6.icp6s_inhist);
+        let types = icmp.icps_inhist.iter().chain(icmp6.icp6s_inhist.iter());
         let others = others.into_iter().chain(types).map(Counter::fetch);
         named + others.sum::<u64>()
     }
