@@ -1,14 +1,14 @@
 //! Socket options of level `IPPROTO_IP`, and what comes along with a datagram.
 //!
-//! FreeBSD: sys/netinet/ip_output.c (ip_ctloutput), ip_input.c (ip_savecontrol), in_mcast.c (inp_setmoptions)
+//! FreeBSD: sys/netinet/ip_output.c (ip_ctloutput), ip_input.c (ip_savecontrol)
 
-use crate::in_control::{in_joingroup, in_leavegroup};
+use crate::in_mcast::membership;
 use crate::in_pcb::{InpFlags, InpHdr, Inpcb};
-use crate::ip::{IPPROTO_TCP, Ip, in_multicast};
+use crate::ip::Ip;
 use crate::ip_var::{IpMoptions, IpOptions};
 use crate::netinet6::ip6::Ip6;
 use crate::netinet6::ip6_ctloutput::{control_mbuf, ip6_ctloutput, ip6_savecontrol};
-use crate::vnet::{InetVnet, NetCx};
+use crate::vnet::NetCx;
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -17,7 +17,7 @@ use sys::errno::Errno;
 use sys::kern::subr_epoch::NetEpoch;
 use sys::machine;
 use sys::mbuf::{HashType, IfIndex, Mbuf};
-use sys::net::ifnet::{IfFlags, Ifnet};
+use sys::net::ifnet::Ifnet;
 use sys::protosw::{SockOpt, SoptDir};
 use sys::socket::*;
 use sys::socketvar::Socket;
@@ -193,7 +193,7 @@ fn byte_or_int(sopt: &SockOpt<'_>) -> Result<i32, Errno> {
 }
 
 /// An address at `off` in a structure.
-fn address(bytes: &[u8], off: usize) -> Result<Ipv4Addr, Errno> {
+pub(crate) fn address(bytes: &[u8], off: usize) -> Result<Ipv4Addr, Errno> {
     let octets: [u8; 4] = bytes
         .get(off..off + 4)
         .and_then(|b| b.try_into().ok())
@@ -224,63 +224,6 @@ fn set_ip_options<P: Send + Sync + 'static>(inp: &Inpcb<P>, bytes: &[u8]) -> Res
     let options = IpOptions::new(bytes).ok_or(Errno::EINVAL)?;
     inp.write().inp_options = Some(Box::new(options));
     Ok(())
-}
-
-/// The interface a membership is about: named by address or index, else where the route leads.
-fn group_interface(
-    inet: &Arc<InetVnet>,
-    group: Ipv4Addr,
-    addr: Ipv4Addr,
-    index: Option<IfIndex>,
-) -> Result<Arc<Ifnet>, Errno> {
-    let epoch = NetEpoch::enter();
-    if let Some(index) = index.filter(|index| index.is_some()) {
-        return inet
-            .ifnet_byindex(index, &epoch)
-            .cloned()
-            .ok_or(Errno::ENXIO);
-    }
-    if addr != Ipv4Addr::UNSPECIFIED {
-        return inet
-            .ifaddrs
-            .lookup(&epoch, addr)
-            .map(|ia| ia.ia_ifp.clone())
-            .ok_or(Errno::EADDRNOTAVAIL);
-    }
-    let by_route = inet.rib.fib4_lookup(group, &epoch).map(|nhop| &nhop.nh_ifp);
-    let first = || {
-        inet.ifaddrs
-            .all(&epoch)
-            .iter()
-            .map(|ia| &ia.ia_ifp)
-            .find(|ifp| {
-                let flags = ifp.flags();
-                flags.contains(IfFlags::MULTICAST) && !flags.contains(IfFlags::LOOPBACK)
-            })
-    };
-    by_route.or_else(first).cloned().ok_or(Errno::EADDRNOTAVAIL)
-}
-
-/// Joins or leaves a group: `struct ip_mreq` or `struct ip_mreqn`.
-///
-/// Differs from FreeBSD: memberships count per interface, not per socket, so that a socket that is closed without leaving
-/// leaves its groups joined.
-fn membership<P: Send + Sync + 'static>(inp: &Inpcb<P>, sopt: &SockOpt<'_>) -> Result<(), Errno> {
-    let bytes = sopt.bytes();
-    let (group, addr) = (address(bytes, 0)?, address(bytes, 4)?);
-    if !in_multicast(group) || inp.inp_ip_p == IPPROTO_TCP {
-        return Err(Errno::EINVAL);
-    }
-    let index = bytes
-        .get(8..12)
-        .and_then(|b| b.try_into().ok())
-        .map(|b| IfIndex(i32::from_ne_bytes(b) as u16));
-    let ifp = group_interface(&inp.inp_vnet, group, addr, index)?;
-    if sopt.name == IP_ADD_MEMBERSHIP {
-        in_joingroup(&inp.inp_vnet, &ifp, group)
-    } else {
-        in_leavegroup(&inp.inp_vnet, &ifp, group)
-    }
 }
 
 /// Length of the header of a control message, with its padding.

@@ -2,9 +2,11 @@
 //!
 //! FreeBSD: sys/netinet/ip_var.h, sys/sys/protosw.h (pr_input, pr_ctlinput)
 
+use crate::in_mcast::Membership;
 use crate::ip::MAX_IPOPTLEN;
 use crate::netinet6::in6_src::in6_clearscope;
 use crate::vnet::NetCx;
+use alloc::vec::Vec;
 use bitflags::bitflags;
 use core::net::{IpAddr, Ipv4Addr};
 use sys::counters;
@@ -131,6 +133,8 @@ pub struct IpMoptions {
     pub imo_ttl: u8,
     /// Whether members on this host hear it too.
     pub imo_loop: bool,
+    /// The groups that the socket hears.
+    pub imo_groups: Vec<Membership>,
 }
 
 impl Default for IpMoptions {
@@ -139,6 +143,7 @@ impl Default for IpMoptions {
             imo_ifindex: IfIndex::NONE,
             imo_ttl: 1,
             imo_loop: true,
+            imo_groups: Vec::new(),
         }
     }
 }

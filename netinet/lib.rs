@@ -11,6 +11,7 @@ extern crate std;
 
 // The instance, its addresses and control blocks.
 pub mod in_control;
+pub mod in_mcast;
 pub mod in_pcb;
 pub mod key;
 pub mod vnet;

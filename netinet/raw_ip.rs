@@ -2,8 +2,9 @@
 //!
 //! FreeBSD: sys/netinet/raw_ip.c
 
-use crate::in_pcb::{InpFlags, InpRead, Inpcb, in_pcbladdr};
-use crate::ip::{IPPROTO_ICMP, IPPROTO_RAW, Ip};
+use crate::in_mcast::{hears_group, inp_freemoptions};
+use crate::in_pcb::{InpFlags, InpHdr, InpRead, Inpcb, in_pcbladdr};
+use crate::ip::{IPPROTO_ICMP, IPPROTO_IGMP, IPPROTO_RAW, Ip, in_multicast};
 use crate::ip_ctloutput::{ip_ctloutput, ip_savecontrol};
 use crate::ip_icmp::{ICMP_UNREACH, ICMP_UNREACH_PROTOCOL, icmp_error};
 use crate::ip_output::ip_output;
@@ -82,6 +83,18 @@ pub(crate) fn rip_deliver(cx: &NetCx<'_>, m: Mbuf, proto: u8) -> Option<Mbuf> {
     let Some(&ip) = Ip::parse(m.data()) else {
         return Some(m);
     };
+    let rcvif = m.pkthdr().rcvif;
+    // A raw socket that has said nothing of groups hears all; IGMP is for all.
+    let joined = |hdr: &InpHdr| {
+        let hears = !in_multicast(ip.dst())
+            || proto == IPPROTO_IGMP
+            || hdr.inp_moptions.is_none()
+            || hears_group(cx.vnet, cx.epoch, hdr, ip.dst(), rcvif);
+        if !hears {
+            cx.vnet.ipstat.ips_notmember.inc();
+        }
+        hears
+    };
     let mut receivers = cx.vnet.ripcbinfo.snapshot();
     receivers.retain(|inp| {
         let inp = inp.read();
@@ -89,6 +102,7 @@ pub(crate) fn rip_deliver(cx: &NetCx<'_>, m: Mbuf, proto: u8) -> Option<Mbuf> {
             && (inp.laddr() == Ipv4Addr::UNSPECIFIED || inp.laddr() == ip.dst())
             && (inp.faddr() == Ipv4Addr::UNSPECIFIED || inp.faddr() == ip.src())
             && ip.ip_ttl >= inp.inp_ip_minttl
+            && joined(&inp.hdr)
     });
     let Some(last) = receivers.pop() else {
         return Some(m);
@@ -319,8 +333,10 @@ impl Protosw for RawInpcb {
 
     fn detach(&self, _so: &Arc<Socket>) {
         let mut guard = self.write();
+        let imo = guard.inp_moptions.take();
         let so = self.inp_vnet.ripcbinfo.free(self, &mut guard.hdr);
         drop(guard);
+        inp_freemoptions(&self.inp_vnet, imo);
         if so.is_some() {
             self.inp_vnet
                 .raw_proto

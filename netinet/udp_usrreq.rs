@@ -4,6 +4,7 @@
 //! Input and output take the control block's lock for reading only: any number of threads send and receive on one socket at
 //! once. Only bind, connect and options take it for writing.
 
+use crate::in_mcast::{hears_group, inp_freemoptions};
 use crate::in_pcb::{In6pFlags, InConninfo, InpFlags, InpHdr, InpRead, Inpcb, Lookup, in_pcbladdr};
 use crate::ip::{IP_DF, IP_MAXPACKET, IPPROTO_UDP, IPVERSION, Ip, in_multicast};
 use crate::ip_ctloutput::{ip_ctloutput, ip_savecontrol};
@@ -251,6 +252,17 @@ fn no_port(cx: &NetCx<'_>, dgram: Datagram) {
 fn udp_multi_input(cx: &NetCx<'_>, dgram: Datagram) {
     let stat = &cx.vnet.udpstat;
     let inc = dgram.inc;
+    let rcvif = dgram.m.pkthdr().rcvif;
+    let joined = |hdr: &InpHdr| match inc.inc_laddr {
+        IpAddr::V4(group) if in_multicast(group) => {
+            let hears = hears_group(cx.vnet, cx.epoch, hdr, group, rcvif);
+            if !hears {
+                cx.vnet.ipstat.ips_notmember.inc();
+            }
+            hears
+        }
+        IpAddr::V4(_) | IpAddr::V6(_) => true,
+    };
     let wants = |inp: &UdpInpcb| {
         let inp = inp.read();
         let own = inp.inp_inc;
@@ -260,6 +272,7 @@ fn udp_multi_input(cx: &NetCx<'_>, dgram: Datagram) {
                 || own.inc_faddr == inc.inc_faddr && own.inc_fport == inc.inc_fport)
             && (inc.is_ipv6() || dgram.ttl >= inp.inp_ip_minttl)
             && !inp.inp_flags.contains(InpFlags::DROPPED)
+            && joined(&inp.hdr)
     };
     let mut receivers = cx.vnet.udbinfo.snapshot_port(inc.inc_lport);
     receivers.retain(|inp| wants(inp));
@@ -727,8 +740,10 @@ impl Protosw for UdpInpcb {
 
     fn detach(&self, _so: &Arc<Socket>) {
         let mut guard = self.write();
+        let imo = guard.inp_moptions.take();
         let so = self.inp_vnet.udbinfo.free(self, &mut guard.hdr);
         drop(guard);
+        inp_freemoptions(&self.inp_vnet, imo);
         drop(so);
     }
 }

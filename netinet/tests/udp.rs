@@ -544,3 +544,90 @@ fn sockets_with_reuseport_lb_share_peers_and_keep_them() {
         assert_eq!(seen, 60);
     });
 }
+
+const GROUP: Ipv4Addr = Ipv4Addr::new(239, 1, 2, 3);
+
+/// Joins or leaves a group (`struct ip_mreq`), on the interface with address `addr` or any.
+fn member(so: &SocketHandle, name: i32, group: Ipv4Addr, addr: Ipv4Addr) -> Result<(), Errno> {
+    let mreq = [group.octets(), addr.octets()].concat();
+    so.setsockopt(IPPROTO_IP, name, &mreq)
+}
+
+/// A socket of `b` at port 7, which others share.
+fn shared(world: &World) -> SocketHandle {
+    let so = udp(&world.b, 0);
+    so.setsockopt_int(SOL_SOCKET, SO_REUSEPORT, 1).unwrap();
+    so.bind(&SockAddr::v4(Ipv4Addr::UNSPECIFIED, 7)).unwrap();
+    so.set_rcvtimeo(Some(sys::time::Sbintime::from_ms(100)))
+        .unwrap();
+    so
+}
+
+#[test]
+fn a_socket_hears_the_groups_that_it_has_joined_and_no_others() {
+    World::run(WireConfig::default(), |world| {
+        let a = udp(&world.a, 5);
+        let (one, two, three) = (shared(world), shared(world), shared(world));
+        let other = Ipv4Addr::new(239, 1, 2, 4);
+        member(&one, IP_ADD_MEMBERSHIP, GROUP, ADDR_B).unwrap();
+        member(&two, IP_ADD_MEMBERSHIP, GROUP, ADDR_B).unwrap();
+        member(&three, IP_ADD_MEMBERSHIP, other, ADDR_B).unwrap();
+        let heard = |so: &SocketHandle| receive(so).map(|(data, _)| data);
+        send_to(&a, b"first", GROUP, 7).unwrap();
+        assert_eq!(heard(&one), Ok(b"first".to_vec()));
+        assert_eq!(heard(&two), Ok(b"first".to_vec()));
+        assert_eq!(heard(&three), Err(Errno::EAGAIN));
+        send_to(&a, b"other", other, 7).unwrap();
+        assert_eq!(heard(&three), Ok(b"other".to_vec()));
+        assert_eq!(heard(&one), Err(Errno::EAGAIN));
+
+        // One leaves: the other goes on hearing it.
+        member(&one, IP_DROP_MEMBERSHIP, GROUP, ADDR_B).unwrap();
+        send_to(&a, b"second", GROUP, 7).unwrap();
+        assert_eq!(heard(&two), Ok(b"second".to_vec()));
+        assert_eq!(heard(&one), Err(Errno::EAGAIN));
+    });
+}
+
+#[test]
+fn memberships_are_a_sockets_own_and_go_with_it() {
+    World::run(WireConfig::default(), |world| {
+        let (one, two) = (shared(world), shared(world));
+        let any = Ipv4Addr::UNSPECIFIED;
+        let refs = || {
+            let epoch = sys::kern::subr_epoch::NetEpoch::enter();
+            let groups = world.b.inet.ifaddrs.groups(&epoch);
+            let group = groups.iter().find(|im| im.group == GROUP);
+            group.map_or(0, |im| im.refs)
+        };
+        member(&one, IP_ADD_MEMBERSHIP, GROUP, ADDR_B).unwrap();
+        let again = member(&one, IP_ADD_MEMBERSHIP, GROUP, any);
+        assert_eq!(again, Err(Errno::EADDRINUSE));
+        // Nobody leaves for another.
+        let not_joined = member(&two, IP_DROP_MEMBERSHIP, GROUP, ADDR_B);
+        assert_eq!(not_joined, Err(Errno::EADDRNOTAVAIL));
+        assert_eq!(refs(), 1);
+        member(&two, IP_ADD_MEMBERSHIP, GROUP, ADDR_B).unwrap();
+        assert_eq!(refs(), 2);
+        drop(two);
+        assert_eq!(refs(), 1);
+        // Any interface on which it was joined.
+        member(&one, IP_DROP_MEMBERSHIP, GROUP, any).unwrap();
+        assert_eq!(refs(), 0);
+        let frames = world.b.inet.ipstat.ips_notmember.fetch();
+        send_to(&udp(&world.a, 5), b"x", GROUP, 7).unwrap();
+        pass_ms(10);
+        assert_eq!(world.b.inet.ipstat.ips_notmember.fetch(), frames + 1);
+    });
+}
+
+#[test]
+fn an_interface_that_goes_takes_its_groups_along() {
+    World::run(WireConfig::default(), |world| {
+        let so = shared(world);
+        member(&so, IP_ADD_MEMBERSHIP, GROUP, ADDR_B).unwrap();
+        world.b.vnet.if_detach(&world.b.ifp);
+        let left = member(&so, IP_DROP_MEMBERSHIP, GROUP, Ipv4Addr::UNSPECIFIED);
+        assert_eq!(left, Ok(()));
+    });
+}
