@@ -9,6 +9,7 @@ use crate::ip::{
 use crate::ip_output::ip_output;
 use crate::ip_var::{IpOptions, IpOutArgs, IpProto, PrcCmd, Quoted};
 use crate::vnet::NetCx;
+use alloc::sync::Arc;
 use core::net::Ipv4Addr;
 use sys::counter::{Counter, CounterArray};
 use sys::kprintf;
@@ -16,7 +17,9 @@ use sys::machine;
 use sys::machine::atomic::{AtomicU32, Ordering};
 use sys::machine::in_cksum::in_cksum;
 use sys::mbuf::{CsumFlags, How, MAX_LINKHDR, MFlags, MHLEN, Mbuf};
-use sys::time::Ticks;
+use sys::net::ifnet::Ifaddr;
+use sys::net::route::RtFlags;
+use sys::time::{Sbintime, Ticks};
 use sys::tunables;
 
 /// Echo reply.
@@ -60,6 +63,10 @@ pub const ICMP_UNREACH_NEEDFRAG: u8 = 4;
 pub const ICMP_UNREACH_SRCFAIL: u8 = 5;
 /// Unreachable: prohibited by a filter.
 pub const ICMP_UNREACH_FILTER_PROHIB: u8 = 13;
+/// Redirect: for a host.
+pub const ICMP_REDIRECT_HOST: u8 = 1;
+/// Redirect: for a host and type of service; the last code.
+const ICMP_REDIRECT_TOSHOST: u8 = 3;
 /// Time exceeded: on the way.
 pub const ICMP_TIMXCEED_INTRANS: u8 = 0;
 /// Time exceeded: in reassembly.
@@ -194,6 +201,9 @@ tunables! {
         icmplim_output: bool = true, "net.inet.icmp.icmplim_output", "Enable logging of ICMP response rate limiting";
         bmcastecho: bool = false, "net.inet.icmp.bmcastecho", "Reply to multicast ICMP Echo Request and Timestamp packets";
         tstamprepl: bool = true, "net.inet.icmp.tstamprepl", "Respond to ICMP Timestamp packets";
+        drop_redirect: bool = false, "net.inet.icmp.drop_redirect", "Ignore ICMP redirects";
+        log_redirect: bool = false, "net.inet.icmp.log_redirect", "Log ICMP redirects to the console";
+        redirtimeout: u32 = 600, "net.inet.icmp.redirtimeout", "Delay in seconds before expiring redirect route" (1..=86400);
         quotelen: u32 = 548, "net.inet.icmp.quotelen", "Number of bytes from original packet to quote in ICMP reply" (8..=65535);
     }
 }
@@ -341,10 +351,12 @@ pub(crate) fn error_copy(m: &Mbuf) -> Option<Mbuf> {
 }
 
 /// Answers packet `n` with an error of this type and code (`icmp_error`). `info`: the next hop's MTU for
-/// `ICMP_UNREACH_NEEDFRAG`. For `ICMP_PARAMPROB` the code is the pointer to the fault.
+/// `ICMP_UNREACH_NEEDFRAG`, the better gateway for `ICMP_REDIRECT`. For `ICMP_PARAMPROB` the code is the pointer to the fault.
 pub fn icmp_error(cx: &NetCx<'_>, n: Mbuf, kind: u8, code: u8, info: u32) {
     let stat = &cx.vnet.icmpstat;
-    stat.icps_error.inc();
+    if kind != ICMP_REDIRECT {
+        stat.icps_error.inc();
+    }
     let Ok(n) = n.pullup(Ip::LEN) else {
         stat.icps_oldshort.inc();
         return;
@@ -414,6 +426,7 @@ pub fn icmp_error(cx: &NetCx<'_>, n: Mbuf, kind: u8, code: u8, info: u32) {
             let [a, b] = (info.min(u32::from(u16::MAX)) as u16).to_be_bytes();
             (message[6], message[7]) = (a, b);
         }
+        ICMP_REDIRECT => message[4..].copy_from_slice(&info.to_be_bytes()),
         _ => {}
     }
     stat.icps_outhist.inc(usize::from(kind));
@@ -517,7 +530,11 @@ pub fn icmp_input(cx: &NetCx<'_>, m: Mbuf, hlen: usize) {
                 answer(cx, m, hlen, ICMP_TSTAMPREPLY)
             }
         }
-        // Not carried over: redirects do not change the routing table; address masks are never answered.
+        ICMP_REDIRECT => {
+            redirect_input(cx, &m, hlen, icmplen, code);
+            Some(m)
+        }
+        // Not carried over: address masks are never answered.
         _ => Some(m),
     };
     if let Some(m) = m {
@@ -596,6 +613,65 @@ fn deliver_error(
     };
     cx.vnet.protox(ip.ip_p).ctlinput(cx, cmd, &about);
     Some(m)
+}
+
+/// A redirect: a router knows a better way to a host. It is obeyed if it comes from the router that we would use.
+fn redirect_input(cx: &NetCx<'_>, m: &Mbuf, hlen: usize, icmplen: usize, code: u8) {
+    let stat = &cx.vnet.icmpstat;
+    let icmp = &cx.vnet.icmp;
+    let mut quoted = [0; ICMP_MINLEN + Ip::LEN];
+    let whole = m.copydata(hlen, &mut quoted);
+    let (Some(from), Some(about)) = (
+        Ip::parse(m.data()).map(Ip::src),
+        Ip::parse(quoted.get(ICMP_MINLEN..).unwrap_or(&[])),
+    ) else {
+        return;
+    };
+    let [_, _, _, _, g0, g1, g2, g3, ..] = quoted;
+    let gateway = Ipv4Addr::new(g0, g1, g2, g3);
+    if icmp.log_redirect.get() && whole {
+        kprintf!("icmp redirect from {from}: {} => {gateway}\n", about.dst());
+    }
+    // RFC 1812 §5.2.7.2: a router does not let others tell it the way.
+    if icmp.drop_redirect.get() || cx.vnet.ip.forwarding.get() {
+        return;
+    }
+    if code > ICMP_REDIRECT_TOSHOST {
+        stat.icps_badcode.inc();
+        return;
+    }
+    if !whole || about.hlen() < Ip::LEN || icmplen < ICMP_MINLEN + about.hlen() + 8 {
+        stat.icps_badlen.inc();
+        return;
+    }
+    if let Some(ifa) = redirect_gateway(cx, m, from, about.dst(), gateway) {
+        let lifetime = Sbintime::from_s(i64::from(icmp.redirtimeout.get()));
+        let tmproutes = &cx.vnet.tmproutes;
+        // Where there is a route already it stays.
+        let _ = tmproutes.add_redirect(cx.vnet, about.dst(), gateway, &ifa, lifetime);
+    }
+}
+
+/// The address of ours by whose network `gateway` is a neighbour, if a redirect of `from` to it is to be believed
+/// (`icmp_verify_redirect_gateway`; RFC 1122 §3.2.2.2).
+fn redirect_gateway(
+    cx: &NetCx<'_>,
+    m: &Mbuf,
+    from: Ipv4Addr,
+    dst: Ipv4Addr,
+    gateway: Ipv4Addr,
+) -> Option<Arc<Ifaddr>> {
+    let nhop = cx.vnet.rib.fib4_lookup(dst, cx.epoch)?;
+    let ia = nhop.nh_ifa.as_ref()?;
+    let neighbour = (ia.ia_addr.to_bits() ^ gateway.to_bits()) & ia.ia_netmask.to_bits() == 0;
+    // From another than our router for this host it is old or wrong; one to ourselves would be a loop.
+    let believed = nhop.gw == Some(from)
+        && nhop.nh_ifp.if_index == m.pkthdr().rcvif
+        && !nhop.nh_flags.contains(RtFlags::HOST)
+        && neighbour
+        && single_host(cx, gateway)
+        && !cx.vnet.ifaddrs.is_local_or_broadcast(cx.epoch, gateway);
+    believed.then(|| ia.clone())
 }
 
 /// The MTU to believe: what the router says, or, if it says nothing, the next lower of the usual ones (RFC 1191 §7.1).

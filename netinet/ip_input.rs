@@ -2,15 +2,15 @@
 //!
 //! FreeBSD: sys/netinet/ip_input.c, ip_options.c
 //! Differs from FreeBSD: a limited broadcast is taken by every broadcast interface, also by one that has no address
-//! yet: the DHCP client then needs no packet filter.
+//! yet: a program can hear what is told to everybody on the link.
 
 use crate::ip::{
     IPOPT_EOL, IPOPT_LSRR, IPOPT_NOP, IPOPT_RA, IPOPT_RR, IPOPT_SSRR, IPOPT_TS, IPVERSION, Ip,
     MAX_IPOPTLEN, in_experimental, in_linklocal, in_loopback, in_multicast, in_zeronet,
 };
 use crate::ip_icmp::{
-    self, ICMP_PARAMPROB, ICMP_TIMXCEED, ICMP_TIMXCEED_INTRANS, ICMP_UNREACH,
-    ICMP_UNREACH_FILTER_PROHIB, ICMP_UNREACH_HOST, ICMP_UNREACH_NEEDFRAG,
+    self, ICMP_PARAMPROB, ICMP_REDIRECT, ICMP_REDIRECT_HOST, ICMP_TIMXCEED, ICMP_TIMXCEED_INTRANS,
+    ICMP_UNREACH, ICMP_UNREACH_FILTER_PROHIB, ICMP_UNREACH_HOST, ICMP_UNREACH_NEEDFRAG,
 };
 use crate::ip_output::ip_output;
 use crate::ip_reass::Reassembly;
@@ -24,6 +24,7 @@ use sys::machine::in_cksum::in_cksum;
 use sys::mbuf::{CsumFlags, How, MFlags, Mbuf, MbufQueue};
 use sys::net::ifnet::{IfFlags, Ifaddr, Ifnet};
 use sys::net::netisr::NetisrHandler;
+use sys::net::nhop::Nexthop;
 use sys::net::pfil::{PfilDir, PfilVerdict};
 use sys::net::route::RtFlags;
 use sys::net::vnet::Vnet;
@@ -33,6 +34,7 @@ tunables! {
     /// `net.inet.ip`.
     pub struct IpTunables {
         forwarding: bool = false, "net.inet.ip.forwarding", "Enable IP forwarding between interfaces";
+        redirect: bool = true, "net.inet.ip.redirect", "Enable sending IP redirects";
         ttl: u32 = 64, "net.inet.ip.ttl", "Maximum TTL on IP packets" (1..=255);
         accept_sourceroute: bool = false, "net.inet.ip.accept_sourceroute", "Enable accepting source routed IP packets";
         process_options: u32 = 1, "net.inet.ip.process_options", "Enable IP options processing ([LS]SRR, RR, TS)" (0..=2);
@@ -523,7 +525,7 @@ fn record_time(option: &mut [u8], stop: &Stop<'_>) -> Result<bool, usize> {
 
 /// Sends a packet on towards its destination (`ip_forward`).
 ///
-/// Not carried over: redirects, source routes, the fast path of `ip_tryforward`.
+/// Not carried over: source routes, the fast path of `ip_tryforward`.
 fn ip_forward(cx: &NetCx<'_>, m: Mbuf) {
     let stat = &cx.vnet.ipstat;
     let Some(ip) = Ip::parse(m.data()) else {
@@ -553,6 +555,7 @@ fn ip_forward(cx: &NetCx<'_>, m: Mbuf) {
         return;
     }
     let mtu = nhop.nh_mtu;
+    let redirect = redirect_to(cx, &m, nhop);
     // Enough of the packet for an error, should it not go out: what fits into an mbuf, as in FreeBSD.
     let copy = ip_icmp::error_copy(&m);
     let Some(mut m) = (if m.writable() {
@@ -579,6 +582,11 @@ fn ip_forward(cx: &NetCx<'_>, m: Mbuf) {
     let (code, next_mtu) = match ip_output(cx, m, &args) {
         Ok(()) => {
             stat.ips_forward.inc();
+            if let (Some(gateway), Some(copy)) = (redirect, copy) {
+                stat.ips_redirectsent.inc();
+                let gateway = gateway.to_bits();
+                ip_icmp::icmp_error(cx, copy, ICMP_REDIRECT, ICMP_REDIRECT_HOST, gateway);
+            }
             return;
         }
         Err(Errno::EMSGSIZE) => (ICMP_UNREACH_NEEDFRAG, mtu),
@@ -593,6 +601,27 @@ fn ip_forward(cx: &NetCx<'_>, m: Mbuf) {
     if let Some(copy) = copy {
         ip_icmp::icmp_error(cx, copy, ICMP_UNREACH, code, next_mtu);
     }
+}
+
+/// Whom the sender of a packet should rather give packets for that destination to: the packet leaves by the interface it
+/// came by, its sender is a neighbour there, and the route is neither the default one nor made by a redirect
+/// (RFC 1812 §5.2.7.2).
+fn redirect_to(cx: &NetCx<'_>, m: &Mbuf, nhop: &Nexthop) -> Option<Ipv4Addr> {
+    if !cx.vnet.ip.redirect.get() || nhop.nh_ifp.if_index != m.pkthdr().rcvif {
+        return None;
+    }
+    let ip = Ip::parse(m.data())?;
+    let ia = nhop.nh_ifa.as_ref()?;
+    let neighbour = (ia.ia_addr.to_bits() ^ ip.src().to_bits()) & ia.ia_netmask.to_bits() == 0;
+    let redirected = nhop
+        .nh_flags
+        .intersects(RtFlags::DYNAMIC | RtFlags::MODIFIED);
+    // A packet with options may be on a way that its sender chose.
+    if !neighbour || redirected || ip.hlen() != Ip::LEN {
+        return None;
+    }
+    let route = cx.vnet.rib.lookup_entry(ip.dst())?;
+    (route.prefix_len != 0).then(|| nhop.link_dst(ip.dst()))
 }
 
 /// Whether packets from or to `addr` may leave their network (`in_canforward`).

@@ -14,6 +14,7 @@ pub mod in_control;
 pub mod in_mcast;
 pub mod in_pcb;
 pub mod key;
+pub mod route_temporal;
 pub mod vnet;
 
 // IPv4 and what belongs to it.

@@ -23,6 +23,7 @@ use crate::netinet6::nd6_nbr::DadQueue;
 use crate::netinet6::nd6_rtr::{self, Nd6Rtr};
 use crate::netinet6::raw_ip6::{Raw6Pcb, Rip6, Rip6Stat};
 use crate::raw_ip::{RawIp, RawPcb, RawTunables};
+use crate::route_temporal::TmpRoutes;
 use crate::tcp_fsm::TcpState;
 use crate::tcp_lro::TcpLro;
 use crate::tcp_subr::TcpVnet;
@@ -129,6 +130,8 @@ pub struct InetVnet {
     pub in6_ifaddrs: In6IfAddrs,
     /// IPv6 packets being put together.
     pub frag6: Arc<Frag6>,
+    /// Routes that redirects made.
+    pub tmproutes: Arc<TmpRoutes>,
     /// Searches for duplicates of our addresses.
     pub dad: DadQueue,
     /// What routers are told of our groups.
@@ -200,6 +203,7 @@ impl InetVnet {
     pub fn destroy(&self) {
         self.reass.destroy();
         self.frag6.destroy();
+        self.tmproutes.destroy();
         self.dad.destroy();
         self.nd6.destroy();
         self.mld.destroy();
@@ -245,6 +249,7 @@ pub fn inet_attach(vnet: &Arc<Vnet>) -> Result<Arc<InetVnet>, Errno> {
         icmp6stat: Icmp6Stat::new(),
         in6_ifaddrs: In6IfAddrs::new(),
         frag6: Frag6::new(seed(), this.clone()),
+        tmproutes: TmpRoutes::new(this.clone()),
         dad: DadQueue::new(),
         mld: Mld::new(this.clone()),
         nd6: Nd6Rtr::new(this.clone()),

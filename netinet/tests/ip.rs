@@ -526,6 +526,139 @@ fn a_black_hole_swallows_and_a_rejecting_route_says_so() {
     });
 }
 
+/// A better router to 192.0.2.0/24 than `b`, on the same network.
+const BETTER: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 3);
+
+fn route_via(dst: Ipv4Addr, prefix_len: u8, gw: Ipv4Addr, ifp: &Arc<Ifnet>) -> RouteSpec {
+    RouteSpec {
+        dst,
+        prefix_len,
+        gw: Some(gw),
+        ifp: ifp.clone(),
+        ifa: None,
+        flags: RtFlags::GATEWAY | RtFlags::STATIC,
+        mtu: 0,
+    }
+}
+
+/// `b` as a router that sends packets for a network back to where they came from.
+fn detour(world: &World, network: Ipv4Addr, prefix_len: u8) {
+    let b = &world.b;
+    b.inet.ip.forwarding.set(true);
+    netinet::if_ether::arp_set(&b.inet, BETTER, [2, 0, 0, 0, 9, 9], false).unwrap();
+    let route = route_via(network, prefix_len, BETTER, &b.ifp);
+    b.inet.rib.add(route).unwrap();
+}
+
+#[test]
+fn a_router_tells_its_neighbour_of_a_better_one_and_the_neighbour_obeys_for_a_while() {
+    World::run(WireConfig::default(), |world| {
+        let network = Ipv4Addr::new(192, 0, 2, 0);
+        detour(world, network, 24);
+        let rib = &world.a.inet.rib;
+        rib.add(route_via(network, 24, ADDR_B, &world.a.ifp))
+            .unwrap();
+        let tap = Tap::on(world);
+        let so = udp(&world.a, 5);
+        send_to(&so, b"x", BEYOND, 7).unwrap();
+        pass_ms(100);
+        let told = tap.seen(Dir::BtoA, IP);
+        let redirect = told.iter().find(|packet| packet[9] == IPPROTO_ICMP);
+        let redirect = redirect.expect("a redirect");
+        assert_eq!(redirect[20..22], [5, 1]);
+        assert_eq!(redirect[24..28], BETTER.octets());
+        // What it is about, as it was sent.
+        assert_eq!(redirect[28 + 16..28 + 20], BEYOND.octets());
+        assert_eq!(redirect[28 + 8], 64);
+        assert_eq!(world.b.inet.ipstat.ips_redirectsent.fetch(), 1);
+        assert_eq!(world.b.inet.ipstat.ips_forward.fetch(), 1);
+        assert_eq!(world.b.inet.icmpstat.icps_error.fetch(), 0);
+
+        let route = rib.get(BEYOND, 32).expect("a route to the host");
+        assert_eq!(route.nhop.gw, Some(BETTER));
+        assert!(route.nhop.nh_flags.contains(RtFlags::DYNAMIC));
+        // The other hosts of the network are another matter.
+        let epoch = NetEpoch::enter();
+        let next = rib.fib4_lookup(Ipv4Addr::new(192, 0, 2, 8), &epoch);
+        assert_eq!(next.unwrap().gw, Some(ADDR_B));
+        drop(epoch);
+        pass_s(599);
+        assert!(rib.get(BEYOND, 32).is_some());
+        pass_s(2);
+        assert!(rib.get(BEYOND, 32).is_none(), "after redirtimeout");
+    });
+}
+
+#[test]
+fn who_cannot_go_by_another_router_is_told_nothing() {
+    World::run(WireConfig::default(), |world| {
+        detour(world, Ipv4Addr::new(192, 0, 2, 0), 24);
+        let sent = || world.b.inet.ipstat.ips_redirectsent.fetch();
+        let forwarded = || world.b.inet.ipstat.ips_forward.fetch();
+        // From another network.
+        inject(world, &datagram(Ipv4Addr::new(198, 51, 100, 1), BEYOND));
+        // On a way with options.
+        let mut packet = datagram(ADDR_A, BEYOND);
+        packet.options = vec![1; 4];
+        inject(world, &packet);
+        // Switched off.
+        world.b.inet.ip.redirect.set(false);
+        inject(world, &datagram(ADDR_A, BEYOND));
+        world.b.inet.ip.redirect.set(true);
+        // By the default route.
+        world
+            .b
+            .inet
+            .rib
+            .delete(Ipv4Addr::new(192, 0, 2, 0), 24)
+            .unwrap();
+        detour(world, Ipv4Addr::UNSPECIFIED, 0);
+        inject(world, &datagram(ADDR_A, BEYOND));
+        assert_eq!((forwarded(), sent()), (4, 0));
+    });
+}
+
+#[test]
+fn a_redirect_is_obeyed_from_the_router_in_use_to_a_neighbour_by_a_host_only() {
+    World::run(WireConfig::default(), |world| {
+        let (a, network) = (&world.a, Ipv4Addr::new(192, 0, 2, 0));
+        let rib = &a.inet.rib;
+        rib.add(route_via(network, 24, ADDR_B, &a.ifp)).unwrap();
+        let redirect = |from: Ipv4Addr, code: u8, gateway: Ipv4Addr, quoted: &[u8]| {
+            let mut message = vec![5, code, 0, 0];
+            message.extend_from_slice(&gateway.octets());
+            message.extend_from_slice(quoted);
+            let sum = sys::machine::in_cksum::in_cksum(&message);
+            message[2..4].copy_from_slice(&sum.to_be_bytes());
+            let packet = Packet::new(from, ADDR_A, IPPROTO_ICMP, &message);
+            let bytes = frame(&world.b, a, IP, &packet.bytes());
+            world.wire.inject(Dir::BtoA, &bytes);
+            pass_ms(10);
+            rib.get(BEYOND, 32).is_some()
+        };
+        let quoted = datagram(ADDR_A, BEYOND).bytes();
+        let stat = &a.inet.icmpstat;
+        let stranger = Ipv4Addr::new(10, 0, 0, 66);
+        assert!(!redirect(stranger, 1, BETTER, &quoted));
+        let far = Ipv4Addr::new(203, 0, 113, 1);
+        assert!(!redirect(ADDR_B, 1, far, &quoted));
+        assert!(!redirect(ADDR_B, 1, ADDR_A, &quoted), "to ourselves");
+        let broadcast = Ipv4Addr::new(10, 0, 0, 255);
+        assert!(!redirect(ADDR_B, 1, broadcast, &quoted));
+        assert!(!redirect(ADDR_B, 1, BETTER, &quoted[..24]));
+        assert_eq!(stat.icps_badlen.fetch(), 1);
+        assert!(!redirect(ADDR_B, 4, BETTER, &quoted));
+        assert_eq!(stat.icps_badcode.fetch(), 1);
+        a.inet.icmp.drop_redirect.set(true);
+        assert!(!redirect(ADDR_B, 1, BETTER, &quoted));
+        a.inet.icmp.drop_redirect.set(false);
+        a.inet.ip.forwarding.set(true);
+        assert!(!redirect(ADDR_B, 1, BETTER, &quoted));
+        a.inet.ip.forwarding.set(false);
+        assert!(redirect(ADDR_B, 1, BETTER, &quoted));
+    });
+}
+
 #[test]
 fn reserved_networks_work_like_others_once_they_are_allowed() {
     World::run(WireConfig::default(), |world| {

@@ -107,6 +107,8 @@ lock_order! {
     IfAddr = "if_addr";
     /// Registered filters.
     Pfil = "pfil";
+    /// Routes that will end.
+    TmpRoutesClass = "tmproutes";
     /// The routing table.
     RibClass = "rib";
     /// The table of link-layer addresses.
