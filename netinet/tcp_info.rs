@@ -3,6 +3,7 @@
 //! FreeBSD: tcp_fill_info (tcp_usrreq.c), struct tcp_info (tcp.h)
 
 use crate::tcp::TCP_MAXWIN;
+use crate::tcp_ecn::ACE_INIT;
 use crate::tcp_subr::Conn;
 use crate::tcp_var::{TCP_RTT_SHIFT, TCP_RTTVAR_SHIFT, Tcpcb, Tf, Tf2};
 
@@ -23,6 +24,8 @@ pub const TCPI_OPT_ECN: u8 = 0x08;
 pub const TCPI_OPT_TOE: u8 = 0x10;
 /// Fast Open is in use.
 pub const TCPI_OPT_TFO: u8 = 0x20;
+/// Accurate ECN is in use.
+pub const TCPI_OPT_ACE: u8 = 0x40;
 
 /// Lays out `struct tcp_info`; times in microseconds.
 pub fn tcp_fill_info(c: &Conn<'_>, tp: &Tcpcb) -> [u8; TCP_INFO_LEN] {
@@ -38,9 +41,16 @@ pub fn tcp_fill_info(c: &Conn<'_>, tp: &Tcpcb) -> [u8; TCP_INFO_LEN] {
         options |= TCPI_OPT_WSCALE;
         info[6] = (tp.snd_scale & 0xf) | (tp.rcv_scale << 4);
     }
-    if tp.t_flags2.contains(Tf2::ECN_PERMIT) {
+    let accurate = tp.t_flags2.contains(Tf2::ACE_PERMIT);
+    if accurate {
+        options |= TCPI_OPT_ACE;
+    } else if tp.t_flags2.contains(Tf2::ECN_PERMIT) {
         options |= TCPI_OPT_ECN;
     }
+    let marks = |count: u32| match accurate {
+        true => count.wrapping_sub(ACE_INIT),
+        false => 0,
+    };
     if tp.t_flags.contains(Tf::FASTOPEN) {
         options |= TCPI_OPT_TFO;
     }
@@ -70,6 +80,8 @@ pub fn tcp_fill_info(c: &Conn<'_>, tp: &Tcpcb) -> [u8; TCP_INFO_LEN] {
         (120, tp.t_sndrexmitpack),
         (124, tp.t_rcvoopack),
         (128, tp.t_sndzerowin),
+        (132, marks(tp.t_scep)),
+        (136, marks(tp.t_rcep)),
         (176, tp.snd_una.0),
         (180, tp.snd_max.0),
         (

@@ -40,6 +40,7 @@ use crate::netinet6::ip6::{IPV6_MMTU, Ip6};
 use crate::netinet6::ip6_output::ip6_output;
 use crate::netinet6::ip6_var::Ip6OutArgs;
 use crate::tcp::{TCP_HLEN, TCP_MAXOLEN, TcpFlags, TcpHeader, TcpOpt, TcpOptFlags};
+use crate::tcp_ecn::tcp_ecn_output_established;
 use crate::tcp_fastopen::{Ccache, FastOpenServer, TfoRole, tcp_fastopen_disable_path};
 use crate::tcp_fsm::{TCP_NSTATES, TcpState};
 use crate::tcp_hostcache::{Hostcache, Metrics};
@@ -54,7 +55,9 @@ use crate::tcp_over_udp::{Tunnel, UdpPorts};
 use crate::tcp_seq::TcpSeq;
 use crate::tcp_syncache::Syncache;
 use crate::tcp_timer::{TCPTV_REXMTMAX, rangeset};
-use crate::tcp_var::{TCP_RTT_SHIFT, TCP_RTTVAR_SHIFT, TcpStat, TcpTunables, Tcpcb, Tf, TsoLimits};
+use crate::tcp_var::{
+    TCP_RTT_SHIFT, TCP_RTTVAR_SHIFT, TcpStat, TcpTunables, Tcpcb, Tf, Tf2, TsoLimits,
+};
 use crate::udp::Udphdr;
 use crate::vnet::{InetVnet, NetCx};
 
@@ -775,7 +778,11 @@ pub fn tcp_mss(c: &Conn<'_>, tp: &mut Tcpcb, offer: Option<u16>) {
 }
 
 /// Sends a segment without data for connection `tp`: a keepalive probe, a challenge ACK.
-pub fn tcp_respond(c: &Conn<'_>, tp: &mut Tcpcb, ack: TcpSeq, seq: TcpSeq, flags: TcpFlags) {
+pub fn tcp_respond(c: &Conn<'_>, tp: &mut Tcpcb, ack: TcpSeq, seq: TcpSeq, mut flags: TcpFlags) {
+    if tp.t_flags2.contains(Tf2::ACE_PERMIT) && !flags.contains(TcpFlags::RST) {
+        // The count of marks is in every acknowledgement.
+        tcp_ecn_output_established(&c.vt.stat, tp, &mut flags, 0, false);
+    }
     let window = if flags.contains(TcpFlags::RST) {
         0
     } else {

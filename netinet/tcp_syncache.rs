@@ -30,7 +30,10 @@ use crate::netinet6::ip6_output::ip6_randomflowlabel;
 use crate::tcp::{
     TCP_MAX_WINSHIFT, TCP_MAXWIN, TCP_MSS, TcpFlags, TcpHeader, TcpOpt, TcpOptFlags, TfoCookie,
 };
-use crate::tcp_ecn::tcp_ecn_syncache_add;
+use crate::tcp_ecn::{
+    EcnOffer, tcp_ecn_agree, tcp_ecn_syncache_add, tcp_ecn_syncache_respond,
+    tcp_ecn_syncache_socket,
+};
 use crate::tcp_fastopen::{Checked, Pending, TfoRole};
 use crate::tcp_fsm::TcpState;
 use crate::tcp_input::Segment;
@@ -42,7 +45,7 @@ use crate::tcp_subr::{
 };
 use crate::tcp_syncache::cookie::{Offer, SYNCOOKIE_LIFETIME, Secrets};
 use crate::tcp_timer::{TcpTimer, tcp_backoff};
-use crate::tcp_var::{OwnTimes, TcpTunables, Tcpcb, Tf, Tf2};
+use crate::tcp_var::{OwnTimes, TcpTunables, Tcpcb, Tf};
 use crate::vnet::{InetVnet, NetCx};
 
 /// Buckets (`net.inet.tcp.syncache.hashsize`).
@@ -79,8 +82,8 @@ struct Entry {
     /// The peer signs, and so do we.
     signed: bool,
     noopt: bool,
-    /// ECN has been agreed on.
-    ecn: bool,
+    /// The ECN that has been agreed on.
+    ecn: EcnOffer,
     unreach: bool,
     ttl: u8,
     tos: u8,
@@ -255,7 +258,9 @@ impl Syncache {
                 if known.timestamps && to.to_flags.contains(TcpOptFlags::TS) {
                     known.tsreflect = to.to_tsval;
                 }
-                known.ecn &= tcp_ecn_syncache_add(&vt.tun, th.th_flags);
+                if tcp_ecn_syncache_add(&vt.tun, th.th_flags, seg.tos) == EcnOffer::None {
+                    known.ecn = EcnOffer::None;
+                }
                 known.rxmits = 0;
                 let again = **known;
                 drop(bucket);
@@ -264,7 +269,7 @@ impl Syncache {
                 }
                 return None;
             }
-            l.new_entry(inc, th, to, seg.port)
+            l.new_entry(inc, th, to, (seg.port, seg.tos))
         };
         if vt.tun.syncookies.get() {
             entry.iss = self.cookie(l, &entry);
@@ -506,7 +511,7 @@ impl Syncache {
             th_flags: TcpFlags::SYN,
             ..*th
         };
-        let mut entry = l.new_entry(*inc, &header, &syn, seg.port);
+        let mut entry = l.new_entry(*inc, &header, &syn, (seg.port, 0));
         entry.iss = iss;
         complete(l, &entry)
     }
@@ -600,7 +605,9 @@ impl CalloutTarget for Head {
                 timeout(vt, &mut bucket, at, cx.now);
                 let entry = &mut bucket.entries[at];
                 // Someone on the way may not like ECN.
-                entry.ecn &= u32::from(entry.rxmits) <= vt.tun.ecn_maxretries.get();
+                if u32::from(entry.rxmits) > vt.tun.ecn_maxretries.get() {
+                    entry.ecn = EcnOffer::None;
+                }
             }
             arm(&self, &mut bucket, cx.now);
         }
@@ -647,9 +654,8 @@ fn respond(cx: &NetCx<'_>, vt: &TcpVnet, entry: &Entry, flags: TcpFlags) -> bool
         }
     }
     let mut flags = flags;
-    if syn && entry.ecn {
-        flags |= TcpFlags::ECE;
-        vt.stat.tcps_ecn_shs.inc();
+    if syn {
+        flags |= tcp_ecn_syncache_respond(&vt.stat, entry.ecn);
     }
     let header = TcpHeader {
         th_sport: entry.inc.inc_lport,
@@ -754,7 +760,13 @@ impl<'a> Listener<'a> {
         }
     }
 
-    fn new_entry(&self, inc: InConninfo, th: &TcpHeader, to: &TcpOpt, port: u16) -> Entry {
+    fn new_entry(
+        &self,
+        inc: InConninfo,
+        th: &TcpHeader,
+        to: &TcpOpt,
+        (port, tos): (u16, u8),
+    ) -> Entry {
         let tun = &self.vt.tun;
         let noopt = self.flags.contains(Tf::NOOPT);
         let extensions = tun.rfc1323.get() && !noopt;
@@ -784,7 +796,7 @@ impl<'a> Listener<'a> {
             signed: self.flags.contains(Tf::SIGNATURE)
                 && to.to_flags.contains(TcpOptFlags::SIGNATURE),
             noopt,
-            ecn: tcp_ecn_syncache_add(tun, th.th_flags),
+            ecn: tcp_ecn_syncache_add(tun, th.th_flags, tos),
             unreach: false,
             ttl: marks.ttl,
             tos: marks.tos,
@@ -866,9 +878,7 @@ fn open_fast(
         // The SYN|ACK is the connection's own to send.
         tp.snd_max = tp.iss;
         tp.snd_nxt = tp.iss;
-        if entry.ecn {
-            tp.t_flags2 |= Tf2::ECN_SND_ECE;
-        }
+        tcp_ecn_agree(tp, entry.ecn);
         c.so.soisconnected();
     }
     drop(locked);
@@ -911,9 +921,7 @@ fn set_up(l: &Listener<'_>, c: &Conn<'_>, tp: &mut Tcpcb, entry: &Entry) {
             tp.t_flags |= Tf::SIGNATURE;
         }
     }
-    if entry.ecn {
-        tp.t_flags2 |= Tf2::ECN_PERMIT;
-    }
+    tcp_ecn_syncache_socket(tp, entry.ecn);
     tcp_mss(c, tp, entry.peer_mss);
     // RFC 5681 §3.1: after a lost SYN|ACK begin with one segment. `rxmits` counts the first one too.
     if entry.rxmits > 1 {

@@ -101,6 +101,8 @@ bitflags! {
         const PLPMTU_PMTUD = 0x0000_0002;
         /// The last segment with data was a full one.
         const PLPMTU_MAXSEGSNT = 0x0000_0004;
+        /// Accurate ECN has been agreed on; it is in use once `ECN_PERMIT` is set too.
+        const ACE_PERMIT = 0x0000_0010;
         /// ECN has been agreed on.
         const ECN_PERMIT = 0x0000_0020;
         /// The next data says that the window has been reduced.
@@ -307,6 +309,10 @@ pub struct Tcpcb {
     pub t_rcvoopack: u32,
     /// Zero windows sent.
     pub t_sndzerowin: u32,
+    /// Accurate ECN: how many marked packets the peer has reported, from 5 on (`s.cep`).
+    pub t_scep: u32,
+    /// How many have come, from 5 on; until the handshake is over, how its first segment did (`r.cep`).
+    pub t_rcep: u32,
 
     /// What the interface's TSO can take.
     pub t_tso: TsoLimits,
@@ -402,6 +408,8 @@ impl Tcpcb {
             t_sndrexmitpack: 0,
             t_rcvoopack: 0,
             t_sndzerowin: 0,
+            t_scep: 0,
+            t_rcep: 0,
             t_tso: TsoLimits::default(),
             t_timers: TcpTimers::new(),
             t_segq: None,
@@ -778,7 +786,7 @@ tunables! {
         sack_lrd: bool = true, "net.inet.tcp.sack.lrd", "Perform Lost Retransmission Detection";
         sack_maxholes: u32 = 128, "net.inet.tcp.sack.maxholes", "Maximum number of TCP SACK holes allowed per connection";
         sack_globalmaxholes: u32 = 65_536, "net.inet.tcp.sack.globalmaxholes", "Global maximum number of TCP SACK holes";
-        ecn_enable: u32 = 2, "net.inet.tcp.ecn.enable", "TCP ECN support: 0 off, 1 asked for, 2 agreed to if the peer asks" (0..=2);
+        ecn_enable: u32 = 2, "net.inet.tcp.ecn.enable", "TCP ECN support: 0 off, 1 asked for, 2 agreed to if the peer asks; accurate ECN: 3 asked for, 4 agreed to" (0..=4);
         ecn_maxretries: u32 = 1, "net.inet.tcp.ecn.maxretries", "Max retries before giving up on ECN";
         syncookies: bool = true, "net.inet.tcp.syncookies", "Use TCP SYN cookies if the syncache overflows";
         syncookies_only: bool = false, "net.inet.tcp.syncookies_only", "Use only TCP SYN cookies";

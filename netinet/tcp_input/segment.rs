@@ -87,7 +87,7 @@ pub(super) fn tcp_do_segment(c: &Conn<'_>, tp: &mut Tcpcb, seg: &mut Segment) {
 fn steps(c: &Conn<'_>, tp: &mut Tcpcb, seg: &mut Segment) -> Step<Exit> {
     tp.t_rcvtime = c.net.now;
     seg.tiwin = u32::from(seg.th.th_win) << tp.snd_scale;
-    if tcp_ecn_input_segment(c, tp, seg.th.th_flags, seg.tos, seg.tlen) {
+    if tcp_ecn_input_segment(c, tp, seg) {
         tcp_ecn_congestion(c, tp, seg.th.th_ack);
     }
     sequence::syn_sent_ack(tp, seg)?;

@@ -77,10 +77,10 @@ pub(super) fn syn_sent(c: &Conn<'_>, tp: &mut Tcpcb, seg: &mut Segment) -> Step<
     tp.irs = seg.th.th_seq;
     tcp_rcvseqinit(tp);
     if ack {
-        tcp_ecn_input_syn_sent(c, tp, seg.th.th_flags);
+        tcp_ecn_input_syn_sent(c, tp, seg.th.th_flags, seg.tos);
         connected(c, tp, seg);
     } else {
-        tcp_ecn_input_parallel_syn(c, tp, seg.th.th_flags);
+        tcp_ecn_input_parallel_syn(c, tp, seg.th.th_flags, seg.tos);
         // Simultaneous open: our SYN goes again, now with an ACK of theirs.
         tp.t_flags |= Tf::ACKNOW;
         tp.snd_nxt = tp.snd_una;

@@ -134,7 +134,8 @@ fn ecn(c: &Conn<'_>, tp: &mut Tcpcb, plan: &mut Plan) -> Option<u8> {
     if tp.t_state == TcpState::SynSent {
         plan.flags |= tcp_ecn_output_syn_sent(&c.vt.tun, tp);
     }
-    if !tp.t_state.have_received_syn() || !tp.t_flags2.contains(Tf2::ECN_PERMIT) {
+    let agreed = tp.t_flags2.intersects(Tf2::ECN_PERMIT | Tf2::ACE_PERMIT);
+    if !tp.t_state.have_received_syn() || !agreed {
         return None;
     }
     let retransmit = plan.hole.is_some();
