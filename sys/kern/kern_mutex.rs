@@ -12,7 +12,7 @@ use core::panic::Location;
 use super::kern_rmlock::sealed::RawLock;
 use super::kern_thread::{Thread, ThreadRef, curthread};
 use super::lock_order::{Held, LockClass};
-use super::subr_lock::{self as lock, LockDelay};
+use super::subr_lock::{self as lock, LockDelay, Waited};
 use super::subr_turnstile::{self as turnstile, TurnstileQueue};
 use super::subr_witness::{self as witness, LockKind};
 use crate::machine::atomic::{AtomicU32, AtomicUsize, Ordering, UnsafeCell};
@@ -71,12 +71,8 @@ impl<T: ?Sized, C: LockClass> Mutex<T, C> {
     pub fn lock(&self) -> MutexGuard<'_, T, C> {
         let me = curthread();
         witness::check_order::<C>(me, self.address(), LockKind::Mutex, Location::caller());
-        self.lock_word(me);
-        lock::obtained::<C>(me, self.address(), LockKind::Mutex, Location::caller());
-        MutexGuard {
-            mutex: self,
-            not_send: PhantomData,
-        }
+        let waited = self.lock_word(me);
+        self.locked(me, waited)
     }
 
     /// Locks while `held` is held; does not build if this class stands before that of `held`.
@@ -102,11 +98,7 @@ impl<T: ?Sized, C: LockClass> Mutex<T, C> {
         if !self.try_word(me) {
             return None;
         }
-        lock::obtained::<C>(me, self.address(), LockKind::Mutex, Location::caller());
-        Some(MutexGuard {
-            mutex: self,
-            not_send: PhantomData,
-        })
+        Some(self.locked(me, Waited::NOT))
     }
 
     /// Locks `self` and `other`, which are of one class, in an order that all callers agree on.
@@ -129,12 +121,8 @@ impl<T: ?Sized, C: LockClass> Mutex<T, C> {
             (other, self)
         };
         let first_guard = first.lock();
-        second.lock_word(me);
-        lock::obtained::<C>(me, second.address(), LockKind::Mutex, Location::caller());
-        let second_guard = MutexGuard {
-            mutex: second,
-            not_send: PhantomData,
-        };
+        let waited = second.lock_word(me);
+        let second_guard = second.locked(me, waited);
         if self.address() < other.address() {
             (first_guard, second_guard)
         } else {
@@ -158,14 +146,27 @@ impl<T: ?Sized, C: LockClass> Mutex<T, C> {
     }
 
     #[inline]
-    fn lock_word(&self, me: ThreadRef) {
+    #[track_caller]
+    fn locked(&self, me: ThreadRef, waited: Waited) -> MutexGuard<'_, T, C> {
+        let site = Location::caller();
+        lock::obtained::<C>(me, self.address(), LockKind::Mutex, site, waited);
+        MutexGuard {
+            mutex: self,
+            not_send: PhantomData,
+        }
+    }
+
+    #[inline]
+    fn lock_word(&self, me: ThreadRef) -> Waited {
         machine::interleave();
-        if self
-            .word
-            .compare_exchange(UNOWNED, me.as_word(), Ordering::Acquire, Ordering::Relaxed)
-            .is_err()
-        {
-            lock_sleep(&self.word, me, C::NAME);
+        match self.word.compare_exchange(
+            UNOWNED,
+            me.as_word(),
+            Ordering::Acquire,
+            Ordering::Relaxed,
+        ) {
+            Ok(_) => Waited::NOT,
+            Err(_) => lock_sleep(&self.word, me, C::NAME),
         }
     }
 
@@ -230,8 +231,9 @@ impl<C: LockClass> RawLock for Mutex<(), C> {
 #[doc(alias = "_mtx_lock_sleep")]
 #[cold]
 #[inline(never)]
-fn lock_sleep(word: &AtomicUsize, me: ThreadRef, name: &'static str) {
-    lock::obtain_failed(Some(me), word_address(word));
+fn lock_sleep(word: &AtomicUsize, me: ThreadRef, name: &'static str) -> Waited {
+    let mut waited = Waited::NOT;
+    lock::obtain_failed(&mut waited, word_address(word));
     let mut delay = LockDelay::new();
     loop {
         let value = word.load(Ordering::Relaxed);
@@ -249,7 +251,7 @@ fn lock_sleep(word: &AtomicUsize, me: ThreadRef, name: &'static str) {
                 if value & CONTESTED != 0 {
                     turnstile::claim(word_address(word), me);
                 }
-                return;
+                return waited;
             }
             continue;
         }
@@ -573,11 +575,12 @@ impl<T: ?Sized, C: LockClass> SpinMutex<T, C> {
     pub fn lock(&self) -> SpinMutexGuard<'_, T, C> {
         spinlock_enter();
         witness::check_order_spin::<C>(self.address(), Location::caller());
+        let mut waited = Waited::NOT;
         if !self.raw.try_acquire() {
-            lock::obtain_failed(None, self.address());
+            lock::obtain_failed(&mut waited, self.address());
             self.raw.acquire_hard();
         }
-        lock::obtained_spin::<C>(self.address(), Location::caller());
+        lock::obtained_spin::<C>(self.address(), Location::caller(), waited);
         SpinMutexGuard {
             mutex: self,
             not_send: PhantomData,
@@ -606,7 +609,7 @@ impl<T: ?Sized, C: LockClass> SpinMutex<T, C> {
         if !self.raw.try_lock() {
             return None;
         }
-        lock::obtained_spin::<C>(self.address(), Location::caller());
+        lock::obtained_spin::<C>(self.address(), Location::caller(), Waited::NOT);
         Some(SpinMutexGuard {
             mutex: self,
             not_send: PhantomData,

@@ -23,7 +23,7 @@ use super::kern_sx::Sx;
 use super::kern_thread::{Thread, ThreadRef, curthread};
 use super::lock_order::{Held, LockClass};
 use super::sched::{pin, unpin};
-use super::subr_lock as lock;
+use super::subr_lock::{self as lock, Waited};
 use super::subr_turnstile::{self as turnstile, TurnstileQueue};
 use super::subr_witness::{self as witness, LockKind};
 use crate::machine::atomic::{
@@ -294,16 +294,16 @@ impl RmCore {
 
     /// Takes the tokens back and waits for those who read. The writers' lock is held.
     #[inline]
-    fn wlock(&self, me: ThreadRef, name: &'static str) {
+    fn wlock(&self, me: ThreadRef, name: &'static str, waited: &mut Waited) {
         let readers = CpuSet(CpuSet::all().0 & !self.rm_writecpus.load(Ordering::Relaxed));
         if readers != CpuSet::EMPTY {
-            self.wlock_hard(me, readers, name);
+            self.wlock_hard(me, readers, name, waited);
         }
     }
 
     #[cold]
     #[inline(never)]
-    fn wlock_hard(&self, me: ThreadRef, readers: CpuSet, name: &'static str) {
+    fn wlock_hard(&self, me: ThreadRef, readers: CpuSet, name: &'static str, waited: &mut Waited) {
         self.rm_writecpus.store(u32::MAX, Ordering::SeqCst);
         fence(Ordering::SeqCst);
         let sent = readers.without(machine::curcpu()).count() as u64;
@@ -326,6 +326,7 @@ impl RmCore {
             let chain = turnstile::trywait(self.address());
             tracker.flags.store(ONQUEUE | SIGNAL, Ordering::Relaxed);
             RM_SPINLOCK.unlock();
+            lock::obtain_failed(waited, self.address());
             chain.wait(me, Some(reader), TurnstileQueue::Exclusive, name);
         }
     }
@@ -449,10 +450,12 @@ impl<T: ?Sized, C: LockClass, W: WriterLock> RmLock<T, C, W> {
         let me = curthread();
         witness::check_order::<C>(me, self.address(), W::READ, Location::caller());
         let (tracker, has_token) = self.core.rlock(me);
-        if !has_token {
-            self.rlock_hard(me, tracker);
-        }
-        self.read_locked(me, tracker)
+        let waited = if has_token {
+            Waited::NOT
+        } else {
+            self.rlock_hard(me, tracker)
+        };
+        self.read_locked(me, tracker, waited)
     }
 
     /// Locks for reading while `held` is held; does not build if this class stands before that of `held`.
@@ -483,7 +486,7 @@ impl<T: ?Sized, C: LockClass, W: WriterLock> RmLock<T, C, W> {
             self.core.take_token(me, tracker);
             self.writer.release();
         }
-        Some(self.read_locked(me, tracker))
+        Some(self.read_locked(me, tracker, Waited::NOT))
     }
 
     /// Locks for writing, alone.
@@ -492,12 +495,9 @@ impl<T: ?Sized, C: LockClass, W: WriterLock> RmLock<T, C, W> {
     pub fn write(&self) -> RmWriteGuard<'_, T, C, W> {
         let me = curthread();
         witness::check_order::<C>(me, self.address(), W::WRITE, Location::caller());
-        if !self.writer.try_acquire() {
-            lock::obtain_failed(Some(me), self.address());
-            self.writer.acquire();
-        }
-        self.core.wlock(me, C::NAME);
-        lock::obtained::<C>(me, self.address(), W::WRITE, Location::caller());
+        let mut waited = self.acquire_writer();
+        self.core.wlock(me, C::NAME, &mut waited);
+        lock::obtained::<C>(me, self.address(), W::WRITE, Location::caller(), waited);
         RmWriteGuard {
             lock: self,
             not_send: PhantomData,
@@ -529,22 +529,36 @@ impl<T: ?Sized, C: LockClass, W: WriterLock> RmLock<T, C, W> {
     #[doc(alias = "_rm_rlock_hard")]
     #[cold]
     #[inline(never)]
-    fn rlock_hard(&self, me: ThreadRef, tracker: &'static RmTracker) {
-        if !self.core.reads_already(me, tracker) {
-            if !self.writer.try_acquire() {
-                lock::obtain_failed(Some(me), self.address());
-                self.writer.acquire();
-            }
-            self.core.take_token(me, tracker);
-            self.writer.release();
+    fn rlock_hard(&self, me: ThreadRef, tracker: &'static RmTracker) -> Waited {
+        if self.core.reads_already(me, tracker) {
+            return Waited::NOT;
         }
+        let waited = self.acquire_writer();
+        self.core.take_token(me, tracker);
+        self.writer.release();
+        waited
+    }
+
+    /// Takes the writers' lock.
+    fn acquire_writer(&self) -> Waited {
+        let mut waited = Waited::NOT;
+        if !self.writer.try_acquire() {
+            lock::obtain_failed(&mut waited, self.address());
+            self.writer.acquire();
+        }
+        waited
     }
 
     #[track_caller]
     #[inline]
-    fn read_locked(&self, me: ThreadRef, tracker: &'static RmTracker) -> RmReadGuard<'_, T, C, W> {
+    fn read_locked(
+        &self,
+        me: ThreadRef,
+        tracker: &'static RmTracker,
+        waited: Waited,
+    ) -> RmReadGuard<'_, T, C, W> {
         compiler_fence(Ordering::SeqCst);
-        lock::obtained::<C>(me, self.address(), W::READ, Location::caller());
+        lock::obtained::<C>(me, self.address(), W::READ, Location::caller(), waited);
         RmReadGuard {
             lock: self,
             tracker,

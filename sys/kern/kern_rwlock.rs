@@ -11,7 +11,7 @@ use core::panic::Location;
 
 use super::kern_thread::{Thread, ThreadRef, curthread};
 use super::lock_order::{Held, LockClass};
-use super::subr_lock::{self as lock, LockDelay, ReaderSpins};
+use super::subr_lock::{self as lock, LockDelay, ReaderSpins, Waited};
 use super::subr_turnstile::{self as turnstile, TurnstileQueue};
 use super::subr_witness::{self as witness, LockKind};
 use crate::machine;
@@ -85,10 +85,11 @@ impl<T: ?Sized, C: LockClass> RwLock<T, C> {
             ),
             false => Err(seen),
         };
-        if let Err(seen) = taken {
-            rlock_hard::<Turnstiles>(&self.word, me, C::NAME, seen);
-        }
-        self.read_locked(me)
+        let waited = match taken {
+            Ok(_) => Waited::NOT,
+            Err(seen) => rlock_hard::<Turnstiles>(&self.word, me, C::NAME, seen),
+        };
+        self.read_locked(me, waited)
     }
 
     /// Locks for reading while `held` is held; does not build if this class stands before that of `held`.
@@ -111,7 +112,7 @@ impl<T: ?Sized, C: LockClass> RwLock<T, C> {
     #[inline]
     pub fn try_read(&self) -> Option<RwReadGuard<'_, T, C>> {
         machine::interleave();
-        try_rlock(&self.word).then(|| self.read_locked(curthread()))
+        try_rlock(&self.word).then(|| self.read_locked(curthread(), Waited::NOT))
     }
 
     /// Locks for writing, alone.
@@ -121,15 +122,7 @@ impl<T: ?Sized, C: LockClass> RwLock<T, C> {
     pub fn write(&self) -> RwWriteGuard<'_, T, C> {
         let me = curthread();
         witness::check_order::<C>(me, self.address(), LockKind::RwWrite, Location::caller());
-        machine::interleave();
-        if self
-            .word
-            .compare_exchange(UNLOCKED, me.as_word(), Ordering::Acquire, Ordering::Relaxed)
-            .is_err()
-        {
-            wlock_hard::<Turnstiles>(&self.word, me, C::NAME);
-        }
-        self.write_locked(me)
+        self.write_unchecked(me)
     }
 
     /// Locks for writing while `held` is held; does not build if this class stands before that of `held`.
@@ -153,7 +146,7 @@ impl<T: ?Sized, C: LockClass> RwLock<T, C> {
     pub fn try_write(&self) -> Option<RwWriteGuard<'_, T, C>> {
         let me = curthread();
         machine::interleave();
-        try_wlock::<Turnstiles>(&self.word, me).then(|| self.write_locked(me))
+        try_wlock::<Turnstiles>(&self.word, me).then(|| self.write_locked(me, Waited::NOT))
     }
 
     /// Locks `self` and `other`, which are of one class, for writing in an order that all callers agree on.
@@ -171,26 +164,29 @@ impl<T: ?Sized, C: LockClass> RwLock<T, C> {
         );
         if self.address() < other.address() {
             let first = self.write();
-            (first, other.write_after_its_like())
+            (first, other.write_unchecked(curthread()))
         } else {
             let first = other.write();
-            (self.write_after_its_like(), first)
+            (self.write_unchecked(curthread()), first)
         }
     }
 
-    /// Locks for writing without a check of the order: a second lock of a class.
+    /// Locks for writing without a check of the order.
     #[track_caller]
-    fn write_after_its_like(&self) -> RwWriteGuard<'_, T, C> {
-        let me = curthread();
+    #[inline]
+    fn write_unchecked(&self, me: ThreadRef) -> RwWriteGuard<'_, T, C> {
         machine::interleave();
-        if self
-            .word
-            .compare_exchange(UNLOCKED, me.as_word(), Ordering::Acquire, Ordering::Relaxed)
-            .is_err()
-        {
-            wlock_hard::<Turnstiles>(&self.word, me, C::NAME);
-        }
-        self.write_locked(me)
+        let free = self.word.compare_exchange(
+            UNLOCKED,
+            me.as_word(),
+            Ordering::Acquire,
+            Ordering::Relaxed,
+        );
+        let waited = match free {
+            Ok(_) => Waited::NOT,
+            Err(_) => wlock_hard::<Turnstiles>(&self.word, me, C::NAME),
+        };
+        self.write_locked(me, waited)
     }
 
     /// Returns the data without locking: `&mut` proves that nobody else has the lock.
@@ -206,9 +202,10 @@ impl<T: ?Sized, C: LockClass> RwLock<T, C> {
 
     #[inline]
     #[track_caller]
-    fn read_locked(&self, me: ThreadRef) -> RwReadGuard<'_, T, C> {
+    fn read_locked(&self, me: ThreadRef, waited: Waited) -> RwReadGuard<'_, T, C> {
         add_rlocks(me, 1);
-        lock::obtained::<C>(me, self.address(), LockKind::RwRead, Location::caller());
+        let site = Location::caller();
+        lock::obtained::<C>(me, self.address(), LockKind::RwRead, site, waited);
         RwReadGuard {
             lock: self,
             not_send: PhantomData,
@@ -217,8 +214,9 @@ impl<T: ?Sized, C: LockClass> RwLock<T, C> {
 
     #[inline]
     #[track_caller]
-    fn write_locked(&self, me: ThreadRef) -> RwWriteGuard<'_, T, C> {
-        lock::obtained::<C>(me, self.address(), LockKind::RwWrite, Location::caller());
+    fn write_locked(&self, me: ThreadRef, waited: Waited) -> RwWriteGuard<'_, T, C> {
+        let site = Location::caller();
+        lock::obtained::<C>(me, self.address(), LockKind::RwWrite, site, waited);
         RwWriteGuard {
             lock: self,
             not_send: PhantomData,
@@ -362,7 +360,7 @@ pub(super) fn rlock_hard<Q: WaitQueue>(
     me: ThreadRef,
     name: &'static str,
     seen: usize,
-) {
+) -> Waited {
     let reads = |value| {
         word.compare_exchange(
             value,
@@ -372,10 +370,11 @@ pub(super) fn rlock_hard<Q: WaitQueue>(
         )
         .is_ok()
     };
+    let mut waited = Waited::NOT;
     if may_read(seen, false) && reads(seen) {
-        return;
+        return waited;
     }
-    lock::obtain_failed(Some(me), word_address(word));
+    lock::obtain_failed(&mut waited, word_address(word));
     let reads_already = Q::reads_already(me);
     let limit = Q::reader_spins();
     let mut spins = 0;
@@ -386,7 +385,7 @@ pub(super) fn rlock_hard<Q: WaitQueue>(
         let passes_spinner = spins >= limit.loops && value & WRITE_WAITERS == 0;
         if may_read(value, reads_already || passes_spinner) {
             if reads(value) {
-                return;
+                return waited;
             }
             continue;
         }
@@ -439,8 +438,13 @@ fn set_flags(word: &AtomicUsize, value: usize, wanted: usize) -> bool {
 #[doc(alias = "__rw_wlock_hard")]
 #[cold]
 #[inline(never)]
-pub(super) fn wlock_hard<Q: WaitQueue>(word: &AtomicUsize, me: ThreadRef, name: &'static str) {
-    lock::obtain_failed(Some(me), word_address(word));
+pub(super) fn wlock_hard<Q: WaitQueue>(
+    word: &AtomicUsize,
+    me: ThreadRef,
+    name: &'static str,
+) -> Waited {
+    let mut waited = Waited::NOT;
+    lock::obtain_failed(&mut waited, word_address(word));
     let limit = Q::reader_spins();
     let mut spins = 0;
     let mut delay = LockDelay::new();
@@ -461,7 +465,7 @@ pub(super) fn wlock_hard<Q: WaitQueue>(word: &AtomicUsize, me: ThreadRef, name: 
                 if waiters != 0 {
                     Q::claim(word, me);
                 }
-                return;
+                return waited;
             }
             continue;
         }
@@ -690,7 +694,7 @@ impl<'a, T: ?Sized, C: LockClass> RwReadGuard<'a, T, C> {
         core::mem::forget(guard);
         lock::released(me, rwlock.address());
         add_rlocks(me, -1);
-        Ok(rwlock.write_locked(me))
+        Ok(rwlock.write_locked(me, Waited::NOT))
     }
 }
 
@@ -730,7 +734,7 @@ impl<'a, T: ?Sized, C: LockClass> RwWriteGuard<'a, T, C> {
         core::mem::forget(guard);
         lock::released(me, rwlock.address());
         downgrade::<Turnstiles>(&rwlock.word, me);
-        rwlock.read_locked(me)
+        rwlock.read_locked(me, Waited::NOT)
     }
 
     /// Returns the lock, to lock it again later.

@@ -17,7 +17,7 @@ use super::kern_rwlock::{
 use super::kern_synch::{WChan, wakeup};
 use super::kern_thread::{ThreadRef, curthread};
 use super::lock_order::{Held, LockClass};
-use super::subr_lock::{self as lock, ReaderSpins};
+use super::subr_lock::{self as lock, ReaderSpins, Waited};
 use super::subr_sleepqueue as sleepq;
 use super::subr_turnstile::TurnstileQueue;
 use super::subr_witness::{self as witness, LockKind};
@@ -113,8 +113,8 @@ impl<T: ?Sized, C: LockClass> Sx<T, C> {
     pub fn xlock(&self) -> SxGuard<'_, T, C> {
         let me = curthread();
         witness::check_order::<C>(me, self.address(), LockKind::Sx, Location::caller());
-        self.xlock_word(me);
-        self.xlocked(me)
+        let waited = self.xlock_word(me);
+        self.xlocked(me, waited)
     }
 
     /// Locks exclusively while `held` is held; does not build if this class stands before that of `held`.
@@ -137,7 +137,7 @@ impl<T: ?Sized, C: LockClass> Sx<T, C> {
     pub fn try_xlock(&self) -> Option<SxGuard<'_, T, C>> {
         let me = curthread();
         machine::interleave();
-        try_wlock::<SleepQueues>(&self.word, me).then(|| self.xlocked(me))
+        try_wlock::<SleepQueues>(&self.word, me).then(|| self.xlocked(me, Waited::NOT))
     }
 
     /// Locks beside other sharers, sleeping until that is possible.
@@ -148,15 +148,16 @@ impl<T: ?Sized, C: LockClass> Sx<T, C> {
         let me = curthread();
         witness::check_order::<C>(me, self.address(), LockKind::Sx, Location::caller());
         machine::interleave();
-        if let Err(value) = self.word.compare_exchange(
+        let waited = match self.word.compare_exchange(
             UNLOCKED,
             UNLOCKED + ONE_READER,
             Ordering::Acquire,
             Ordering::Relaxed,
         ) {
-            rlock_hard::<SleepQueues>(&self.word, me, C::NAME, value);
-        }
-        self.slocked(me)
+            Ok(_) => Waited::NOT,
+            Err(value) => rlock_hard::<SleepQueues>(&self.word, me, C::NAME, value),
+        };
+        self.slocked(me, waited)
     }
 
     /// Locks beside other sharers if that needs no waiting.
@@ -164,7 +165,7 @@ impl<T: ?Sized, C: LockClass> Sx<T, C> {
     #[track_caller]
     pub fn try_slock(&self) -> Option<SxSharedGuard<'_, T, C>> {
         machine::interleave();
-        try_rlock(&self.word).then(|| self.slocked(curthread()))
+        try_rlock(&self.word).then(|| self.slocked(curthread(), Waited::NOT))
     }
 
     /// Returns the data without locking: `&mut` proves that nobody else has the lock.
@@ -178,8 +179,9 @@ impl<T: ?Sized, C: LockClass> Sx<T, C> {
 
     #[inline]
     #[track_caller]
-    fn xlocked(&self, me: ThreadRef) -> SxGuard<'_, T, C> {
-        lock::obtained::<C>(me, self.address(), LockKind::Sx, Location::caller());
+    fn xlocked(&self, me: ThreadRef, waited: Waited) -> SxGuard<'_, T, C> {
+        let site = Location::caller();
+        lock::obtained::<C>(me, self.address(), LockKind::Sx, site, waited);
         SxGuard {
             sx: self,
             not_send: PhantomData,
@@ -188,9 +190,10 @@ impl<T: ?Sized, C: LockClass> Sx<T, C> {
 
     #[inline]
     #[track_caller]
-    fn slocked(&self, me: ThreadRef) -> SxSharedGuard<'_, T, C> {
+    fn slocked(&self, me: ThreadRef, waited: Waited) -> SxSharedGuard<'_, T, C> {
         add_slocks(me, 1);
-        lock::obtained::<C>(me, self.address(), LockKind::Sx, Location::caller());
+        let site = Location::caller();
+        lock::obtained::<C>(me, self.address(), LockKind::Sx, site, waited);
         SxSharedGuard {
             sx: self,
             not_send: PhantomData,
@@ -198,14 +201,17 @@ impl<T: ?Sized, C: LockClass> Sx<T, C> {
     }
 
     #[inline]
-    fn xlock_word(&self, me: ThreadRef) {
+    fn xlock_word(&self, me: ThreadRef) -> Waited {
         machine::interleave();
-        if self
-            .word
-            .compare_exchange(UNLOCKED, me.as_word(), Ordering::Acquire, Ordering::Relaxed)
-            .is_err()
-        {
-            wlock_hard::<SleepQueues>(&self.word, me, C::NAME);
+        let free = self.word.compare_exchange(
+            UNLOCKED,
+            me.as_word(),
+            Ordering::Acquire,
+            Ordering::Relaxed,
+        );
+        match free {
+            Ok(_) => Waited::NOT,
+            Err(_) => wlock_hard::<SleepQueues>(&self.word, me, C::NAME),
         }
     }
 
@@ -261,7 +267,7 @@ impl<'a, T: ?Sized, C: LockClass> SxGuard<'a, T, C> {
         core::mem::forget(guard);
         lock::released(me, sx.address());
         downgrade::<SleepQueues>(&sx.word, me);
-        sx.slocked(me)
+        sx.slocked(me, Waited::NOT)
     }
 
     /// Returns the lock, to lock it again later.
@@ -319,7 +325,7 @@ impl<'a, T: ?Sized, C: LockClass> SxSharedGuard<'a, T, C> {
         core::mem::forget(guard);
         lock::released(me, sx.address());
         add_slocks(me, -1);
-        Ok(sx.xlocked(me))
+        Ok(sx.xlocked(me, Waited::NOT))
     }
 }
 

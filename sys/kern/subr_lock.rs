@@ -164,7 +164,7 @@ pub(super) fn register(tree: &SysctlTree) {
     profile::register(tree);
 }
 
-/// A lock is held now.
+/// A lock is held now, for which the thread has `waited`.
 #[doc(alias = "lock_profile_obtain_lock_success")]
 #[doc(alias = "WITNESS_LOCK")]
 #[inline(always)]
@@ -173,9 +173,10 @@ pub(super) fn obtained<C: LockClass>(
     address: usize,
     kind: LockKind,
     site: &'static Location<'static>,
+    waited: Waited,
 ) {
     witness::acquired::<C>(me, address, kind, site);
-    profile::obtained(Some(me), address, C::NAME, kind, site);
+    profile::obtained(Some(me), address, C::NAME, kind, site, waited);
 }
 
 /// A lock is about to be released.
@@ -189,9 +190,13 @@ pub(super) fn released(me: ThreadRef, address: usize) {
 
 /// A spin mutex is held now. Interrupts are off.
 #[inline(always)]
-pub(super) fn obtained_spin<C: LockClass>(address: usize, site: &'static Location<'static>) {
+pub(super) fn obtained_spin<C: LockClass>(
+    address: usize,
+    site: &'static Location<'static>,
+    waited: Waited,
+) {
     witness::acquired_spin::<C>(address, site);
-    profile::obtained(None, address, C::NAME, LockKind::SpinMutex, site);
+    profile::obtained(None, address, C::NAME, LockKind::SpinMutex, site, waited);
 }
 
 /// A spin mutex is about to be released. Interrupts are off.
@@ -201,12 +206,14 @@ pub(super) fn released_spin(address: usize) {
     profile::released(None, address);
 }
 
-/// The lock is taken, and `me`, or this CPU for a spin mutex, begins to wait for it.
+/// The lock is taken, and the thread begins to wait for it, unless it does so already.
 #[doc(alias = "lock_profile_obtain_lock_failed")]
 #[inline(always)]
-pub(super) fn obtain_failed(me: Option<ThreadRef>, address: usize) {
-    profile::failed(me, address);
+pub(super) fn obtain_failed(waited: &mut Waited, address: usize) {
+    profile::failed(waited, address);
 }
+
+pub(super) use profile::Waited;
 
 #[cfg(feature = "lock_profiling")]
 pub(super) use profile::ProfiledLocks;
@@ -215,10 +222,18 @@ pub(super) use profile::ProfiledLocks;
 mod profile {
     use super::*;
 
+    /// Since when a thread has waited for a lock: of interest to the profile alone.
+    #[derive(Clone, Copy)]
+    pub(in crate::kern) struct Waited;
+
+    impl Waited {
+        pub(in crate::kern) const NOT: Waited = Waited;
+    }
+
     #[inline(always)]
     pub(super) fn register(_: &SysctlTree) {}
     #[inline(always)]
-    pub(super) fn failed(_: Option<ThreadRef>, _: usize) {}
+    pub(super) fn failed(_: &mut Waited, _: usize) {}
     #[inline(always)]
     pub(super) fn obtained(
         _: Option<ThreadRef>,
@@ -226,6 +241,7 @@ mod profile {
         _: &'static str,
         _: LockKind,
         _: &'static Location<'static>,
+        _: Waited,
     ) {
     }
     #[inline(always)]

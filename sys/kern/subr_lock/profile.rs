@@ -36,12 +36,21 @@ struct Held {
     contests: u32,
 }
 
-/// What a thread, or for spin mutexes a CPU, holds and waits for.
+/// Since when a thread has waited for a lock; nothing if it was free or the profile is off.
+///
+/// On its stack: whoever waits for a spin mutex may go on on another CPU, and be interrupted by who waits for another.
+#[derive(Clone, Copy)]
+pub(in crate::kern) struct Waited(Option<Sbintime>);
+
+impl Waited {
+    pub(in crate::kern) const NOT: Waited = Waited(None);
+}
+
+/// What a thread, or for spin mutexes a CPU, holds.
 pub(in crate::kern) struct ProfiledLocks(UnsafeCell<State>);
 
 struct State {
     held: [Option<Held>; MOST],
-    waits_since: Option<(usize, Sbintime)>,
     skipped: u32,
 }
 
@@ -54,7 +63,6 @@ impl ProfiledLocks {
     pub(in crate::kern) const fn new() -> ProfiledLocks {
         ProfiledLocks(UnsafeCell::new(State {
             held: [None; MOST],
-            waits_since: None,
             skipped: 0,
         }))
     }
@@ -101,7 +109,7 @@ unsafe impl Send for Table {}
 machine_local! {
     static ENABLE: AtomicBool = AtomicBool::new(false);
     static SKIPSPIN: AtomicBool = AtomicBool::new(false);
-    /// Of so many acquisitions one is recorded; zero: each.
+    /// Of so many acquisitions of a thread, or of spin mutexes of a CPU, one is recorded; zero, like one: each.
     static SKIPCOUNT: AtomicU32 = AtomicU32::new(0);
     /// Acquisitions for which there was no room.
     static REJECTED: AtomicU64 = AtomicU64::new(0);
@@ -132,18 +140,11 @@ fn with_state(me: Option<ThreadRef>, f: impl FnOnce(&mut State)) {
 }
 
 #[inline(always)]
-pub(super) fn failed(me: Option<ThreadRef>, address: usize) {
-    if enabled() {
-        failed_hard(me, address);
+pub(super) fn failed(waited: &mut Waited, address: usize) {
+    if enabled() && waited.0.is_none() {
+        contests(address).fetch_add(1, Ordering::Relaxed);
+        waited.0 = Some(machine::sbinuptime());
     }
-}
-
-#[cold]
-#[inline(never)]
-fn failed_hard(me: Option<ThreadRef>, address: usize) {
-    contests(address).fetch_add(1, Ordering::Relaxed);
-    let now = machine::sbinuptime();
-    with_state(me, |state| state.waits_since = Some((address, now)));
 }
 
 #[inline(always)]
@@ -153,9 +154,10 @@ pub(super) fn obtained(
     class: &'static str,
     kind: LockKind,
     site: &'static Location<'static>,
+    waited: Waited,
 ) {
     if enabled() {
-        obtained_hard(me, address, class, kind, site);
+        obtained_hard(me, address, class, kind, site, waited);
     }
 }
 
@@ -167,18 +169,15 @@ fn obtained_hard(
     class: &'static str,
     kind: LockKind,
     site: &'static Location<'static>,
+    waited: Waited,
 ) {
     if me.is_none() && SKIPSPIN.load(Ordering::Relaxed) {
         return;
     }
     let since = machine::sbinuptime();
     with_state(me, |state| {
-        let waited = state
-            .waits_since
-            .take()
-            .filter(|&(lock, _)| lock == address);
         state.skipped += 1;
-        if state.skipped <= SKIPCOUNT.load(Ordering::Relaxed) {
+        if state.skipped < SKIPCOUNT.load(Ordering::Relaxed) {
             return;
         }
         state.skipped = 0;
@@ -192,7 +191,7 @@ fn obtained_hard(
             kind,
             site,
             since,
-            waited: waited.map(|(_, began)| since - began),
+            waited: waited.0.map(|began| since - began),
             contests: contests(address).load(Ordering::Relaxed),
         });
     });
@@ -410,6 +409,7 @@ pub(super) fn register(tree: &SysctlTree) {
 mod tests {
     use super::*;
     use crate::kern::kern_mutex::Mutex;
+    use crate::kern::kern_rmlock::RmLock;
     use crate::kern::kern_synch::kern_yield;
     use crate::kern::kern_thread::{Pri, kthread_add};
     use crate::kern::lock_order::Leaf;
@@ -438,12 +438,7 @@ mod tests {
             let stats = tree.get("debug.lock.prof.stats").unwrap();
             let columns = |line: u32| {
                 let name = alloc::format!("profile.rs:{line} (sleep mutex:leaf)");
-                let line = stats
-                    .lines()
-                    .find(|l| l.ends_with(&name))
-                    .unwrap_or_else(|| panic!("no {name} in\n{stats}"));
-                let columns = line.split_whitespace().take(9);
-                columns.map(|c| c.parse().unwrap()).collect::<Vec<u64>>()
+                columns(&stats, &name).unwrap_or_else(|| panic!("no {name} in\n{stats}"))
             };
             let owner = columns(owners_line);
             let waiter = columns(waiters_line);
@@ -459,6 +454,63 @@ mod tests {
             assert_eq!(tree.get("debug.lock.prof.rejected").as_deref(), Some("0"));
             tree.set("debug.lock.prof.reset", "1").unwrap();
             assert!(!tree.get("debug.lock.prof.stats").unwrap().contains("leaf"));
+        });
+    }
+
+    /// The numbers of the line of the profile that ends in `name`; nothing if there is none.
+    fn columns(stats: &str, name: &str) -> Option<Vec<u64>> {
+        let line = stats.lines().find(|line| line.ends_with(name))?;
+        let columns = line.split_whitespace().take(9);
+        Some(columns.map(|c| c.parse().unwrap()).collect())
+    }
+
+    #[test]
+    fn a_writer_that_waits_for_readers_of_an_rmlock_or_for_another_writer_has_waited() {
+        Machine::builder().cpus(1).run(|| {
+            let tree = root();
+            tree.set("debug.lock.prof.enable", "1").unwrap();
+            let lock = Arc::new(RmLock::<u32, Leaf>::new(0));
+            let reader = lock.read();
+            let writers_line = line!() + 3;
+            let writers = [0, 1].map(|_| {
+                let theirs = Arc::clone(&lock);
+                kthread_add("writer", Pri(60), None, move || *theirs.write() += 1)
+            });
+            let end = machine::sbinuptime() + Sbintime::from_us(300);
+            while machine::sbinuptime() < end {
+                machine::cpu_spinwait();
+                kern_yield();
+            }
+            drop(reader);
+            writers.into_iter().for_each(|writer| writer.join());
+            let stats = tree.get("debug.lock.prof.stats").unwrap();
+            let name = alloc::format!("profile.rs:{writers_line} (rm:leaf)");
+            let writer = columns(&stats, &name).unwrap_or_else(|| panic!("{stats}"));
+            assert!(writer[3] >= 2 * 250, "{stats}");
+            assert_eq!((writer[4], writer[8]), (2, 2), "{stats}");
+        });
+    }
+
+    #[test]
+    fn one_of_skipcount_acquisitions_is_recorded() {
+        Machine::builder().cpus(1).run(|| {
+            let tree = root();
+            let lock = Mutex::<u32, Leaf>::new(0);
+            for (skipcount, recorded) in [(0, 60), (1, 60), (2, 30), (3, 20)] {
+                tree.set("debug.lock.prof.skipcount", &skipcount.to_string())
+                    .unwrap();
+                tree.set("debug.lock.prof.reset", "1").unwrap();
+                tree.set("debug.lock.prof.enable", "1").unwrap();
+                let line = line!() + 2;
+                for _ in 0..60 {
+                    *lock.lock() += 1;
+                }
+                tree.set("debug.lock.prof.enable", "0").unwrap();
+                let stats = tree.get("debug.lock.prof.stats").unwrap();
+                let name = alloc::format!("profile.rs:{line} (sleep mutex:leaf)");
+                let seen = columns(&stats, &name).map(|columns| columns[4]);
+                assert_eq!(seen, Some(recorded), "{stats}");
+            }
         });
     }
 }
