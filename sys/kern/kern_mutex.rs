@@ -173,24 +173,15 @@ impl<T: ?Sized, C: LockClass> Mutex<T, C> {
     #[inline]
     fn try_word(&self, me: ThreadRef) -> bool {
         machine::interleave();
-        if let Err(value) =
-            self.word
-                .compare_exchange(UNOWNED, me.as_word(), Ordering::Acquire, Ordering::Relaxed)
-        {
-            // Free, but others wait for it.
-            let free = value == CONTESTED;
-            let mine = me.as_word() | CONTESTED;
-            if !free
-                || self
-                    .word
-                    .compare_exchange(CONTESTED, mine, Ordering::Acquire, Ordering::Relaxed)
-                    .is_err()
-            {
-                return false;
-            }
-            turnstile::claim(self.address(), me);
+        match self.word.compare_exchange(
+            UNOWNED,
+            me.as_word(),
+            Ordering::Acquire,
+            Ordering::Relaxed,
+        ) {
+            Ok(_) => true,
+            Err(value) => value == CONTESTED && take_contested(&self.word, me),
         }
-        true
     }
 
     #[inline]
@@ -239,18 +230,18 @@ fn lock_sleep(word: &AtomicUsize, me: ThreadRef, name: &'static str) -> Waited {
         let value = word.load(Ordering::Relaxed);
         let owner = value & !FLAGS;
         if owner == UNOWNED {
-            if word
-                .compare_exchange_weak(
-                    value,
-                    me.as_word() | value,
+            let taken = if value == CONTESTED {
+                take_contested(word, me)
+            } else {
+                word.compare_exchange_weak(
+                    UNOWNED,
+                    me.as_word(),
                     Ordering::Acquire,
                     Ordering::Relaxed,
                 )
                 .is_ok()
-            {
-                if value & CONTESTED != 0 {
-                    turnstile::claim(word_address(word), me);
-                }
+            };
+            if taken {
                 return waited;
             }
             continue;
@@ -286,6 +277,23 @@ fn lock_sleep(word: &AtomicUsize, me: ThreadRef, name: &'static str) -> Waited {
         chain.wait(me, Some(owner_thread), TurnstileQueue::Exclusive, name);
         delay = LockDelay::new();
     }
+}
+
+/// Takes a mutex that is free, but that others wait for; false if somebody else was faster.
+#[cold]
+#[inline(never)]
+fn take_contested(word: &AtomicUsize, me: ThreadRef) -> bool {
+    let chain = turnstile::trywait(word_address(word));
+    let mine = me.as_word() | CONTESTED;
+    let taken = word
+        .compare_exchange(CONTESTED, mine, Ordering::Acquire, Ordering::Relaxed)
+        .is_ok();
+    if taken {
+        chain.claim(me);
+    } else {
+        chain.cancel();
+    }
+    taken
 }
 
 /// Hands the mutex back when threads wait for it, and wakes the most urgent.

@@ -267,6 +267,11 @@ fn may_read(value: usize, reads_already: bool) -> bool {
     value & READ != 0 && (reads_already || value & (WRITE_WAITERS | WRITE_SPINNER) == 0)
 }
 
+/// Tells whether nobody has the lock, though some may wait to be woken.
+fn is_free(value: usize) -> bool {
+    value & READ != 0 && value >> READERS_SHIFT == 0
+}
+
 fn owner_of(value: usize) -> Option<ThreadRef> {
     // SAFETY: a word without `READ` keeps the writer, and threads are never freed.
     (value & READ == 0).then(|| unsafe { Thread::from_word(value & !FLAGS) })
@@ -289,8 +294,8 @@ pub(super) trait WaitQueue {
         must_wait: impl Fn() -> Option<Option<ThreadRef>>,
     );
 
-    /// `me` has taken a word that others wait for.
-    fn claim(word: &AtomicUsize, me: ThreadRef);
+    /// Takes a word that others wait for by `take`, which says whether it did; from then on it is `me` that they wait for.
+    fn claim(word: &AtomicUsize, me: ThreadRef, take: impl FnOnce() -> bool) -> bool;
 
     /// Lets go of the word by `release`, and wakes whom that says; `None` from it: nothing was changed. From the change on the memory
     /// of the word may be gone.
@@ -330,8 +335,15 @@ impl WaitQueue for Turnstiles {
         }
     }
 
-    fn claim(word: &AtomicUsize, me: ThreadRef) {
-        turnstile::claim(word_address(word), me);
+    fn claim(word: &AtomicUsize, me: ThreadRef, take: impl FnOnce() -> bool) -> bool {
+        let chain = turnstile::trywait(word_address(word));
+        let taken = take();
+        if taken {
+            chain.claim(me);
+        } else {
+            chain.cancel();
+        }
+        taken
     }
 
     fn release(
@@ -450,21 +462,8 @@ pub(super) fn wlock_hard<Q: WaitQueue>(
     let mut delay = LockDelay::new();
     loop {
         let value = word.load(Ordering::Relaxed);
-        let free = value & READ != 0 && value >> READERS_SHIFT == 0;
-        if free {
-            let waiters = value & (READ_WAITERS | WRITE_WAITERS);
-            if word
-                .compare_exchange_weak(
-                    value,
-                    me.as_word() | waiters,
-                    Ordering::Acquire,
-                    Ordering::Relaxed,
-                )
-                .is_ok()
-            {
-                if waiters != 0 {
-                    Q::claim(word, me);
-                }
+        if is_free(value) {
+            if take::<Q>(word, me, value) {
                 return waited;
             }
             continue;
@@ -491,8 +490,7 @@ pub(super) fn wlock_hard<Q: WaitQueue>(
         Q::wait(word, me, TurnstileQueue::Exclusive, name, || {
             let value = word.load(Ordering::Relaxed);
             let owner = owner_of(value);
-            let free = owner.is_none() && value >> READERS_SHIFT == 0;
-            if free || (delay.may_spin() && owner.is_some_and(Thread::is_running)) {
+            if is_free(value) || (delay.may_spin() && owner.is_some_and(Thread::is_running)) {
                 return None;
             }
             let spinner = if owner.is_none() { WRITE_SPINNER } else { 0 };
@@ -590,8 +588,7 @@ fn exchange<R>(word: &AtomicUsize, new: impl Fn(usize) -> (R, usize)) -> R {
 /// Takes the word for writing if nobody holds it, perhaps with waiters that were woken but have not come yet.
 pub(super) fn try_wlock<Q: WaitQueue>(word: &AtomicUsize, me: ThreadRef) -> bool {
     let value = word.load(Ordering::Relaxed);
-    let free = value & READ != 0 && value >> READERS_SHIFT == 0;
-    free && take::<Q>(word, me, value)
+    is_free(value) && take::<Q>(word, me, value)
 }
 
 /// Turns the only read lock into a write lock.
@@ -610,13 +607,15 @@ pub(super) fn try_upgrade<Q: WaitQueue>(word: &AtomicUsize, me: ThreadRef) -> bo
 fn take<Q: WaitQueue>(word: &AtomicUsize, me: ThreadRef, value: usize) -> bool {
     let waiters = value & (READ_WAITERS | WRITE_WAITERS);
     let mine = me.as_word() | waiters;
-    let taken = word
-        .compare_exchange(value, mine, Ordering::Acquire, Ordering::Relaxed)
-        .is_ok();
-    if taken && waiters != 0 {
-        Q::claim(word, me);
+    let take = || {
+        word.compare_exchange(value, mine, Ordering::Acquire, Ordering::Relaxed)
+            .is_ok()
+    };
+    if waiters == 0 {
+        take()
+    } else {
+        Q::claim(word, me, take)
     }
-    taken
 }
 
 /// Turns the write lock into a read lock; readers come in unless a writer waits.

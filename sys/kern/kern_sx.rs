@@ -56,7 +56,9 @@ impl WaitQueue for SleepQueues {
         sleepq::wait_unless(chan, name, None, || must_wait().is_none());
     }
 
-    fn claim(_: &AtomicUsize, _: ThreadRef) {}
+    fn claim(_: &AtomicUsize, _: ThreadRef, take: impl FnOnce() -> bool) -> bool {
+        take()
+    }
 
     fn release(
         word: &AtomicUsize,

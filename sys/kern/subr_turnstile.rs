@@ -181,22 +181,6 @@ pub(crate) fn trywait(lock: usize) -> LockedChain {
     }
 }
 
-/// Makes `me` the owner of the lock for its waiters' lending: it has just taken a lock that others wait for.
-#[doc(alias = "turnstile_claim")]
-pub(crate) fn claim(lock: usize, me: ThreadRef) {
-    let chain = trywait(lock);
-    if let Some(turnstile) = chain.turnstile {
-        TD_CONTESTED.lock();
-        set_owner(turnstile, Some(me));
-        let pri = turnstile.pri.get();
-        if pri.is_before(me.priority()) && LENDING.load(Ordering::Relaxed) != 0 {
-            sched::lend_prio(me, pri);
-        }
-        TD_CONTESTED.unlock();
-    }
-    chain.cancel();
-}
-
 /// Records who is lent priority through `turnstile`. Under `TD_CONTESTED`.
 fn set_owner(turnstile: &'static Turnstile, owner: Option<ThreadRef>) {
     if let Some(old) = turnstile.owner.get() {
@@ -242,6 +226,23 @@ impl LockedChain {
     #[doc(alias = "turnstile_cancel")]
     pub(crate) fn cancel(self) {
         self.chain.lock.unlock();
+    }
+
+    /// Makes `me`, which has just taken a lock that others wait for, the one that they lend their priority to; unlocks the chain.
+    ///
+    /// The chain has been locked since before: were the thread preempted in between, nothing would have been lent to it.
+    #[doc(alias = "turnstile_claim")]
+    pub(crate) fn claim(self, me: ThreadRef) {
+        if let Some(turnstile) = self.turnstile {
+            TD_CONTESTED.lock();
+            set_owner(turnstile, Some(me));
+            let pri = turnstile.pri.get();
+            if pri.is_before(me.priority()) && LENDING.load(Ordering::Relaxed) != 0 {
+                sched::lend_prio(me, pri);
+            }
+            TD_CONTESTED.unlock();
+        }
+        self.cancel();
     }
 
     /// Blocks until woken; whether the lock is free then is for the caller to find out.
