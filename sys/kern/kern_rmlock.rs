@@ -837,7 +837,7 @@ mod tests {
     }
 
     #[test]
-    #[should_panic(expected = "recursion")]
+    #[should_panic(expected = "while share locked from")]
     fn witness_reports_a_reader_that_writes() {
         Machine::builder().quiet().run(|| {
             let lock = RmLock::<_, App>::new(());

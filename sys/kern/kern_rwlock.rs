@@ -1,8 +1,8 @@
 //! Reader/writer locks of one word, adaptive, with writer preference.
 //!
 //! FreeBSD: sys/kern/kern_rwlock.c, sys/sys/rwlock.h, sys/sys/_rwlock.h
-//! Differs from FreeBSD: the data is inside the lock and the guard is the proof; only a writer of a `RecursiveRwLock` recurses. The
-//! rules of the word are those of `Sx` too, which differs in how it waits.
+//! Differs from FreeBSD: the data is inside the lock and the guard is the proof; of writers only that of a `RecursiveRwLock` recurses.
+//! The rules of the word are those of `Sx` too, which differs in how it waits.
 
 use core::cell::UnsafeCell;
 use core::marker::PhantomData;
@@ -874,7 +874,7 @@ mod tests {
     use super::*;
     use crate::kern::kern_synch::kern_yield;
     use crate::kern::kern_thread::{Pri, kthread_add};
-    use crate::kern::lock_order::{App, Leaf};
+    use crate::kern::lock_order::Leaf;
     use crate::machine::hosted::{Machine, seeds, turns};
 
     #[test]
@@ -967,17 +967,18 @@ mod tests {
     fn a_thread_that_reads_already_passes_waiting_writers() {
         Machine::builder().cpus(1).run(|| {
             let lock = Arc::new(RwLock::<_, Leaf>::new(()));
-            let other = RwLock::<_, App>::new(());
             let first = lock.read();
             let theirs = Arc::clone(&lock);
             let writer = kthread_add("writer", Pri(100), None, move || drop(theirs.write()));
             kern_yield();
             assert!(!may_read(lock.word.load(Ordering::Relaxed), false));
-            // `try_read` stands for a second reader whose first lock the writer cannot know of.
-            assert!(lock.try_read().is_some());
+            let second = lock.read();
             drop(first);
-            let _other = other.read();
+            kern_yield();
+            assert!(!writer.is_done());
+            drop(second);
             writer.join();
+            assert_eq!(lock.word.load(Ordering::Relaxed), UNLOCKED);
         });
     }
 

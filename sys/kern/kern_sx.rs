@@ -1,7 +1,7 @@
 //! Shared/exclusive locks whose holders may sleep.
 //!
 //! FreeBSD: sys/kern/kern_sx.c, sys/sys/sx.h
-//! Differs from FreeBSD: the data is inside the lock and the guard is the proof; no recursion. The word and its rules are those of an
+//! Differs from FreeBSD: the data is inside the lock and the guard is the proof; an exclusive holder does not recurse. The word and its rules are those of an
 //! rwlock, as they nearly are in FreeBSD; but threads wait on sleep queues, and lend no priority: the holder may be asleep for long.
 
 use core::cell::UnsafeCell;
@@ -114,7 +114,12 @@ impl<T: ?Sized, C: LockClass> Sx<T, C> {
     #[inline]
     pub fn xlock(&self) -> SxGuard<'_, T, C> {
         let me = curthread();
-        witness::check_order::<C>(me, self.address(), LockKind::Sx, Location::caller());
+        witness::check_order::<C>(
+            me,
+            self.address(),
+            LockKind::SxExclusive,
+            Location::caller(),
+        );
         let waited = self.xlock_word(me);
         self.xlocked(me, waited)
     }
@@ -148,7 +153,7 @@ impl<T: ?Sized, C: LockClass> Sx<T, C> {
     #[inline]
     pub fn slock(&self) -> SxSharedGuard<'_, T, C> {
         let me = curthread();
-        witness::check_order::<C>(me, self.address(), LockKind::Sx, Location::caller());
+        witness::check_order::<C>(me, self.address(), LockKind::SxShared, Location::caller());
         machine::interleave();
         let waited = match self.word.compare_exchange(
             UNLOCKED,
@@ -183,7 +188,7 @@ impl<T: ?Sized, C: LockClass> Sx<T, C> {
     #[track_caller]
     fn xlocked(&self, me: ThreadRef, waited: Waited) -> SxGuard<'_, T, C> {
         let site = Location::caller();
-        lock::obtained::<C>(me, self.address(), LockKind::Sx, site, waited);
+        lock::obtained::<C>(me, self.address(), LockKind::SxExclusive, site, waited);
         SxGuard {
             sx: self,
             not_send: PhantomData,
@@ -195,7 +200,7 @@ impl<T: ?Sized, C: LockClass> Sx<T, C> {
     fn slocked(&self, me: ThreadRef, waited: Waited) -> SxSharedGuard<'_, T, C> {
         add_slocks(me, 1);
         let site = Location::caller();
-        lock::obtained::<C>(me, self.address(), LockKind::Sx, site, waited);
+        lock::obtained::<C>(me, self.address(), LockKind::SxShared, site, waited);
         SxSharedGuard {
             sx: self,
             not_send: PhantomData,
@@ -435,6 +440,23 @@ mod tests {
             drop(guard);
             waiter.join();
             sleeper.join();
+        });
+    }
+
+    #[test]
+    fn a_sharer_shares_once_more_while_another_waits_to_be_alone() {
+        Machine::builder().cpus(1).run(|| {
+            let lock = Arc::new(Sx::<_, App>::new(()));
+            let first = lock.slock();
+            let theirs = Arc::clone(&lock);
+            let waiter = kthread_add("waiter", Pri(60), None, move || drop(theirs.xlock()));
+            pause("waited for", 1);
+            let second = lock.slock();
+            drop(first);
+            pause("still waited for", 1);
+            assert!(!waiter.is_done());
+            drop(second);
+            waiter.join();
         });
     }
 

@@ -20,8 +20,10 @@ pub enum LockKind {
     RwRead,
     /// `RwLock`, locked for writing.
     RwWrite,
-    /// `Sx`: the holder may sleep.
-    Sx,
+    /// `Sx`, shared: the holder may sleep.
+    SxShared,
+    /// `Sx`, locked exclusively: the holder may sleep.
+    SxExclusive,
     /// `RmLock`, locked for reading.
     RmRead,
     /// `RmLock`, locked for writing.
@@ -40,7 +42,7 @@ impl LockKind {
             LockKind::SpinMutex => "spin mutex",
             LockKind::Mutex => "sleep mutex",
             LockKind::RwRead | LockKind::RwWrite => "rw",
-            LockKind::Sx => "sx",
+            LockKind::SxShared | LockKind::SxExclusive => "sx",
             LockKind::RmRead | LockKind::RmWrite => "rm",
             LockKind::RmSleepRead | LockKind::RmSleepWrite => "sleepable rm",
         }
@@ -50,7 +52,10 @@ impl LockKind {
     #[doc(alias = "LO_SLEEPABLE")]
     pub fn is_sleepable(self) -> bool {
         match self {
-            LockKind::Sx | LockKind::RmSleepRead | LockKind::RmSleepWrite => true,
+            LockKind::SxShared
+            | LockKind::SxExclusive
+            | LockKind::RmSleepRead
+            | LockKind::RmSleepWrite => true,
             LockKind::SpinMutex
             | LockKind::Mutex
             | LockKind::RwRead
@@ -60,10 +65,20 @@ impl LockKind {
         }
     }
 
-    /// Tells whether a thread that holds it may take it once more.
-    #[doc(alias = "LO_RECURSABLE")]
-    pub fn is_recursable(self) -> bool {
-        matches!(self, LockKind::RmRead | LockKind::RmSleepRead)
+    /// Tells whether others may hold it at the same time, and so the same thread once more.
+    #[doc(alias = "LI_EXCLUSIVE")]
+    pub fn is_shared(self) -> bool {
+        match self {
+            LockKind::RwRead | LockKind::SxShared | LockKind::RmRead | LockKind::RmSleepRead => {
+                true
+            }
+            LockKind::SpinMutex
+            | LockKind::Mutex
+            | LockKind::RwWrite
+            | LockKind::SxExclusive
+            | LockKind::RmWrite
+            | LockKind::RmSleepWrite => false,
+        }
     }
 }
 
@@ -79,9 +94,10 @@ mod enabled {
 
     use super::*;
     use crate::errno::Errno;
+    use crate::kern::kern_mutex::RawSpin;
     use crate::kern::lock_order::ORDER;
-    use crate::machine::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
-    use crate::machine::{self, CachePadded, MAXCPU, PerCpu};
+    use crate::machine::atomic::{AtomicBool, AtomicI32, Ordering};
+    use crate::machine::{self, CachePadded, Critical, MAXCPU, PerCpu};
     use crate::machine_local;
     use crate::sysctl::{Procedure, ReadOnly, SysctlTree};
 
@@ -178,12 +194,50 @@ mod enabled {
         /// Whether a report ends in a panic.
         static KDB: AtomicBool = AtomicBool::new(true);
         static SKIPSPIN: AtomicBool = AtomicBool::new(false);
-        /// What was reported and survived: pairs of ranks, each reported once.
-        static BADSTACKS: [AtomicU64; BAD] = [const { AtomicU64::new(0) }; BAD];
+        static BADSTACKS: Badstacks = Badstacks {
+            lock: RawSpin::new(),
+            seen: UnsafeCell::new([None; BAD]),
+        };
     }
 
-    /// Different reports that are remembered; later ones come again and again.
+    /// Different reversals that are remembered; later ones are reported again and again.
     const BAD: usize = 64;
+
+    /// The reversals that were reported and survived, each pair of classes once.
+    struct Badstacks {
+        /// Of a kind that is not checked itself.
+        lock: RawSpin,
+        seen: UnsafeCell<[Option<(Lock, Lock)>; BAD]>,
+    }
+
+    // SAFETY: the cell stands under the lock.
+    unsafe impl Sync for Badstacks {}
+    // SAFETY: as above.
+    unsafe impl Send for Badstacks {}
+
+    impl Badstacks {
+        fn with<R>(&self, f: impl FnOnce(&mut [Option<(Lock, Lock)>; BAD]) -> R) -> R {
+            self.lock.lock();
+            // SAFETY: the lock is held, and `f` does not call back.
+            let result = f(unsafe { &mut *self.seen.get() });
+            self.lock.unlock();
+            result
+        }
+
+        /// Remembers that `second` was taken under `first`; false if one of these classes has been already.
+        fn add(&self, first: Lock, second: Lock) -> bool {
+            self.with(|seen| {
+                let there = |(a, b): &(Lock, Lock)| (a.rank, b.rank) == (first.rank, second.rank);
+                if seen.iter().flatten().any(there) {
+                    return false;
+                }
+                if let Some(free) = seen.iter_mut().find(|place| place.is_none()) {
+                    *free = Some((first, second));
+                }
+                true
+            })
+        }
+    }
 
     /// Stops all checks, because the kernel is ending or panics.
     pub fn disable() {
@@ -194,23 +248,9 @@ mod enabled {
         WATCH.load(Ordering::Relaxed) > 0
     }
 
-    /// Whether the pair has not been reported yet.
-    fn is_new(first: u32, second: u32) -> bool {
-        // Never zero.
-        let pair = u64::from(first + 1) << 32 | u64::from(second + 1);
-        for bad in BADSTACKS.get() {
-            match bad.compare_exchange(0, pair, Ordering::Relaxed, Ordering::Relaxed) {
-                Ok(_) => return true,
-                Err(there) if there == pair => return false,
-                Err(_) => {}
-            }
-        }
-        true
-    }
-
     #[cold]
     #[track_caller]
-    fn report(message: fmt::Arguments<'_>) {
+    pub(super) fn report(message: fmt::Arguments<'_>) {
         if !watching() {
             return;
         }
@@ -218,10 +258,16 @@ mod enabled {
             disable();
             panic!("{message}");
         }
-        // Printing takes locks.
-        WATCH.store(0, Ordering::Relaxed);
-        crate::kprintf!("{message}\n");
-        WATCH.store(1, Ordering::Relaxed);
+        // Printing takes locks. Another report may be under way, and a panic may come, which is the end of all checks.
+        let change = |from, to| {
+            WATCH
+                .compare_exchange(from, to, Ordering::Relaxed, Ordering::Relaxed)
+                .is_ok()
+        };
+        if change(1, 0) {
+            crate::kprintf!("{message}\n");
+            change(0, 1);
+        }
     }
 
     pub(crate) fn register(tree: &SysctlTree) {
@@ -259,9 +305,7 @@ mod enabled {
         );
         tree.register(
             "debug.witness.fullgraph",
-            Arc::new(ReadOnly::new("Show locks relation graphs", || {
-                ORDER.join(" > ")
-            })),
+            Arc::new(ReadOnly::new("Show locks relation graphs", fullgraph)),
         );
         tree.register(
             "debug.witness.badstacks",
@@ -269,20 +313,44 @@ mod enabled {
         );
     }
 
+    /// The edges of the graph, for a program that draws it: what stands in one line follows from the others.
+    #[doc(alias = "sysctl_debug_witness_fullgraph")]
+    fn fullgraph() -> String {
+        let edges = ORDER.iter().zip(&ORDER[1..]);
+        edges.fold(String::new(), |text, (first, second)| {
+            text + &alloc::format!("\n\"{first}\",\"{second}\"")
+        })
+    }
+
+    #[doc(alias = "sysctl_debug_witness_badstacks")]
     fn badstacks() -> String {
+        let seen = BADSTACKS.get().with(|seen| *seen);
         let mut text = String::new();
-        for bad in BADSTACKS.get() {
-            let pair = bad.load(Ordering::Relaxed);
-            let name = |rank: u64| ORDER.get(rank as usize - 1).copied().unwrap_or("?");
-            if pair != 0 {
-                let (first, second) = (name(pair >> 32), name(pair & 0xffff_ffff));
-                let _ = write!(
-                    text,
-                    "\nLock order reversal between \"{first}\" and \"{second}\"!"
-                );
-            }
+        for (first, second) in seen.iter().flatten() {
+            let _ = write!(
+                text,
+                "\nLock order reversal between \"{}\"({}) and \"{}\"({})!\n 1st {first}\n 2nd {second}",
+                first.class,
+                first.kind.class(),
+                second.class,
+                second.kind.class(),
+            );
         }
         text
+    }
+
+    /// Tells whether the thread is in a critical section or holds a spin mutex.
+    fn must_not_block() -> bool {
+        let nested = |more_than| {
+            let pcpu = machine::pcpu();
+            pcpu.critnest.load(Ordering::Relaxed) > more_than
+                || pcpu.spinlock_count.load(Ordering::Relaxed) != 0
+        };
+        // A thread that may be preempted may have looked at a CPU that it has left; in a section of its own it stays.
+        nested(0) && {
+            let _stays = Critical::enter();
+            nested(1)
+        }
     }
 
     fn mine() -> &'static HeldLocks {
@@ -296,27 +364,52 @@ mod enabled {
         kind: LockKind,
         site: &'static Location<'static>,
     ) {
-        let again = |lock: &Lock| lock.address == address && lock.kind == kind;
-        if kind.is_recursable() && held.find(again).is_some() {
-            return;
+        let second = Lock {
+            address,
+            rank: C::RANK,
+            class: C::NAME,
+            kind,
+            site,
+        };
+        if let Some(first) = held.find(|lock| lock.address == address) {
+            return check_again(first, second);
         }
         if let Some(first) = held.find(|lock| lock.rank >= C::RANK) {
-            let what = if first.address == address {
-                "recursion"
-            } else if first.rank == C::RANK {
+            let what = if first.rank == C::RANK {
                 "two locks of one class (see lock_pair)"
             } else {
                 "lock order reversal"
             };
-            let second = Lock {
-                address,
-                rank: C::RANK,
-                class: C::NAME,
-                kind,
-                site,
-            };
-            if is_new(first.rank, second.rank) {
+            if BADSTACKS.get().add(first, second) {
                 report(format_args!("{what}:\n 1st {first}\n 2nd {second}"));
+            }
+        }
+    }
+
+    /// Reports if the lock `first` must not be taken once more as `second`. Sharers may share it once more, whatever else they hold: they
+    /// do not wait for it.
+    #[track_caller]
+    fn check_again(first: Lock, second: Lock) {
+        let (class, name) = (second.kind.class(), second.class);
+        let (here, there) = (second.site, first.site);
+        match (first.kind.is_shared(), second.kind.is_shared()) {
+            (true, true) => {}
+            (false, true) => report(format_args!(
+                "shared lock of ({class}) {name} @ {}:{}\nwhile exclusively locked from {}:{}",
+                here.file(),
+                here.line(),
+                there.file(),
+                there.line(),
+            )),
+            (true, false) => report(format_args!(
+                "exclusive lock of ({class}) {name} @ {}:{}\nwhile share locked from {}:{}",
+                here.file(),
+                here.line(),
+                there.file(),
+                there.line(),
+            )),
+            (false, false) => {
+                report(format_args!("recursion:\n 1st {first}\n 2nd {second}"));
             }
         }
     }
@@ -342,9 +435,7 @@ mod enabled {
                 kind.class(),
             ));
         }
-        if machine::pcpu().spinlock_count.load(Ordering::Relaxed) != 0
-            || machine::pcpu().critnest.load(Ordering::Relaxed) != 0
-        {
+        if must_not_block() {
             report(format_args!(
                 "blocking lock {} ({}) @ {site} taken in a critical section or with a spin mutex held",
                 C::NAME,
@@ -409,10 +500,7 @@ mod enabled {
                 "sleeping on \"{wmesg}\" with a non-sleepable lock held:\n {lock}"
             ));
         }
-        let pcpu = machine::pcpu();
-        if pcpu.critnest.load(Ordering::Relaxed) != 0
-            || pcpu.spinlock_count.load(Ordering::Relaxed) != 0
-        {
+        if must_not_block() {
             report(format_args!(
                 "sleeping on \"{wmesg}\" in a critical section or with a spin mutex held"
             ));
@@ -476,8 +564,9 @@ mod disabled {
 #[cfg(test)]
 mod tests {
     use crate::kern::kern_mutex::Mutex;
+    use crate::kern::kern_rwlock::RwLock;
     use crate::kern::kern_sx::Sx;
-    use crate::kern::lock_order::{App, Leaf};
+    use crate::kern::lock_order::{App, Leaf, ORDER};
     use crate::machine::hosted::Machine;
     use crate::sysctl::root;
 
@@ -521,13 +610,75 @@ mod tests {
                 let _first = first.lock();
             }
             let bad = root().get("debug.witness.badstacks").unwrap();
-            assert_eq!(
-                bad.trim(),
-                "Lock order reversal between \"leaf\" and \"app\"!"
+            let lines: alloc::vec::Vec<&str> = bad.trim().lines().collect();
+            let first =
+                "Lock order reversal between \"leaf\"(sleep mutex) and \"app\"(sleep mutex)!";
+            assert_eq!((lines.len(), lines[0]), (3, first), "{bad}");
+            assert!(
+                lines[1].starts_with(" 1st 0x") && lines[2].contains(file!()),
+                "{bad}"
             );
             let printed = crate::kern::subr_prf::dmesg();
             assert_eq!(printed.matches("lock order reversal:").count(), 1);
         });
+    }
+
+    #[test]
+    fn a_report_during_which_the_kernel_panics_does_not_turn_witness_on_again() {
+        struct Panics;
+        impl core::fmt::Display for Panics {
+            fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+                super::disable();
+                f.write_str("a report")
+            }
+        }
+        Machine::builder().quiet().run(|| {
+            root().set("debug.witness.kdb", "0").unwrap();
+            super::enabled::report(format_args!("{Panics}"));
+            assert_eq!(root().get("debug.witness.watch").as_deref(), Some("-1"));
+        });
+    }
+
+    #[test]
+    fn the_full_graph_has_an_edge_from_each_class_to_the_next() {
+        Machine::builder().run(|| {
+            let graph = root().get("debug.witness.fullgraph").unwrap();
+            let edges: alloc::vec::Vec<&str> = graph.trim().lines().collect();
+            assert_eq!(edges.len(), ORDER.len() - 1);
+            assert_eq!(edges[0], "\"app\",\"console\"");
+        });
+    }
+
+    #[test]
+    fn who_shares_a_lock_may_share_it_once_more_but_not_take_it_alone() {
+        let message = message_of(|| {
+            Machine::builder().quiet().run(|| {
+                let lock = RwLock::<_, App>::new(());
+                let (_once, _again) = (lock.read(), lock.read());
+                let _other = lock.write();
+            });
+        });
+        assert!(
+            message.starts_with("exclusive lock of (rw) app @ "),
+            "{message}"
+        );
+        assert!(message.contains("\nwhile share locked from "), "{message}");
+        let message = message_of(|| {
+            Machine::builder().quiet().run(|| {
+                let lock = Sx::<_, App>::new(());
+                drop((lock.slock(), lock.slock()));
+                let _alone = lock.xlock();
+                let _shared = lock.slock();
+            });
+        });
+        assert!(
+            message.starts_with("shared lock of (sx) app @ "),
+            "{message}"
+        );
+        assert!(
+            message.contains("\nwhile exclusively locked from "),
+            "{message}"
+        );
     }
 
     #[test]
