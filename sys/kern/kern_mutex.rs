@@ -225,7 +225,7 @@ impl<C: LockClass> RawLock for Mutex<(), C> {
 fn lock_sleep(word: &AtomicUsize, me: ThreadRef, name: &'static str) -> Waited {
     let mut waited = Waited::NOT;
     lock::obtain_failed(&mut waited, word_address(word));
-    let mut delay = LockDelay::new();
+    let mut delay = LockDelay::of_mtx();
     loop {
         let value = word.load(Ordering::Relaxed);
         let owner = value & !FLAGS;
@@ -275,7 +275,7 @@ fn lock_sleep(word: &AtomicUsize, me: ThreadRef, name: &'static str) -> Waited {
             continue;
         }
         chain.wait(me, Some(owner_thread), TurnstileQueue::Exclusive, name);
-        delay = LockDelay::new();
+        delay.reset();
     }
 }
 
@@ -512,7 +512,7 @@ impl RawSpin {
     #[cold]
     #[inline(never)]
     fn acquire_hard(&self) {
-        let mut delay = LockDelay::new();
+        let mut delay = LockDelay::of_mtx_spin();
         loop {
             // Interrupts get a chance meanwhile, unless another spin lock is held.
             spinlock_exit();

@@ -279,6 +279,9 @@ fn owner_of(value: usize) -> Option<ThreadRef> {
 
 /// How threads wait for a word: on a turnstile, or asleep.
 pub(super) trait WaitQueue {
+    /// How spinning for a writer goes on.
+    fn delay() -> LockDelay;
+
     /// What bounds spinning for readers.
     fn reader_spins() -> ReaderSpins;
 
@@ -310,6 +313,10 @@ pub(super) trait WaitQueue {
 struct Turnstiles;
 
 impl WaitQueue for Turnstiles {
+    fn delay() -> LockDelay {
+        LockDelay::of_rwlock()
+    }
+
     fn reader_spins() -> ReaderSpins {
         ReaderSpins::of_rwlock()
     }
@@ -390,7 +397,7 @@ pub(super) fn rlock_hard<Q: WaitQueue>(
     let reads_already = Q::reads_already(me);
     let limit = Q::reader_spins();
     let mut spins = 0;
-    let mut delay = LockDelay::new();
+    let mut delay = Q::delay();
     loop {
         let value = word.load(Ordering::Relaxed);
         // A writer that spins for long may have lost its CPU to this very thread.
@@ -434,7 +441,7 @@ pub(super) fn rlock_hard<Q: WaitQueue>(
         });
         if word.load(Ordering::Relaxed) & READ != 0 {
             spins = 0;
-            delay = LockDelay::new();
+            delay.reset();
         }
     }
 }
@@ -459,7 +466,7 @@ pub(super) fn wlock_hard<Q: WaitQueue>(
     lock::obtain_failed(&mut waited, word_address(word));
     let limit = Q::reader_spins();
     let mut spins = 0;
-    let mut delay = LockDelay::new();
+    let mut delay = Q::delay();
     loop {
         let value = word.load(Ordering::Relaxed);
         if is_free(value) {
@@ -497,7 +504,7 @@ pub(super) fn wlock_hard<Q: WaitQueue>(
             set_flags(word, value, (value | WRITE_WAITERS) & !spinner).then_some(owner)
         });
         spins = 0;
-        delay = LockDelay::new();
+        delay.reset();
     }
 }
 

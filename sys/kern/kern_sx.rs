@@ -17,7 +17,7 @@ use super::kern_rwlock::{
 use super::kern_synch::{WChan, wakeup};
 use super::kern_thread::{ThreadRef, curthread};
 use super::lock_order::{Held, LockClass};
-use super::subr_lock::{self as lock, ReaderSpins, Waited};
+use super::subr_lock::{self as lock, LockDelay, ReaderSpins, Waited};
 use super::subr_sleepqueue as sleepq;
 use super::subr_turnstile::TurnstileQueue;
 use super::subr_witness::{self as witness, LockKind};
@@ -36,6 +36,10 @@ fn wchan(word: usize, queue: TurnstileQueue) -> WChan {
 }
 
 impl WaitQueue for SleepQueues {
+    fn delay() -> LockDelay {
+        LockDelay::of_sx()
+    }
+
     fn reader_spins() -> ReaderSpins {
         ReaderSpins::of_sx()
     }

@@ -24,10 +24,27 @@ const fn limit(rounds: u32) -> u32 {
     if cfg!(loom) { 1 } else { rounds }
 }
 
+/// How long a thread that spins for a kind of lock pauses before it looks again, in rounds.
+struct LockDelayConfig {
+    /// The first time; it doubles each time.
+    base: AtomicU32,
+    max: AtomicU32,
+}
+
+impl LockDelayConfig {
+    const fn new() -> LockDelayConfig {
+        LockDelayConfig {
+            base: AtomicU32::new(1),
+            max: AtomicU32::new(limit(32)),
+        }
+    }
+}
+
 machine_local! {
-    /// First pause of a spinning thread, in rounds; it doubles each time.
-    static DELAY_BASE: AtomicU32 = AtomicU32::new(1);
-    static DELAY_MAX: AtomicU32 = AtomicU32::new(limit(32));
+    static MTX_DELAY: LockDelayConfig = LockDelayConfig::new();
+    static MTX_SPIN_DELAY: LockDelayConfig = LockDelayConfig::new();
+    static RW_DELAY: LockDelayConfig = LockDelayConfig::new();
+    static SX_DELAY: LockDelayConfig = LockDelayConfig::new();
     /// Rounds that a thread spins for an owner that runs before it blocks all the same: the CPU of a virtual machine may itself
     /// have been taken away.
     static SPIN_LIMIT: AtomicU32 = AtomicU32::new(limit(400));
@@ -43,17 +60,44 @@ machine_local! {
 /// Spinning with exponential back-off.
 #[doc(alias = "lock_delay_arg")]
 pub(super) struct LockDelay {
+    config: &'static LockDelayConfig,
     delay: u32,
     spins: u32,
 }
 
 impl LockDelay {
+    /// FreeBSD: debug.mtx.delay_base, debug.mtx.delay_max
+    pub(super) fn of_mtx() -> LockDelay {
+        LockDelay::new(MTX_DELAY.get())
+    }
+
+    /// FreeBSD: debug.mtx_spin.delay_base, debug.mtx_spin.delay_max
+    pub(super) fn of_mtx_spin() -> LockDelay {
+        LockDelay::new(MTX_SPIN_DELAY.get())
+    }
+
+    /// FreeBSD: debug.rwlock.delay_base, debug.rwlock.delay_max
+    pub(super) fn of_rwlock() -> LockDelay {
+        LockDelay::new(RW_DELAY.get())
+    }
+
+    /// FreeBSD: debug.sx.delay_base, debug.sx.delay_max
+    pub(super) fn of_sx() -> LockDelay {
+        LockDelay::new(SX_DELAY.get())
+    }
+
     #[doc(alias = "lock_delay_arg_init")]
-    pub(super) fn new() -> LockDelay {
+    fn new(config: &'static LockDelayConfig) -> LockDelay {
         LockDelay {
-            delay: DELAY_BASE.load(Ordering::Relaxed),
+            config,
+            delay: config.base.load(Ordering::Relaxed),
             spins: 0,
         }
+    }
+
+    /// Begins anew: the thread has waited in another way.
+    pub(super) fn reset(&mut self) {
+        *self = LockDelay::new(self.config);
     }
 
     /// Whether the thread may still spin for an owner that runs.
@@ -68,7 +112,8 @@ impl LockDelay {
             machine::cpu_spinwait();
         }
         self.spins = self.spins.saturating_add(self.delay);
-        self.delay = (self.delay * 2).clamp(1, DELAY_MAX.load(Ordering::Relaxed).max(1));
+        let max = self.config.max.load(Ordering::Relaxed);
+        self.delay = (self.delay * 2).clamp(1, max.max(1));
     }
 }
 
@@ -99,7 +144,7 @@ impl ReaderSpins {
 
 /// Puts what can be set about locks into the tree.
 pub(super) fn register(tree: &SysctlTree) {
-    let number = |name, about, value: &'static AtomicU32, most: u32| {
+    let number = |name: &str, about, value: &'static AtomicU32, most: u32| {
         let read = move || alloc::string::ToString::to_string(&value.load(Ordering::Relaxed));
         let write = move |text: &str| {
             let new = text.parse().ok().filter(|&new| new <= most);
@@ -109,18 +154,26 @@ pub(super) fn register(tree: &SysctlTree) {
         tree.register(name, Arc::new(Procedure::new(about, read, write)));
     };
     let most = 1_000_000;
-    number(
-        "debug.lock.delay_base",
-        "First pause of a spinning thread, rounds",
-        DELAY_BASE.get(),
-        most,
-    );
-    number(
-        "debug.lock.delay_max",
-        "Longest pause of a spinning thread, rounds",
-        DELAY_MAX.get(),
-        most,
-    );
+    let delays = [
+        ("mtx", MTX_DELAY.get()),
+        ("mtx_spin", MTX_SPIN_DELAY.get()),
+        ("rwlock", RW_DELAY.get()),
+        ("sx", SX_DELAY.get()),
+    ];
+    for (kind, config) in delays {
+        number(
+            &alloc::format!("debug.{kind}.delay_base"),
+            "First pause of a spinning thread, rounds",
+            &config.base,
+            most,
+        );
+        number(
+            &alloc::format!("debug.{kind}.delay_max"),
+            "Longest pause of a spinning thread, rounds",
+            &config.max,
+            most,
+        );
+    }
     number(
         "debug.lock.spin_limit",
         "Rounds to spin for an owner that runs",
@@ -251,3 +304,30 @@ mod profile {
 /// FreeBSD: options LOCK_PROFILING
 #[cfg(feature = "lock_profiling")]
 mod profile;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::machine::hosted::Machine;
+    use crate::sysctl::root;
+
+    #[test]
+    fn pauses_double_up_to_what_is_set_for_the_kind_of_lock() {
+        Machine::builder().run(|| {
+            for (name, value) in [("base", "3"), ("max", "10")] {
+                let name = alloc::format!("debug.rwlock.delay_{name}");
+                root().set(&name, value).unwrap();
+            }
+            assert_eq!(root().get("debug.sx.delay_base").as_deref(), Some("1"));
+            let mut delay = LockDelay::of_rwlock();
+            let pauses = [0; 4].map(|_| {
+                let before = delay.spins;
+                delay.wait();
+                delay.spins - before
+            });
+            assert_eq!(pauses, [3, 6, 10, 10]);
+            delay.reset();
+            assert_eq!((delay.delay, delay.spins), (3, 0));
+        });
+    }
+}
