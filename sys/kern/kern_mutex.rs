@@ -11,7 +11,7 @@ use core::panic::Location;
 
 use super::kern_rmlock::sealed::RawLock;
 use super::kern_thread::{Thread, ThreadRef, curthread};
-use super::lock_order::{Held, LockClass};
+use super::lock_order::{Held, LockClass, assert_under};
 use super::subr_lock::{self as lock, LockDelay, Waited};
 use super::subr_turnstile::{self as turnstile, TurnstileQueue};
 use super::subr_witness::{self as witness, LockKind};
@@ -79,12 +79,7 @@ impl<T: ?Sized, C: LockClass> Mutex<T, C> {
     #[track_caller]
     #[inline]
     pub fn lock_under<H: Held>(&self, held: &H) -> MutexGuard<'_, T, C> {
-        const {
-            assert!(
-                H::Class::RANK < C::RANK,
-                "lock order reversal: see sys/kern/lock_order.rs"
-            )
-        };
+        const { assert_under::<H, C>() };
         let _ = held;
         self.lock()
     }
@@ -599,12 +594,7 @@ impl<T: ?Sized, C: LockClass> SpinMutex<T, C> {
     #[track_caller]
     #[inline]
     pub fn lock_under<H: Held>(&self, held: &H) -> SpinMutexGuard<'_, T, C> {
-        const {
-            assert!(
-                H::Class::RANK < C::RANK,
-                "lock order reversal: see sys/kern/lock_order.rs"
-            )
-        };
+        const { assert_under::<H, C>() };
         let _ = held;
         self.lock()
     }

@@ -21,7 +21,7 @@ use intrusive_collections::{LinkedList, LinkedListLink, intrusive_adapter};
 use super::kern_mutex::{Mutex, RawSpin};
 use super::kern_sx::Sx;
 use super::kern_thread::{Thread, ThreadRef, curthread};
-use super::lock_order::{Held, LockClass};
+use super::lock_order::{Held, LockClass, assert_under};
 use super::sched::{pin, unpin};
 use super::subr_lock::{self as lock, Waited};
 use super::subr_turnstile::{self as turnstile, TurnstileQueue};
@@ -462,12 +462,7 @@ impl<T: ?Sized, C: LockClass, W: WriterLock> RmLock<T, C, W> {
     #[track_caller]
     #[inline]
     pub fn read_under<H: Held>(&self, held: &H) -> RmReadGuard<'_, T, C, W> {
-        const {
-            assert!(
-                H::Class::RANK < C::RANK,
-                "lock order reversal: see sys/kern/lock_order.rs"
-            )
-        };
+        const { assert_under::<H, C>() };
         let _ = held;
         self.read()
     }
@@ -507,12 +502,7 @@ impl<T: ?Sized, C: LockClass, W: WriterLock> RmLock<T, C, W> {
     /// Locks for writing while `held` is held; does not build if this class stands before that of `held`.
     #[track_caller]
     pub fn write_under<H: Held>(&self, held: &H) -> RmWriteGuard<'_, T, C, W> {
-        const {
-            assert!(
-                H::Class::RANK < C::RANK,
-                "lock order reversal: see sys/kern/lock_order.rs"
-            )
-        };
+        const { assert_under::<H, C>() };
         let _ = held;
         self.write()
     }

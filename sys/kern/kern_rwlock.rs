@@ -10,7 +10,7 @@ use core::ops::{Deref, DerefMut};
 use core::panic::Location;
 
 use super::kern_thread::{Thread, ThreadRef, curthread};
-use super::lock_order::{Held, LockClass};
+use super::lock_order::{Held, LockClass, assert_under};
 use super::subr_lock::{self as lock, LockDelay, ReaderSpins, Waited};
 use super::subr_turnstile::{self as turnstile, TurnstileQueue};
 use super::subr_witness::{self as witness, LockKind};
@@ -96,12 +96,7 @@ impl<T: ?Sized, C: LockClass> RwLock<T, C> {
     #[track_caller]
     #[inline]
     pub fn read_under<H: Held>(&self, held: &H) -> RwReadGuard<'_, T, C> {
-        const {
-            assert!(
-                H::Class::RANK < C::RANK,
-                "lock order reversal: see sys/kern/lock_order.rs"
-            )
-        };
+        const { assert_under::<H, C>() };
         let _ = held;
         self.read()
     }
@@ -129,12 +124,7 @@ impl<T: ?Sized, C: LockClass> RwLock<T, C> {
     #[track_caller]
     #[inline]
     pub fn write_under<H: Held>(&self, held: &H) -> RwWriteGuard<'_, T, C> {
-        const {
-            assert!(
-                H::Class::RANK < C::RANK,
-                "lock order reversal: see sys/kern/lock_order.rs"
-            )
-        };
+        const { assert_under::<H, C>() };
         let _ = held;
         self.write()
     }

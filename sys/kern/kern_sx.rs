@@ -16,7 +16,7 @@ use super::kern_rwlock::{
 };
 use super::kern_synch::{WChan, wakeup};
 use super::kern_thread::{ThreadRef, curthread};
-use super::lock_order::{Held, LockClass};
+use super::lock_order::{Held, LockClass, assert_under};
 use super::subr_lock::{self as lock, LockDelay, ReaderSpins, Waited};
 use super::subr_sleepqueue as sleepq;
 use super::subr_turnstile::TurnstileQueue;
@@ -132,12 +132,7 @@ impl<T: ?Sized, C: LockClass> Sx<T, C> {
     #[track_caller]
     #[inline]
     pub fn xlock_under<H: Held>(&self, held: &H) -> SxGuard<'_, T, C> {
-        const {
-            assert!(
-                H::Class::RANK < C::RANK,
-                "lock order reversal: see sys/kern/lock_order.rs"
-            )
-        };
+        const { assert_under::<H, C>() };
         let _ = held;
         self.xlock()
     }

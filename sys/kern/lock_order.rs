@@ -18,6 +18,27 @@ pub trait Held {
     type Class: LockClass;
 }
 
+/// Does not build unless a lock of class `C` may be taken under the one that `H` is the proof of.
+///
+/// ```no_run
+/// # use sys::kern::{kern_mutex::Mutex, lock_order::{App, Leaf}};
+/// let (app, leaf) = (Mutex::<(), App>::new(()), Mutex::<(), Leaf>::new(()));
+/// let app = app.lock();
+/// let leaf = leaf.lock_under(&app);
+/// ```
+/// ```compile_fail,E0080
+/// # use sys::kern::{kern_mutex::Mutex, lock_order::{App, Leaf}};
+/// let (app, leaf) = (Mutex::<(), App>::new(()), Mutex::<(), Leaf>::new(()));
+/// let leaf = leaf.lock();
+/// let app = app.lock_under(&leaf);
+/// ```
+pub(super) const fn assert_under<H: Held, C: LockClass>() {
+    assert!(
+        H::Class::RANK < C::RANK,
+        "lock order reversal: see sys/kern/lock_order.rs"
+    );
+}
+
 /// Makes one type per line, ranked in the order of the lines.
 macro_rules! lock_order {
     ($($(#[$doc:meta])* $class:ident = $name:literal;)*) => {
