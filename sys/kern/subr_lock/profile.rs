@@ -10,7 +10,8 @@ use core::cell::UnsafeCell;
 use core::fmt::Write;
 
 use super::*;
-use crate::kern::kern_mutex::{spinlock_enter, spinlock_exit};
+use crate::kern::kern_mutex::{Mutex, spinlock_enter, spinlock_exit};
+use crate::kern::lock_order::Leaf;
 use crate::machine::atomic::{AtomicBool, AtomicU64};
 use crate::machine::{CachePadded, MAXCPU, PerCpu};
 use crate::sysctl::ReadOnly;
@@ -98,7 +99,7 @@ type Records = Box<[Option<(Key, Record)>]>;
 
 type Key = (&'static Location<'static>, &'static str, LockKind);
 
-/// The records of one CPU: used by it with interrupts off, or by the reader while the profile is off.
+/// The records of one CPU: used by it with interrupts off, or by who holds `CONTROL` while the profile is off.
 struct Table(UnsafeCell<Option<Records>>);
 
 // SAFETY: as said at the declaration; `settle` waits until no CPU is inside.
@@ -108,6 +109,8 @@ unsafe impl Send for Table {}
 
 machine_local! {
     static ENABLE: AtomicBool = AtomicBool::new(false);
+    /// Who reads the records or switches the profile on or off: one program at a time.
+    static CONTROL: Mutex<(), Leaf> = Mutex::new(());
     static SKIPSPIN: AtomicBool = AtomicBool::new(false);
     /// Of so many acquisitions of a thread, or of spin mutexes of a CPU, one is recorded; zero, like one: each.
     static SKIPCOUNT: AtomicU32 = AtomicU32::new(0);
@@ -265,32 +268,37 @@ fn settle() {
     machine::smp_rendezvous(machine::CpuSet::all(), |_| {}, 0);
 }
 
+/// Calls `f` with the records of each CPU, while the profile is off. Afterwards it is on if `on_again` says so of whether it was.
+fn with_tables(mut f: impl FnMut(&mut Option<Records>), on_again: impl FnOnce(bool) -> bool) {
+    let _alone = CONTROL.get().lock();
+    let was = ENABLE.swap(false, Ordering::SeqCst);
+    settle();
+    for table in TABLES.get().iter() {
+        // SAFETY: the profile is off, no CPU is inside, and who holds `CONTROL` is alone here.
+        f(unsafe { &mut *table.0.get() });
+    }
+    ENABLE.store(on_again(was), Ordering::SeqCst);
+}
+
 fn set_enabled(on: bool) {
-    if on && !enabled() {
-        for table in TABLES.get().iter() {
-            // SAFETY: the profile is off, and one program at a time sets it.
-            let table = unsafe { &mut *table.0.get() };
+    let make = |table: &mut Option<Records>| {
+        if on {
             table.get_or_insert_with(|| alloc::vec![None; RECORDS].into_boxed_slice());
         }
-    }
-    ENABLE.store(on, Ordering::SeqCst);
-    settle();
+    };
+    with_tables(make, |_| on);
 }
 
 #[doc(alias = "dump_lock_prof_stats")]
 fn stats() -> String {
-    let was = ENABLE.swap(false, Ordering::SeqCst);
-    settle();
     let mut all: BTreeMap<(&str, u32, &str, &str), Record> = BTreeMap::new();
-    for table in TABLES.get().iter() {
-        // SAFETY: the profile is off, and no CPU is inside.
-        let records = unsafe { (*table.0.get()).as_deref() };
-        for ((site, class, kind), record) in records.unwrap_or_default().iter().flatten() {
+    let collect = |table: &mut Option<Records>| {
+        for ((site, class, kind), record) in table.iter().flatten().flatten() {
             let name = (site.file(), site.line(), kind.class(), *class);
             all.entry(name).or_default().add(record);
         }
-    }
-    ENABLE.store(was, Ordering::SeqCst);
+    };
+    with_tables(collect, |was| was);
     let mut lines: Vec<_> = all.into_iter().collect();
     lines.sort_by_key(|(_, record)| core::cmp::Reverse(record.wait_total));
     let mut text = String::new();
@@ -329,16 +337,13 @@ fn stats() -> String {
 
 #[doc(alias = "reset_lock_prof_stats")]
 fn reset() {
-    let was = ENABLE.swap(false, Ordering::SeqCst);
-    settle();
-    for table in TABLES.get().iter() {
-        // SAFETY: the profile is off, and no CPU is inside.
-        if let Some(records) = unsafe { (*table.0.get()).as_deref_mut() } {
+    let empty = |table: &mut Option<Records>| {
+        if let Some(records) = table {
             records.fill(None);
         }
-    }
-    REJECTED.store(0, Ordering::Relaxed);
-    ENABLE.store(was, Ordering::SeqCst);
+        REJECTED.store(0, Ordering::Relaxed);
+    };
+    with_tables(empty, |was| was);
 }
 
 pub(super) fn register(tree: &SysctlTree) {
@@ -408,12 +413,10 @@ pub(super) fn register(tree: &SysctlTree) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kern::kern_mutex::Mutex;
     use crate::kern::kern_rmlock::RmLock;
     use crate::kern::kern_synch::kern_yield;
     use crate::kern::kern_thread::{Pri, kthread_add};
-    use crate::kern::lock_order::Leaf;
-    use crate::machine::hosted::Machine;
+    use crate::machine::hosted::{Machine, seeds};
     use crate::sysctl::root;
 
     #[test]
@@ -489,6 +492,25 @@ mod tests {
             assert!(writer[3] >= 2 * 250, "{stats}");
             assert_eq!((writer[4], writer[8]), (2, 2), "{stats}");
         });
+    }
+
+    #[test]
+    fn two_programs_that_read_the_profile_at_once_leave_it_on() {
+        for seed in seeds(20) {
+            Machine::builder().seed(seed).cpus(2).run(|| {
+                root().set("debug.lock.prof.enable", "1").unwrap();
+                let readers = [0, 1].map(|_| {
+                    kthread_add("reader", Pri::PUSER, None, || {
+                        for _ in 0..5 {
+                            assert!(root().get("debug.lock.prof.stats").is_some());
+                        }
+                    })
+                });
+                readers.into_iter().for_each(|reader| reader.join());
+                let enabled = root().get("debug.lock.prof.enable");
+                assert_eq!(enabled.as_deref(), Some("1"), "seed {seed}");
+            });
+        }
     }
 
     #[test]
