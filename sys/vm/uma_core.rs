@@ -65,9 +65,22 @@ bitflags! {
         /// Freed items may still be read, and are not given out before their readers have left.
         #[doc(alias = "UMA_ZONE_SMR")]
         const SMR = 0x4_0000;
+        /// Slabs' headers are elsewhere. This and those below but `INTERNAL` follow from what the zone is: they are shown
+        /// (`vm.uma`), and setting them does nothing.
+        #[doc(alias = "UMA_ZFLAG_OFFPAGE")]
+        const OFFPAGE = 0x20_0000;
+        /// Has a constructor or a destructor; in debug builds, of the allocator's.
+        #[doc(alias = "UMA_ZFLAG_CTORDTOR")]
+        const CTORDTOR = 0x100_0000;
+        /// Has a limit.
+        #[doc(alias = "UMA_ZFLAG_LIMIT")]
+        const LIMIT = 0x200_0000;
         /// Of the allocator's own.
         #[doc(alias = "UMA_ZFLAG_INTERNAL")]
         const INTERNAL = 0x2000_0000;
+        /// Free items are filled with junk.
+        #[doc(alias = "UMA_ZFLAG_TRASH")]
+        const TRASH = 0x4000_0000;
     }
 }
 
@@ -355,9 +368,8 @@ impl Zone {
     }
 
     /// Whether free items are filled with junk: not if they stay initialised, or may be read.
-    #[cfg(debug_assertions)]
     pub(super) fn trashes(&self) -> bool {
-        self.hooks.init.is_none() && self.keg().trashes()
+        cfg!(debug_assertions) && self.hooks.init.is_none() && self.keg().trashes()
     }
 }
 

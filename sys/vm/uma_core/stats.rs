@@ -1,13 +1,16 @@
-//! What zones report of themselves: `vmstat -z`, `vm.zone_count`, `vm.uma`.
+//! What zones report of themselves: `vmstat -z`, `vm.zone_count`, `vm.uma`, `vm.uma_kmem_*`.
 //!
 //! FreeBSD: sys/vm/uma_core.c (zone_alloc_sysctl, sysctl_vm_zone_count)
+//! Differs from FreeBSD: the soft limit is one on all memory, not on what zones hold alone.
 //! Not carried over: the binary stream `vm.zone_stats`, which has no reader here.
 
-use super::{Zone, zones};
+use super::{Zone, ZoneFlags, zones};
 use crate::kern::kern_sysctl::root;
 use crate::machine::atomic::Ordering;
+use crate::param::PAGE_SIZE;
 use crate::sysctl::{ReadOnly, SysctlBranch};
 use crate::vm::uma::ZoneStats;
+use crate::vm::vm_page;
 use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -19,7 +22,25 @@ pub(super) fn startup() {
     let count = ReadOnly::new("Number of UMA zones", || zones().count().to_string());
     root().register("vm.zone_count", Arc::new(count));
     root().register_branch("vm.uma", Arc::new(UmaBranch));
+    let limit = ReadOnly::new("UMA kernel memory soft limit", || kmem_limit().to_string());
+    root().register("vm.uma_kmem_limit", Arc::new(limit));
+    let total = ReadOnly::new("UMA kernel memory usage", || kmem_total().to_string());
+    root().register("vm.uma_kmem_total", Arc::new(total));
     super::limit::startup();
+}
+
+/// Bytes that may be taken before zones are asked to give some back.
+#[doc(alias = "uma_kmem_limit")]
+fn kmem_limit() -> usize {
+    let stats = vm_page::stats();
+    (stats.total - stats.low_water()) * PAGE_SIZE
+}
+
+/// Bytes in slabs.
+#[doc(alias = "uma_kmem_total")]
+fn kmem_total() -> usize {
+    let own = zones().filter(|zone| !zone.is_secondary());
+    own.map(|zone| zone.keg().counts().pages * PAGE_SIZE).sum()
 }
 
 impl Zone {
@@ -111,10 +132,22 @@ impl Zone {
         leaves
     }
 
-    /// The flags as `%b` prints them.
+    /// The flags as `%b` prints them, the highest first.
+    #[doc(alias = "sysctl_handle_uma_zone_flags")]
     fn flags_text(&self) -> String {
-        let names: Vec<&str> = self.flags.iter_names().map(|(name, _)| name).collect();
-        format!("0x{:x}<{}>", self.flags.bits(), names.join(","))
+        let mut flags = self.flags;
+        let hooks = self.hooks.ctor.is_some() || self.hooks.dtor.is_some();
+        flags.set(ZoneFlags::OFFPAGE, self.keg().layout.header_at.is_none());
+        flags.set(ZoneFlags::CTORDTOR, hooks || self.trashes());
+        flags.set(ZoneFlags::LIMIT, self.max() != 0);
+        flags.set(ZoneFlags::TRASH, self.trashes());
+        let mut text = format!("{:#x}", flags.bits());
+        let mut names: Vec<&str> = flags.iter_names().map(|(name, _)| name).collect();
+        names.reverse();
+        if !names.is_empty() {
+            text += &format!("<{}>", names.join(","));
+        }
+        text
     }
 }
 

@@ -324,7 +324,6 @@ fn the_sysctl_tree_shows_zones() {
         assert_eq!(value("size").as_deref(), Some("256"));
         assert_eq!(value("stats.current").as_deref(), Some("5"));
         assert_eq!(value("keg.name").as_deref(), Some("test"));
-        assert_eq!(value("flags").as_deref(), Some("0x0<>"));
         assert_eq!(value("nonsense"), None);
         let count: usize = root().get("vm.zone_count").unwrap().parse().unwrap();
         assert_eq!(count, zones().count());
@@ -336,6 +335,55 @@ fn the_sysctl_tree_shows_zones() {
         let set = root().set("vm.uma.test.size", "1");
         assert_eq!(set, Err(crate::errno::Errno::EPERM));
         give(zone, items);
+    });
+}
+
+#[test]
+fn the_flags_that_are_shown_tell_what_a_zone_has() {
+    use crate::kern::kern_sysctl::root;
+    Machine::builder().run(|| {
+        let shown = |zone: &Zone| root().get(&std::format!("vm.uma.{}.flags", zone.name()));
+        let zeroed = ZoneFlags::ZINIT | ZoneFlags::NOFREE;
+        let plain = zcreate(Zone::new("plain", 256, 8).with_flags(zeroed));
+        assert_eq!(shown(plain).as_deref(), Some("0x22<NOFREE,ZINIT>"));
+        let hooks = Hooks {
+            ctor: Some(|_, _| true),
+            init: Some(stamp),
+            ..Hooks::NONE
+        };
+        let hooked = zcreate(Zone::new("hooked", 16384, 16384).with_hooks(hooks));
+        hooked.set_max(7);
+        let flags = "0x3200000<LIMIT,CTORDTOR,OFFPAGE>";
+        assert_eq!(shown(hooked).as_deref(), Some(flags));
+        let none = Hooks {
+            init: Some(stamp),
+            ..Hooks::NONE
+        };
+        let none = zcreate(Zone::new("none", 256, 8).with_hooks(none));
+        assert_eq!(shown(none).as_deref(), Some("0x0"));
+        let junk = zcreate(Zone::new("junk", 256, 8));
+        let flags = if cfg!(debug_assertions) {
+            "0x41000000<TRASH,CTORDTOR>"
+        } else {
+            "0x0"
+        };
+        assert_eq!(shown(junk).as_deref(), Some(flags));
+    });
+}
+
+#[test]
+fn the_memory_of_all_slabs_is_shown() {
+    use crate::kern::kern_sysctl::root;
+    with_zone(4096, 4096, |zone| {
+        let read = |name| root().get(name).unwrap().parse::<usize>().unwrap();
+        give(zone, take(zone, 1));
+        let before = read("vm.uma_kmem_total");
+        let free = vm_page::stats().free;
+        give(zone, take(zone, 1000));
+        let taken = (free - vm_page::stats().free) * crate::param::PAGE_SIZE;
+        assert!(taken >= 900 * 4096);
+        assert_eq!(read("vm.uma_kmem_total"), before + taken);
+        assert!(read("vm.uma_kmem_total") < read("vm.uma_kmem_limit"));
     });
 }
 
