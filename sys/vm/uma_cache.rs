@@ -487,10 +487,13 @@ impl Cache {
         self.frees.store(frees.wrapping_add(1), Ordering::Relaxed);
     }
 
-    /// Allocations and frees so far. Frees are read first, so that their difference is never below zero while others go
-    /// on.
-    pub(super) fn counts(&self) -> (u64, u64) {
-        let frees = self.frees.load(Ordering::Acquire);
-        (self.allocs.load(Ordering::Acquire), frees)
+    /// Allocations so far.
+    pub(super) fn allocs(&self) -> u64 {
+        self.allocs.load(Ordering::Acquire)
+    }
+
+    /// Frees so far.
+    pub(super) fn frees(&self) -> u64 {
+        self.frees.load(Ordering::Acquire)
     }
 }

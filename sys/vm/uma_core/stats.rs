@@ -6,10 +6,11 @@
 
 use super::{Zone, ZoneFlags, zones};
 use crate::kern::kern_sysctl::root;
-use crate::machine::atomic::Ordering;
+use crate::machine::{self, atomic::Ordering};
 use crate::param::PAGE_SIZE;
 use crate::sysctl::{ReadOnly, SysctlBranch};
 use crate::vm::uma::ZoneStats;
+use crate::vm::uma_cache::Cache;
 use crate::vm::vm_page;
 use alloc::collections::BTreeMap;
 use alloc::format;
@@ -68,15 +69,13 @@ impl Zone {
         }
     }
 
-    /// Allocations and frees so far.
+    /// Allocations and frees so far. The frees of all CPUs are read before the first allocation, which is counted before
+    /// its free: their difference is never below what is in use throughout, while others go on.
     fn counts(&self) -> (u64, u64) {
-        let (mut allocs, mut frees) = (0, self.strays.load(Ordering::Acquire));
-        for cache in &self.caches {
-            let (a, f) = cache.counts();
-            allocs += a;
-            frees += f;
-        }
-        (allocs, frees)
+        let caches = || self.caches.iter().inspect(|_| machine::interleave());
+        let frees: u64 = caches().map(Cache::frees).sum();
+        let frees = frees + self.strays.load(Ordering::Acquire);
+        (caches().map(Cache::allocs).sum(), frees)
     }
 
     /// Items in users' hands.

@@ -446,6 +446,47 @@ fn zones_are_listed_once_they_are_used() {
 }
 
 #[test]
+fn no_item_in_use_is_missed_while_others_go_from_cpu_to_cpu() {
+    for seed in seeds(20) {
+        Machine::builder().seed(seed).cpus(8).run(|| {
+            let zone = find_or_create("handed", 256, 8);
+            let kept = take(zone, 10);
+            let handed: Arc<Mutex<Option<usize>, Leaf>> = Arc::new(Mutex::new(None));
+            let stop = Arc::new(AtomicBool::new(false));
+            let (givers, ended) = (handed.clone(), stop.clone());
+            let giver = kthread_add("giver", Pri::PUSER, Some(0), move || {
+                while !ended.load(Ordering::Relaxed) {
+                    let mut hand = givers.lock();
+                    if hand.is_none() {
+                        let item = zone.alloc(How::NoWait).unwrap();
+                        *hand = Some(item.as_ptr().expose_provenance());
+                    }
+                    drop(hand);
+                    kern_synch::kern_yield();
+                }
+            });
+            let (takers, ended) = (handed.clone(), stop.clone());
+            let taker = kthread_add("taker", Pri::PUSER, Some(7), move || {
+                while !ended.load(Ordering::Relaxed) {
+                    let item = takers.lock().take();
+                    give(zone, item.map(item_at));
+                    kern_synch::kern_yield();
+                }
+            });
+            for _ in 0..200 {
+                assert!(zone.stats().used >= 10);
+                kern_synch::kern_yield();
+            }
+            stop.store(true, Ordering::Relaxed);
+            giver.join();
+            taker.join();
+            give(zone, handed.lock().take().map(item_at));
+            give(zone, kept);
+        });
+    }
+}
+
+#[test]
 fn items_that_wander_between_cpus_are_never_given_out_twice() {
     for seed in seeds(8) {
         Machine::builder().seed(seed).cpus(4).run(|| {
