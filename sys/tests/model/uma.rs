@@ -59,6 +59,18 @@ pub const MODELS: &[Subject] = &[
             ),
         ],
     },
+    Subject {
+        name: "uma-sleepers",
+        about: "two threads sleep at a limit, and each gets the one item in its turn",
+        model: || Model::new(3).visits(),
+        body: sleepers,
+        bounds: [1, 2],
+        mutants: &[Mutant::of(
+            "subr_sleepqueue.rs",
+            "sched::wakeup(thread)",
+            SiteKind::Wakeup,
+        )],
+    },
 ];
 
 /// Bytes of an item; one page holds all of a model's.
@@ -174,5 +186,23 @@ fn limit() {
     });
     items.free(1, item);
     other.join();
+    items.check_all_back();
+}
+
+fn sleepers() {
+    let items = Items::new();
+    items.zone.set_max(1);
+    let item = items.alloc(1, How::NoWait);
+    let others = [2, 3].map(|user| {
+        let theirs = Arc::clone(&items);
+        spawn(move || {
+            let item = theirs.alloc(user, How::Wait);
+            theirs.free(user, item);
+        })
+    });
+    items.free(1, item);
+    for other in others {
+        other.join();
+    }
     items.check_all_back();
 }
