@@ -577,7 +577,8 @@ impl Zone {
         if let Some(state) = self.state.try_lock() {
             return state;
         }
-        // Somebody else is here: with larger buckets we meet less often.
+        // Somebody else is here: with larger buckets we meet less often. (Alone, who comes here for every second item loses
+        // some 30 ns each time: little beside the copying of items so large that few are in a bucket.)
         let mut state = self.state.lock();
         if state.bucket_size < state.bucket_size_max {
             state.bucket_size += 1;
