@@ -12,7 +12,7 @@ use alloc::vec::Vec;
 
 use crate::kern::kern_mutex::{Mutex, MutexGuard};
 use crate::kern::kern_synch::{WChan, wakeup, wakeup_any};
-use crate::kern::kern_thread::{Pri, ThreadHandle, kthread_add};
+use crate::kern::kern_thread::{Pri, ThreadHandle, curthread, kthread_add};
 use crate::kern::kern_timeout::{CalloutStop, LockedCallout, LockedTarget};
 use crate::kern::lock_order;
 use crate::machine::atomic::{AtomicU32, Ordering};
@@ -75,7 +75,8 @@ struct Shared {
     queue: Mutex<Queue, lock_order::TaskqueueClass>,
 }
 
-/// Threads that run tasks, more urgent ones first. Dropping it finishes what is queued.
+/// Threads that run tasks, more urgent ones first. Dropping it finishes what is queued, and waits for that, unless one of its own
+/// tasks drops it.
 pub struct Taskqueue {
     shared: Arc<Shared>,
     threads: Vec<ThreadHandle>,
@@ -216,8 +217,12 @@ impl Drop for Taskqueue {
         let chan = queue.work_chan();
         drop(queue);
         wakeup(chan);
+        let me = curthread().as_word();
         for thread in self.threads.drain(..) {
-            thread.join();
+            // A task that had the last reference to the queue ends, and then its thread does.
+            if thread.thread().as_word() != me {
+                thread.join();
+            }
         }
     }
 }
@@ -358,6 +363,7 @@ impl LockedTarget for Due {
 mod tests {
     use super::*;
     use crate::kern::kern_synch::{pause, sched_bind};
+    use crate::kern::kern_thread::{Thread, ThreadState};
     use crate::machine;
     use crate::machine::atomic::AtomicUsize;
     use crate::machine::hosted::Machine;
@@ -561,6 +567,32 @@ mod tests {
             assert_eq!(runs.load(Ordering::Relaxed), 1);
             assert!(!waiter.is_done());
             waiter.join();
+        });
+    }
+
+    #[test]
+    fn a_task_may_be_the_last_that_has_its_queue() {
+        Machine::builder().run(|| {
+            let owned: Arc<Mutex<Option<Taskqueue>, lock_order::Leaf>> = Arc::new(Mutex::new(None));
+            let runs = Arc::new(AtomicUsize::new(0));
+            let (theirs, count) = (owned.clone(), runs.clone());
+            let counts = Task::new(move || {
+                count.fetch_add(1, Ordering::Relaxed);
+            });
+            let frees = Task::new(move || {
+                pause("until it is there", 1);
+                let queue = theirs.lock().take();
+                drop(queue);
+            });
+            let queue = Taskqueue::with_threads("test taskq", Pri::PUSER, 2, None);
+            queue.enqueue(&frees);
+            queue.enqueue(&counts);
+            let threads: Vec<_> = queue.threads.iter().map(ThreadHandle::thread).collect();
+            *owned.lock() = Some(queue);
+            pause("settle", 5);
+            assert_eq!(runs.load(Ordering::Relaxed), 1);
+            let ended = |thread: &&Thread| thread.state() == ThreadState::Inactive;
+            assert!(threads.iter().all(ended));
         });
     }
 
