@@ -10,7 +10,7 @@ use core::fmt;
 
 use intrusive_collections::{LinkedList, LinkedListLink};
 
-use super::kern_mutex::SpinMutex;
+use super::kern_mutex::{RawSpin, SpinMutex};
 use super::kern_rmlock::{self, RmTrackers};
 use super::kern_synch::WChan;
 use super::kern_timeout::CalloutNode;
@@ -563,6 +563,7 @@ pub fn kthread_add(
     f: impl FnOnce() + Send + 'static,
 ) -> ThreadHandle {
     let done = Arc::new(Done {
+        lock: RawSpin::new(),
         done: AtomicBool::new(false),
     });
     let theirs = Arc::clone(&done);
@@ -580,6 +581,9 @@ pub fn kthread_add(
 }
 
 struct Done {
+    /// Held by whoever does something to the thread because it has not ended.
+    lock: RawSpin,
+    /// Written under the lock.
     done: AtomicBool,
 }
 
@@ -594,7 +598,9 @@ struct SignalDone {
 impl Drop for SignalDone {
     fn drop(&mut self) {
         if self.returned || machine::teardown_started() {
+            self.done.lock.lock();
             self.done.done.store(true, Ordering::Release);
+            self.done.lock.unlock();
             kern_synch::wakeup(WChan::of(&*self.done));
         }
     }
@@ -625,11 +631,15 @@ impl ThreadHandle {
         self.thread
     }
 
-    /// Interrupts the thread's sleep, unless it has ended.
+    /// Interrupts the thread's sleep, unless it has ended: then it may be another's by now.
     pub fn interrupt(&self) {
-        if !self.is_done() {
+        self.done.lock.lock();
+        let ended = self.is_done();
+        machine::interleave();
+        if !ended {
             self.thread.interrupt();
         }
+        self.done.lock.unlock();
     }
 }
 
@@ -719,4 +729,39 @@ fn back_to_reaper() -> ! {
         machine::cpu_switch(&curthread().td_pcb, &reaper.td_pcb);
     }
     unreachable!("a thread that was unwound does not go on")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kern::kern_synch::{SleepError, tsleep};
+    use crate::machine::hosted::Machine;
+    use crate::time::Sbintime;
+
+    #[test]
+    fn an_interruption_of_a_thread_that_ends_does_not_reach_the_next_one() {
+        for seed in 0..200 {
+            Machine::builder().seed(seed).cpus(2).run(|| {
+                for _ in 0..20 {
+                    let short = kthread_add("short", Pri::PUSER, Some(1), || {});
+                    // Takes over the structure of the first, if that has ended.
+                    let maker = kthread_add("maker", Pri::PUSER, Some(1), || {
+                        let sleeper = kthread_add("sleeper", Pri::PUSER, Some(1), || {
+                            let event = WChan::of(curthread());
+                            let span = Some(Sbintime::from_us(3));
+                            let slept = tsleep(event, Pri::PWAIT, "t", span, true);
+                            assert_eq!(slept, Err(SleepError::TimedOut));
+                        });
+                        sleeper.join();
+                    });
+                    for _ in 0..machine::random_u64() % 16 {
+                        machine::interleave();
+                    }
+                    short.interrupt();
+                    short.join();
+                    maker.join();
+                }
+            });
+        }
+    }
 }
