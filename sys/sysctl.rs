@@ -332,6 +332,12 @@ pub fn line(name: &str, value: &str) -> String {
     format!("{name}: {value}")
 }
 
+/// Numbers as one value, such as one for each CPU.
+pub(crate) fn spaced(numbers: impl Iterator<Item = u64>) -> String {
+    let words: Vec<String> = numbers.map(|number| number.to_string()).collect();
+    words.join(" ")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

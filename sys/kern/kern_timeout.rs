@@ -25,6 +25,7 @@ use crate::machine::atomic::{
 };
 use crate::machine::{self, CachePadded, MAXCPU, PerCpu};
 use crate::machine_local;
+use crate::sysctl::{self, ReadOnly};
 use crate::time::Sbintime;
 
 /// Something that a callout runs.
@@ -49,6 +50,8 @@ impl Callout {
     }
 
     /// Arms it to run `target` after `after`; tells whether it was armed already, and now is only for the new time.
+    ///
+    /// Differs from FreeBSD: it runs on the CPU of the caller, not on that of the last time, unless it is only set back.
     #[doc(alias = "callout_reset_sbt")]
     pub fn reset<T: CalloutTarget>(&self, after: Sbintime, target: &Arc<T>) -> bool {
         self.arm(after, None, target)
@@ -346,8 +349,11 @@ struct Wheel {
     migrate_to: Cell<u32>,
     /// Threads that wait for `running` to end.
     draining: AtomicU32,
-    /// Callouts that have run.
+    /// Callouts that have run, for how long after their time they had to wait together, and for how long at most. Written by
+    /// the thread that runs them.
     fired: AtomicU64,
+    late: AtomicI64,
+    latest: AtomicI64,
     softclock: SoftInterrupt,
 }
 
@@ -703,6 +709,8 @@ impl Wheel {
             migrate_to: Cell::new(NOCPU),
             draining: AtomicU32::new(0),
             fired: AtomicU64::new(0),
+            late: AtomicI64::new(0),
+            latest: AtomicI64::new(0),
             softclock: SoftInterrupt::new(),
         }
     }
@@ -810,6 +818,7 @@ fn softclock(wheel: &'static Wheel) {
         let target = unsafe { (*node.target.get()).take() };
         node.armed_for
             .store(core::ptr::null_mut(), Ordering::Relaxed);
+        let deadline = node.deadline();
         let locked = target.as_ref().is_some_and(|target| target.is_locked());
         wheel
             .phase
@@ -821,11 +830,10 @@ fn softclock(wheel: &'static Wheel) {
         wheel.lock.unlock();
         // From here on the node may be gone.
         if let Some(target) = target {
-            wheel
-                .fired
-                .store(wheel.fired.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+            let now = machine::sbinuptime();
+            wheel.count(now - deadline);
             let begin = || wheel.phase.swap(BEGUN, Ordering::AcqRel) == WAITING;
-            target.fire(machine::sbinuptime(), &begin);
+            target.fire(now, &begin);
         }
         wheel.finish(address);
         if wheel.draining.load(Ordering::SeqCst) != 0 {
@@ -835,6 +843,18 @@ fn softclock(wheel: &'static Wheel) {
 }
 
 impl Wheel {
+    /// A callout runs, this long after its time.
+    fn count(&self, late: Sbintime) {
+        let fired = self.fired.load(Ordering::Relaxed);
+        self.fired.store(fired + 1, Ordering::Relaxed);
+        let sum = self.late.load(Ordering::Relaxed);
+        self.late
+            .store(sum.saturating_add(late.0), Ordering::Relaxed);
+        if late.0 > self.latest.load(Ordering::Relaxed) {
+            self.latest.store(late.0, Ordering::Relaxed);
+        }
+    }
+
     /// The target of `ended` has run; sends the callout to the CPU that it was armed for meanwhile.
     fn finish(&self, ended: *const CalloutNode) {
         self.lock.lock();
@@ -861,21 +881,65 @@ pub(crate) fn start_softclock() {
     }
 }
 
-/// Returns how many callouts each CPU has run.
-pub fn callouts_fired() -> impl Iterator<Item = u64> {
-    WHEEL
-        .get()
-        .iter()
-        .map(|wheel| wheel.fired.load(Ordering::Relaxed))
+/// What the callouts of one CPU did since boot.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct CalloutStats {
+    /// Callouts that have run, those in the timer interrupt itself left out.
+    pub fired: u64,
+    /// How long after its time one began on average: because something more urgent had the CPU, interrupts were off, or the
+    /// target of another took long.
+    pub late: Sbintime,
+    /// The same, at most.
+    pub latest: Sbintime,
+}
+
+/// Returns what the callouts of each CPU did.
+pub fn callout_stats() -> impl Iterator<Item = CalloutStats> {
+    WHEEL.get().iter().map(|wheel| {
+        let fired = wheel.fired.load(Ordering::Relaxed);
+        let late = wheel.late.load(Ordering::Relaxed);
+        CalloutStats {
+            fired,
+            late: Sbintime(late / (fired.max(1) as i64)),
+            latest: Sbintime(wheel.latest.load(Ordering::Relaxed)),
+        }
+    })
+}
+
+/// One figure of a CPU.
+type Figure = fn(CalloutStats) -> u64;
+
+/// Puts the figures into the sysctl tree.
+pub(crate) fn sysctl_init() {
+    let figures: [(&str, &'static str, Figure); 3] = [
+        ("fired", "Callouts that have run", |cpu| cpu.fired),
+        (
+            "late",
+            "Microseconds after its time that a callout ran, on average",
+            |cpu| cpu.late.as_us().max(0) as u64,
+        ),
+        (
+            "latest",
+            "Microseconds after its time that a callout ran, at most",
+            |cpu| cpu.latest.as_us().max(0) as u64,
+        ),
+    ];
+    for (name, description, figure) in figures {
+        // One number for each CPU.
+        let read = move || sysctl::spaced(callout_stats().map(figure));
+        let name = alloc::format!("kern.callout.stats.{name}");
+        sysctl::root().register(&name, Arc::new(ReadOnly::new(description, read)));
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use alloc::format;
     use alloc::vec::Vec;
 
     use super::*;
     use crate::kern::kern_mutex::Mutex;
-    use crate::kern::kern_synch::{pause, pause_sbt};
+    use crate::kern::kern_synch::{pause, pause_sbt, sched_bind};
     use crate::kern::kern_thread::kthread_add;
     use crate::kern::lock_order::Leaf;
     use crate::machine::hosted::Machine;
@@ -1145,6 +1209,44 @@ mod tests {
                 assert_eq!(Arc::strong_count(&again), 1, "seed {seed}");
             });
         }
+    }
+
+    #[test]
+    fn how_late_callouts_run_is_counted() {
+        Machine::builder().cpus(2).run(|| {
+            sched_bind(1);
+            let diary = Arc::new(Diary::default());
+            let before: Vec<_> = callout_stats().map(|cpu| cpu.fired).collect();
+            let armed = [1, 2].map(|ms| {
+                let callout = Callout::new();
+                callout.reset(Sbintime::from_ms(ms), &diary);
+                callout
+            });
+            pause_sbt("until the first has run", Sbintime::from_us(1_500));
+            // Of the second the time comes, but not the CPU.
+            let critical = machine::Critical::enter();
+            let end = sbinuptime() + Sbintime::from_us(3_500);
+            while sbinuptime() < end {
+                machine::cpu_spinwait();
+            }
+            drop(critical);
+            assert_eq!(diary.entries().len(), 2);
+            drop(armed);
+            let after: Vec<_> = callout_stats().collect();
+            assert_eq!(after[0].fired, before[0]);
+            assert_eq!(after[1].fired, before[1] + 2);
+            let about_3_ms = |span: Sbintime| (2_999..=3_000).contains(&span.as_us());
+            assert!(about_3_ms(after[1].latest));
+            // Nothing else was late.
+            assert!(about_3_ms(Sbintime(
+                after[1].late.0 * after[1].fired as i64
+            )));
+            let shown = sysctl::root().get("kern.callout.stats.latest");
+            assert_eq!(
+                shown.unwrap_or_default(),
+                format!("0 {}", after[1].latest.as_us())
+            );
+        });
     }
 
     #[test]

@@ -78,6 +78,7 @@ pub fn start_bsp() {
     sched::start_bsp();
     sched::sysctl_init();
     kern_timeout::start_softclock();
+    kern_timeout::sysctl_init();
     subr_epoch::start();
     crate::vm::uma::startup3();
     subr_lock::register(kern_sysctl::root());

@@ -4,9 +4,8 @@
 //! Differs from FreeBSD: programs have fixed priorities and share a CPU in turns of 10 ms; there is no clock tick, the
 //! turn is measured only while someone waits for the CPU.
 
-use alloc::string::{String, ToString};
+use alloc::string::ToString;
 use alloc::sync::Arc;
-use alloc::vec::Vec;
 use core::cell::UnsafeCell;
 
 use intrusive_collections::{LinkedList, intrusive_adapter};
@@ -25,7 +24,7 @@ use crate::machine::atomic::{
 use crate::machine::words::{from_word, to_word};
 use crate::machine::{self, CachePadded, CpuSet, MAXCPU, PerCpu};
 use crate::machine_local;
-use crate::sysctl::{self, Procedure, ReadOnly};
+use crate::sysctl::{self, Procedure, ReadOnly, spaced};
 use crate::time::Sbintime;
 
 intrusive_adapter!(RunqAdapter = ThreadRef: Thread { td_runq => intrusive_collections::LinkedListLink });
@@ -924,11 +923,6 @@ fn stat_ticks(time: Sbintime) -> u64 {
     (time.as_us().max(0) * STATHZ / 1_000_000) as u64
 }
 
-fn spaced(numbers: impl Iterator<Item = u64>) -> String {
-    let words: Vec<String> = numbers.map(|number| number.to_string()).collect();
-    words.join(" ")
-}
-
 // Affinity.
 
 /// Keeps the running thread on its CPU while it lives; the thread may still be preempted and sleep.
@@ -1003,6 +997,8 @@ pub fn sched_unbind() {
 
 #[cfg(test)]
 mod tests {
+    use alloc::vec::Vec;
+
     use super::*;
     use crate::kern::kern_mutex::Mutex;
     use crate::kern::kern_synch::{pause, pause_sbt};

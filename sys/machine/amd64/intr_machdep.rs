@@ -192,16 +192,6 @@ pub fn intr_assign_cpu(vector: Vector, cpu: usize) -> Result<Vector, Errno> {
     Ok(Vector { cpu, ..vector })
 }
 
-/// Masks or unmasks the line behind `vector`; a message is masked at its device.
-pub fn intr_set_masked(vector: &Vector, masked: bool) {
-    let line = HANDLERS[usize::from(vector.vector)]
-        .line
-        .load(Ordering::Relaxed);
-    if line != 0 {
-        ioapic_set_masked(line - 1, masked);
-    }
-}
-
 /// Interrupts `cpu` with `ipi`.
 pub fn ipi_send(cpu: usize, ipi: Ipi) {
     match ipi {
