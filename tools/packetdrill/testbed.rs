@@ -1,26 +1,19 @@
 //! The machine under test: one stack, one interface, and a network behind it that is the script.
 
-use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use core::net::IpAddr;
+use core::ops::Deref;
 use core::time::Duration;
-use netinet::if_ether::arp_set;
-use netinet::in_control::{AddrArgs, in_aifaddr, len_mask};
-use netinet::netinet6::in6::in6_update_ifa;
-use netinet::netinet6::nd6::nd6_set_static;
-use netinet::vnet::{InetVnet, inet_attach};
+use netsim::station::Station;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use sys::errno::Errno;
 use sys::kern::kern_mutex::{Mutex, MutexGuard};
 use sys::kern::kern_synch::{PSOCK, WChan, wakeup};
 use sys::kern::lock_order::Leaf;
-use sys::kern::subr_epoch::NetEpoch;
 use sys::machine::sbinuptime;
-use sys::mbuf::{How, Mbuf};
+use sys::mbuf::Mbuf;
 use sys::net::if_ethersubr::{ETHER_HDR_LEN, ETHERTYPE_IP, ETHERTYPE_IPV6, EtherHeader};
-use sys::net::if_loop::loop_attach;
-use sys::net::ifnet::{IfDriver, IfFlags, Ifnet, IfnetInit, In6Iff, LinkState};
-use sys::net::route::{InAddr, RouteSpec, RtFlags};
-use sys::net::vnet::Vnet;
+use sys::net::ifnet::{IfDriver, IfFlags, Ifnet, IfnetInit};
 use sys::time::Sbintime;
 
 /// Link-layer address of the gateway, behind which everybody is.
@@ -42,24 +35,15 @@ pub struct Network {
 
 /// A stack with its interface.
 pub struct Testbed {
-    /// The instance.
-    pub vnet: Arc<Vnet>,
-    /// Its Internet protocols.
-    pub inet: Arc<InetVnet>,
-    ifp: Arc<Ifnet>,
+    station: Station,
     tun: Arc<Tun>,
 }
 
-/// The route to everybody, by the gateway.
-fn default_route<A: InAddr>(ifp: &Arc<Ifnet>, any: A, gateway: A) -> RouteSpec<A> {
-    RouteSpec {
-        dst: any,
-        prefix_len: 0,
-        gw: Some(gateway),
-        ifp: ifp.clone(),
-        ifa: None,
-        flags: RtFlags::GATEWAY | RtFlags::STATIC,
-        mtu: 0,
+impl Deref for Testbed {
+    type Target = Station;
+
+    fn deref(&self) -> &Station {
+        &self.station
     }
 }
 
@@ -115,9 +99,6 @@ impl Testbed {
             let what = what.to_string();
             move |e: Errno| format!("{what}: {e}")
         };
-        let vnet = Vnet::new("packetdrill");
-        let lo = loop_attach(&vnet);
-        let inet = inet_attach(&vnet).map_err(failed("the Internet protocols"))?;
         let tun = Arc::new(Tun {
             frames: Mutex::new(Frames::default()),
         });
@@ -125,59 +106,22 @@ impl Testbed {
             mtu: network.mtu,
             ..IfnetInit::ether("tun", 0, OUR_MAC)
         };
-        let ifp = vnet.if_attach(init, tun.clone());
-        ifp.set_link_state(LinkState::Up);
-        let configure = |ifp: &Arc<Ifnet>, addr: Ipv4Addr, prefix_len: u8| {
-            let args = AddrArgs {
-                netmask: Some(len_mask(prefix_len)),
-                ..AddrArgs::default()
-            };
-            in_aifaddr(&inet, ifp, addr, &args).map_err(failed("its address"))
-        };
-        configure(&lo, Ipv4Addr::LOCALHOST, 8)?;
-        let host = |addr: Ipv6Addr, ifp: &Arc<Ifnet>, prefix_len: u8| {
-            // Nobody else is there, so that the address need not be checked.
-            match in6_update_ifa(&inet, ifp, addr, prefix_len, In6Iff::NODAD) {
-                // The loopback has its own from the beginning.
-                Err(Errno::EEXIST) => Ok(()),
-                result => result,
-            }
-            .map_err(failed("its address"))
-        };
-        host(Ipv6Addr::LOCALHOST, &lo, 128)?;
-        match (network.local, network.gateway) {
-            (IpAddr::V4(local), IpAddr::V4(gateway)) => {
-                configure(&ifp, local, network.prefix_len)?;
-                arp_set(&inet, gateway, GATEWAY_MAC, false).map_err(failed("the gateway"))?;
-                let route = default_route(&ifp, Ipv4Addr::UNSPECIFIED, gateway);
-                vnet.rib.add(route).map_err(failed("the default route"))?;
-            }
-            (IpAddr::V6(local), IpAddr::V6(gateway)) => {
-                host(local, &ifp, network.prefix_len)?;
-                nd6_set_static(&ifp, gateway, GATEWAY_MAC).map_err(failed("the gateway"))?;
-                let route = default_route(&ifp, Ipv6Addr::UNSPECIFIED, gateway);
-                vnet.rib6.add(route).map_err(failed("the default route"))?;
-            }
-            (IpAddr::V4(_), IpAddr::V6(_)) | (IpAddr::V6(_), IpAddr::V4(_)) => {
-                return Err("the stack and its gateway are of different families".into());
-            }
+        let station = Station::new("packetdrill", |_| {}, init, tun.clone())
+            .map_err(failed("the Internet protocols"))?;
+        if network.local.is_ipv4() != network.gateway.is_ipv4() {
+            return Err("the stack and its gateway are of different families".into());
         }
+        station
+            .address(network.local, network.prefix_len)
+            .map_err(failed("its address"))?;
+        station
+            .gateway(network.gateway, GATEWAY_MAC)
+            .map_err(failed("the gateway"))?;
         // What the stack says of its own accord when an address is new.
         let mut frames = tun.frames.lock();
         *frames = Frames::default();
         drop(frames);
-        Ok(Testbed {
-            vnet,
-            inet,
-            ifp,
-            tun,
-        })
-    }
-
-    /// Takes the stack apart, so that its memory is free for the next.
-    pub fn destroy(self) {
-        self.inet.destroy();
-        self.vnet.destroy();
+        Ok(Testbed { station, tun })
     }
 
     /// Hands an IP packet to the stack.
@@ -191,14 +135,9 @@ impl Testbed {
             },
         };
         let frame = [&header.to_bytes()[..], packet].concat();
-        let Some(mut m) = Mbuf::from_bytes(&frame, How::Wait) else {
-            return;
-        };
-        m.pkthdr_mut().rcvif = self.ifp.if_index;
         let now = sbinuptime();
-        self.tun.frames.lock().history.push((now, frame));
-        let epoch = NetEpoch::enter();
-        self.ifp.if_input(&epoch, m);
+        self.tun.frames.lock().history.push((now, frame.clone()));
+        self.station.inject(&frame);
     }
 
     /// The next IP packet that the stack sends, or has sent, until `deadline`; and when it did.

@@ -3,24 +3,19 @@
 use super::frame::{self, Layer, OUR_IP, OUR_IP6, OUR_MAC, PEER_IP, PEER_IP6, PEER_MAC, PORT};
 use super::input::{Record, records};
 use core::net::{Ipv4Addr, Ipv6Addr};
-use netinet::if_ether::arp_set;
-use netinet::in_control::{AddrArgs, in_aifaddr, len_mask};
-use netinet::netinet6::in6::in6_update_ifa;
-use netinet::netinet6::nd6::nd6_set_static;
-use netinet::vnet::{InetVnet, inet_attach};
+use core::ops::Deref;
+use netinet::vnet::InetVnet;
+use netsim::station::Station;
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard};
 use sys::counter::Counter;
 use sys::errno::Errno;
 use sys::kern::kern_mbuf::MbufStat;
-use sys::kern::subr_epoch::NetEpoch;
 use sys::kern::uipc_syscalls::SocketHandle;
 use sys::machine::hosted::{Builder, Machine, pump};
 use sys::machine::sbinuptime;
-use sys::mbuf::{How, Mbuf};
-use sys::net::if_loop::loop_attach;
-use sys::net::ifnet::{IfDriver, IfFlags, Ifnet, IfnetInit, In6Iff, LinkState};
-use sys::net::route::{InAddr, RouteSpec, RtFlags};
+use sys::mbuf::Mbuf;
+use sys::net::ifnet::{IfDriver, IfFlags, Ifnet, IfnetInit};
 use sys::net::vnet::Vnet;
 use sys::socket::{AF_INET, AF_INET6, MsgFlags, SockAddr, SockType};
 use sys::time::Sbintime;
@@ -73,12 +68,7 @@ impl IfDriver for Tap {
 
 /// A stack of both versions with an interface.
 pub struct Net {
-    /// The instance.
-    pub vnet: Arc<Vnet>,
-    /// Its Internet protocols.
-    pub inet: Arc<InetVnet>,
-    /// Its interface.
-    pub ifp: Arc<Ifnet>,
+    station: Station,
     tap: Arc<Tap>,
     /// Which of the counters that have names tell what became of a frame.
     outcome: Vec<bool>,
@@ -91,70 +81,42 @@ fn named(inet: &InetVnet) -> impl Iterator<Item = (&'static str, &'static str, u
     first.chain(second).chain(inet.ip6stat.iter())
 }
 
-fn default_route<A: InAddr>(ifp: &Arc<Ifnet>, any: A, gateway: A) -> RouteSpec<A> {
-    RouteSpec {
-        dst: any,
-        prefix_len: 0,
-        gw: Some(gateway),
-        ifp: ifp.clone(),
-        ifa: None,
-        flags: RtFlags::GATEWAY | RtFlags::STATIC,
-        mtu: 0,
+impl Deref for Net {
+    type Target = Station;
+
+    fn deref(&self) -> &Station {
+        &self.station
     }
 }
 
 impl Net {
     /// A stack on the machine that runs already.
     pub fn new() -> Net {
-        let vnet = Vnet::new("fuzz");
-        let lo = loop_attach(&vnet);
-        let inet = inet_attach(&vnet).expect("the first attachment");
-        // Routers are believed.
-        let believe = vnet.sysctl.set("net.inet6.ip6.accept_rtadv", "1");
-        believe.expect("the variable is known");
-        let tap = Arc::new(Tap::default());
-        let ifp = vnet.if_attach(IfnetInit::ether("tap", 0, OUR_MAC), tap.clone());
-        ifp.set_link_state(LinkState::Up);
-        let configure = |ifp: &Arc<Ifnet>, addr: Ipv4Addr, prefix_len: u8| {
-            let args = AddrArgs {
-                netmask: Some(len_mask(prefix_len)),
-                ..AddrArgs::default()
-            };
-            in_aifaddr(&inet, ifp, addr, &args).expect("a new address");
+        let believe_routers = |vnet: &Vnet| {
+            let set = vnet.sysctl.set("net.inet6.ip6.accept_rtadv", "1");
+            set.expect("the variable is known");
         };
-        configure(&lo, Ipv4Addr::LOCALHOST, 8);
-        configure(&ifp, OUR_IP, 24);
-        // Nobody else is there, so that the addresses need not be checked.
-        in6_update_ifa(&inet, &ifp, OUR_IP6, 64, In6Iff::NODAD).expect("a new address");
-        arp_set(&inet, PEER_IP, PEER_MAC, false).expect("a neighbour");
-        nd6_set_static(&ifp, PEER_IP6, PEER_MAC).expect("a neighbour");
-        vnet.rib
-            .add(default_route(&ifp, Ipv4Addr::UNSPECIFIED, PEER_IP))
-            .expect("the first route");
-        vnet.rib6
-            .add(default_route(&ifp, Ipv6Addr::UNSPECIFIED, PEER_IP6))
-            .expect("the first route");
+        let tap = Arc::new(Tap::default());
+        let init = IfnetInit::ether("tap", 0, OUR_MAC);
+        let station = Station::new("fuzz", believe_routers, init, tap.clone());
+        let station = station.expect("the first attachment");
+        for (addr, prefix_len) in [(OUR_IP.into(), 24), (OUR_IP6.into(), 64)] {
+            let set = station.address(addr, prefix_len);
+            set.expect("a new address");
+        }
+        for gateway in [PEER_IP.into(), PEER_IP6.into()] {
+            let set = station.gateway(gateway, PEER_MAC);
+            set.expect("a new neighbour and the first route");
+        }
         lock(&tap.sent).clear();
-        let outcome = named(&inet)
+        let outcome = named(&station.inet)
             .map(|(name, _, _)| !ARRIVAL.contains(&name))
             .collect();
         Net {
             outcome,
-            vnet,
-            inet,
-            ifp,
+            station,
             tap,
         }
-    }
-
-    /// Hands a frame to the stack.
-    pub fn inject(&self, frame: &[u8]) {
-        let Some(mut m) = Mbuf::from_bytes(frame, How::Wait) else {
-            return;
-        };
-        m.pkthdr_mut().rcvif = self.ifp.if_index;
-        let epoch = NetEpoch::enter();
-        self.ifp.if_input(&epoch, m);
     }
 
     /// The next frame that the stack has sent; panics if something is wrong with it.
@@ -219,8 +181,7 @@ impl Net {
     /// Lets what lingers expire, then takes the stack apart.
     pub fn destroy(self) {
         pump(sbinuptime() + LINGER);
-        self.inet.destroy();
-        self.vnet.destroy();
+        self.station.destroy();
     }
 }
 
