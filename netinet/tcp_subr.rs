@@ -8,7 +8,7 @@ use alloc::string::{String, ToString};
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use core::hash::Hasher;
-use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use core::net::{IpAddr, Ipv6Addr};
 use core::sync::atomic::{AtomicU32, Ordering};
 
 use siphasher::sip::SipHasher24;
@@ -630,14 +630,20 @@ pub fn tcp_mtudisc(c: &Conn<'_>, tp: &mut Tcpcb, mtu: u32) {
     let _ = tcp_output(c, tp);
 }
 
-/// The interface through which packets to `faddr` leave.
-pub(crate) fn tcp_route_ifp<'e>(cx: &NetCx<'e>, faddr: IpAddr) -> Option<&'e Arc<Ifnet>> {
+/// The interface through which packets to `faddr` leave, and the largest that the route takes.
+pub(crate) fn tcp_route<'e>(cx: &NetCx<'e>, faddr: IpAddr) -> Option<(&'e Arc<Ifnet>, u32)> {
     match faddr {
         IpAddr::V4(faddr) => {
             let nhop = cx.vnet.rib.fib4_lookup(faddr, cx.epoch)?;
-            Some(&nhop.nh_ifp)
+            Some((&nhop.nh_ifp, nhop.mtu()))
         }
-        IpAddr::V6(faddr) => in6_ifp_for(cx, faddr),
+        IpAddr::V6(faddr) => {
+            let ifp = in6_ifp_for(cx, faddr)?;
+            Some(match cx.vnet.rib6.fib6_lookup(faddr, cx.epoch) {
+                Some(nhop) => (&nhop.nh_ifp, nhop.mtu()),
+                None => (ifp, ifp.mtu()),
+            })
+        }
     }
 }
 
@@ -652,20 +658,13 @@ pub struct Path {
 /// Asks the routing table for the path; `flags` are the socket's: it may want packets that every link of IPv6 takes.
 #[doc(alias = "tcp_maxmtu6")]
 pub fn tcp_maxmtu(cx: &NetCx<'_>, faddr: IpAddr, flags: In6pFlags) -> Option<Path> {
-    let (ifp, mtu, cap, assist) = match faddr {
-        IpAddr::V4(faddr) => {
-            let nhop = cx.vnet.rib.fib4_lookup(faddr, cx.epoch)?;
-            (&nhop.nh_ifp, nhop.mtu(), IfCap::TSO4, CsumFlags::IP_TSO)
-        }
-        IpAddr::V6(faddr) => {
-            let ifp = in6_ifp_for(cx, faddr)?;
-            let nhop = cx.vnet.rib6.fib6_lookup(faddr, cx.epoch);
-            let mtu = match flags.contains(In6pFlags::USE_MIN_MTU) {
-                true => IPV6_MMTU,
-                false => nhop.map_or(ifp.mtu(), |nhop| nhop.mtu()),
-            };
-            let ifp = nhop.map_or(ifp, |nhop| &nhop.nh_ifp);
-            (ifp, mtu, IfCap::TSO6, CsumFlags::IP6_TSO)
+    let (ifp, mtu) = tcp_route(cx, faddr)?;
+    let (mtu, cap, assist) = match faddr {
+        IpAddr::V4(_) => (mtu, IfCap::TSO4, CsumFlags::IP_TSO),
+        IpAddr::V6(_) => {
+            let minimum = flags.contains(In6pFlags::USE_MIN_MTU);
+            let mtu = if minimum { IPV6_MMTU } else { mtu };
+            (mtu, IfCap::TSO6, CsumFlags::IP6_TSO)
         }
     };
     let tso = ifp.capenable().contains(cap) && ifp.hwassist().contains(assist);
@@ -1075,10 +1074,8 @@ pub fn tcp_dropwithreset(cx: &NetCx<'_>, refusal: Option<&Refusal>, seg: &Segmen
             .is_some_and(|m| m.flags().intersects(MFlags::BCAST | MFlags::MCAST))
         || dst.is_multicast()
         || src.is_multicast()
-        || src == Ipv4Addr::BROADCAST
-        || dst == Ipv4Addr::BROADCAST
-        || is_subnet_broadcast(cx, src)
-        || is_subnet_broadcast(cx, dst)
+        || in_broadcast(cx, src)
+        || in_broadcast(cx, dst)
     {
         return;
     }
@@ -1115,13 +1112,13 @@ pub fn tcp_dropwithreset(cx: &NetCx<'_>, refusal: Option<&Refusal>, seg: &Segmen
     send_bare(cx, &place, header, &options);
 }
 
-/// Whether `addr` is the broadcast address of a network we are on, or 0.0.0.0 (`in_broadcast`).
-pub fn is_subnet_broadcast(cx: &NetCx<'_>, addr: IpAddr) -> bool {
+/// Whether `addr` is a broadcast address: the limited one, that of a network we are on, or 0.0.0.0.
+pub fn in_broadcast(cx: &NetCx<'_>, addr: IpAddr) -> bool {
     let IpAddr::V4(addr) = addr else {
         return false;
     };
     // The old form of a broadcast address.
-    if addr.is_unspecified() {
+    if addr.is_unspecified() || addr.is_broadcast() {
         return true;
     }
     cx.vnet
@@ -1231,6 +1228,7 @@ pub fn tcp_pcblist(inet: &InetVnet) -> Vec<Arc<TcpInpcb>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use core::net::Ipv4Addr;
     use sys::machine::hosted::Machine;
 
     #[test]

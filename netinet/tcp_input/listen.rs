@@ -12,7 +12,7 @@ use crate::tcp::TcpFlags;
 use crate::tcp_fsm::TcpState;
 use crate::tcp_input::segment::tcp_do_segment;
 use crate::tcp_input::{Segment, blackholed, reset_allowed};
-use crate::tcp_subr::{Locked, Refusal, is_subnet_broadcast, tcp_dropwithreset};
+use crate::tcp_subr::{Locked, Refusal, in_broadcast, tcp_dropwithreset};
 use crate::tcp_syncache::{Expanded, Listener};
 
 /// Starts a connection, or completes one that the SYN cache holds.
@@ -101,7 +101,7 @@ fn acceptable_peer(cx: &crate::vnet::NetCx<'_>, seg: &Segment) -> bool {
         && !seg.dst.is_multicast()
         && seg.src != Ipv4Addr::BROADCAST
         && !seg.src.is_unspecified()
-        && !is_subnet_broadcast(cx, seg.dst)
+        && !in_broadcast(cx, seg.dst)
 }
 
 fn reset(cx: &crate::vnet::NetCx<'_>, refusal: &Refusal, seg: &Segment, kind: Option<Bandlim>) {

@@ -4,7 +4,7 @@ mod tcp_common;
 
 use std::vec::Vec;
 
-use core::net::Ipv6Addr;
+use core::net::{Ipv4Addr, Ipv6Addr};
 use netinet::tcp::{SackBlk, TcpFlags, TcpOpt, TcpOptFlags, TfoCookie};
 use netinet::tcp_fsm::TcpState;
 use netinet::tcp_seq::TcpSeq;
@@ -78,6 +78,24 @@ fn sack(peer: &Peer<'_>, base: TcpSeq, ack: u32, blocks: &[(u32, u32)]) {
         to.to_nsacks += 1;
     }
     peer.inject(peer.seq, base + ack, ACK, &to, &[]);
+}
+
+#[test]
+fn a_segment_to_everybody_begins_no_connection_and_is_not_answered() {
+    World::run(WireConfig::default(), |world| {
+        let _listener = listener(&world.a, 5);
+        let mut peer = Peer::new(world);
+        let of_network = Ipv4Addr::new(10, 0, 0, 255);
+        for everybody in [Ipv4Addr::BROADCAST, of_network] {
+            // In a frame to us alone, so that only the address tells.
+            peer.a_addr = everybody;
+            peer.inject(peer.seq, peer.ack, TcpFlags::SYN, &mss_only(), &[]);
+            peer.expect_nothing(100);
+            peer.inject(peer.seq, peer.ack, ACK, &TcpOpt::default(), &[]);
+            peer.expect_nothing(100);
+        }
+        assert_eq!(world.a.inet.tcp.stat.tcps_sc_added.fetch(), 0);
+    });
 }
 
 #[test]

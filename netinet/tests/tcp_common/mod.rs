@@ -289,6 +289,8 @@ pub struct Peer<'w> {
     pub win: u16,
     /// Options of further segments.
     pub to: TcpOpt,
+    /// Where they go.
+    pub a_addr: Ipv4Addr,
 }
 
 impl<'w> Peer<'w> {
@@ -317,6 +319,7 @@ impl<'w> Peer<'w> {
             ack: TcpSeq(0),
             win: 32767,
             to: TcpOpt::default(),
+            a_addr: ADDR_A,
         }
     }
 
@@ -396,7 +399,7 @@ impl<'w> Peer<'w> {
         segment.extend_from_slice(data);
         let pseudo = in_pseudo(
             ADDR_B,
-            ADDR_A,
+            self.a_addr,
             u32::from(IPPROTO_TCP) + segment.len() as u32,
         );
         let sum = in_cksum_partial(&segment, false).add_u16(pseudo).finish();
@@ -408,7 +411,7 @@ impl<'w> Peer<'w> {
     pub fn inject_ip(&self, proto: u8, payload: &[u8]) {
         let mut ip = Ip::new();
         ip.set_src(ADDR_B);
-        ip.set_dst(ADDR_A);
+        ip.set_dst(self.a_addr);
         ip.ip_p = proto;
         ip.ip_ttl = 64;
         ip.ip_len.set((Ip::LEN + payload.len()) as u16);
