@@ -285,9 +285,13 @@ impl InpHdr {
         self.sockaddr_of(self.laddr(), self.lport())
     }
 
-    /// The peer's address as a socket address.
-    pub fn peeraddr(&self) -> SockAddr {
-        self.sockaddr_of(self.faddr(), self.fport())
+    /// The peer's address as a socket address; `ENOTCONN` without a peer.
+    #[doc(alias = "in_getpeeraddr")]
+    pub fn peeraddr(&self) -> Result<SockAddr, Errno> {
+        if !self.is_connected() {
+            return Err(Errno::ENOTCONN);
+        }
+        Ok(self.sockaddr_of(self.faddr(), self.fport()))
     }
 
     /// Time to live, or hop limit, of what is sent.

@@ -285,11 +285,6 @@ impl Protosw for RawInpcb {
         rip_output(self, so, m, dst, flags)
     }
 
-    fn shutdown(&self, so: &Arc<Socket>) -> Result<(), Errno> {
-        so.socantsendmore();
-        Ok(())
-    }
-
     fn sockaddr(&self, _so: &Arc<Socket>) -> Result<SockAddr, Errno> {
         Ok(SockAddr::In(SockAddrIn {
             addr: self.read().laddr4(),
@@ -298,12 +293,7 @@ impl Protosw for RawInpcb {
     }
 
     fn peeraddr(&self, _so: &Arc<Socket>) -> Result<SockAddr, Errno> {
-        let inp = self.read();
-        if inp.is_connected() {
-            Ok(inp.peeraddr())
-        } else {
-            Err(Errno::ENOTCONN)
-        }
+        self.read().peeraddr()
     }
 
     fn ctloutput(&self, so: &Arc<Socket>, sopt: &mut SockOpt<'_>) -> Result<(), Errno> {

@@ -208,7 +208,7 @@ impl Protosw for TcpInpcb {
             return Err(Errno::ECONNABORTED);
         }
         with(self, Errno::ECONNABORTED, |_, locked| {
-            Ok(locked.hdr().peeraddr())
+            locked.hdr().peeraddr()
         })
     }
 
@@ -331,10 +331,10 @@ impl Protosw for TcpInpcb {
     fn peeraddr(&self, so: &Arc<Socket>) -> Result<SockAddr, Errno> {
         let inp = self.read();
         let connected = so.state_has(SoState::ISCONNECTED | SoState::ISDISCONNECTING);
-        if !inp.is_connected() || inp.inp_flags.contains(InpFlags::DROPPED) || !connected {
+        if inp.inp_flags.contains(InpFlags::DROPPED) || !connected {
             return Err(Errno::ENOTCONN);
         }
-        Ok(inp.peeraddr())
+        inp.peeraddr()
     }
 
     fn ctloutput(&self, so: &Arc<Socket>, sopt: &mut SockOpt<'_>) -> Result<(), Errno> {

@@ -703,22 +703,12 @@ impl Protosw for UdpInpcb {
         udp_output(self, so, m, to, flags)
     }
 
-    fn shutdown(&self, so: &Arc<Socket>) -> Result<(), Errno> {
-        so.socantsendmore();
-        Ok(())
-    }
-
     fn sockaddr(&self, _so: &Arc<Socket>) -> Result<SockAddr, Errno> {
         Ok(self.read().sockaddr())
     }
 
     fn peeraddr(&self, _so: &Arc<Socket>) -> Result<SockAddr, Errno> {
-        let inp = self.read();
-        if inp.is_connected() {
-            Ok(inp.peeraddr())
-        } else {
-            Err(Errno::ENOTCONN)
-        }
+        self.read().peeraddr()
     }
 
     fn ctloutput(&self, so: &Arc<Socket>, sopt: &mut SockOpt<'_>) -> Result<(), Errno> {

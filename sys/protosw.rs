@@ -193,10 +193,10 @@ pub trait Protosw: Send + Sync {
         Err(Errno::EOPNOTSUPP)
     }
 
-    /// Sending is over: marks the send side (`socantsendmore`) and says so to the peer.
+    /// Sending is over: marks the send side, which is all where there is no peer to be told.
     fn shutdown(&self, so: &Arc<Socket>) -> Result<(), Errno> {
-        let _ = so;
-        Err(Errno::EOPNOTSUPP)
+        so.socantsendmore();
+        Ok(())
     }
 
     /// The local address.

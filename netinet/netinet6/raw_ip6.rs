@@ -313,22 +313,12 @@ impl Protosw for Raw6Inpcb {
         rip6_output(self, m, dst)
     }
 
-    fn shutdown(&self, so: &Arc<Socket>) -> Result<(), Errno> {
-        so.socantsendmore();
-        Ok(())
-    }
-
     fn sockaddr(&self, _so: &Arc<Socket>) -> Result<SockAddr, Errno> {
         Ok(self.read().sockaddr())
     }
 
     fn peeraddr(&self, _so: &Arc<Socket>) -> Result<SockAddr, Errno> {
-        let inp = self.read();
-        if inp.is_connected() {
-            Ok(inp.peeraddr())
-        } else {
-            Err(Errno::ENOTCONN)
-        }
+        self.read().peeraddr()
     }
 
     fn ctloutput(&self, _so: &Arc<Socket>, sopt: &mut SockOpt<'_>) -> Result<(), Errno> {
