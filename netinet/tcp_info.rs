@@ -54,7 +54,7 @@ pub fn tcp_fill_info(c: &Conn<'_>, tp: &Tcpcb) -> [u8; TCP_INFO_LEN] {
     if tp.t_flags.contains(Tf::FASTOPEN) {
         options |= TCPI_OPT_TFO;
     }
-    if tp.t_flags.contains(Tf::TOE) {
+    if tp.t_toe.is_some() {
         options |= TCPI_OPT_TOE;
     }
     info[0] = tp.t_state as u8;

@@ -2,7 +2,7 @@
 //!
 //! FreeBSD: sys/netinet/toecore.h, tcp_offload.c
 //! Differs from FreeBSD: devices are found by their interface in a list that only active opens and listeners look at, instead of by a
-//! pointer in every `ifnet`; a connection that has one names it in `t_toe`, and `TF_TOE` is that it does.
+//! pointer in every `ifnet`; a connection that has one names it in `t_toe`: there is no `TF_TOE` to say so again.
 //! Not carried over yet: the handshakes of passive opens (tod_syncache_*, tod_offload_socket), and what tells a device of new routes and
 //! neighbours (tod_l2_update, tod_route_redirect).
 
@@ -19,7 +19,7 @@ use sys::socket::SoOptions;
 
 use crate::tcp_fsm::TcpState;
 use crate::tcp_input::Segment;
-use crate::tcp_subr::{Conn, tcp_route_ifp};
+use crate::tcp_subr::{Conn, tcp_route};
 use crate::tcp_var::{Tcpcb, Tf};
 
 /// A device that runs TCP. Its functions are called with the connection locked.
@@ -103,7 +103,7 @@ pub(crate) fn tcp_offload_connect(c: &Conn<'_>, tp: &mut Tcpcb) -> Result<(), Er
     if c.so.options().contains(SoOptions::NO_OFFLOAD) {
         return Err(Errno::EOPNOTSUPP);
     }
-    let ifp = tcp_route_ifp(c.net, c.hdr.faddr()).ok_or(Errno::EHOSTUNREACH)?;
+    let (ifp, _) = tcp_route(c.net, c.hdr.faddr()).ok_or(Errno::EHOSTUNREACH)?;
     let wanted = if c.hdr.is_ipv6() {
         IfCap::TOE6
     } else {
@@ -114,7 +114,6 @@ pub(crate) fn tcp_offload_connect(c: &Conn<'_>, tp: &mut Tcpcb) -> Result<(), Er
     }
     let dev = c.vt.toe.of(ifp).ok_or(Errno::EOPNOTSUPP)?;
     dev.tod_connect(c, tp)?;
-    tp.t_flags |= Tf::TOE;
     tp.t_toe = Some(dev);
     Ok(())
 }
@@ -133,19 +132,10 @@ pub(crate) fn tcp_offload_listen_stop(c: &Conn<'_>, tp: &mut Tcpcb) {
     }
 }
 
-/// The device of an offloaded connection.
-fn device(tp: &Tcpcb) -> Option<Arc<dyn ToeDev>> {
-    if tp.t_flags.contains(Tf::TOE) {
-        tp.t_toe.clone()
-    } else {
-        None
-    }
-}
-
 /// Lets the device do what `tcp_output` does; `None` if the stack has the connection.
 #[inline]
 pub(crate) fn tcp_offload_output(c: &Conn<'_>, tp: &mut Tcpcb) -> Option<Result<(), Errno>> {
-    let dev = device(tp)?;
+    let dev = tp.t_toe.clone()?;
     Some(match tp.t_state {
         TcpState::Closed => dev.tod_send_rst(c, tp),
         TcpState::FinWait1 | TcpState::Closing | TcpState::LastAck
@@ -164,7 +154,7 @@ pub(crate) fn tcp_offload_output(c: &Conn<'_>, tp: &mut Tcpcb) -> Option<Result<
 /// Hands a segment to the device; false if the stack has the connection.
 #[inline]
 pub(crate) fn tcp_offload_input(c: &Conn<'_>, tp: &mut Tcpcb, seg: &mut Segment) -> bool {
-    let dev = device(tp);
+    let dev = tp.t_toe.clone();
     if let Some(dev) = &dev {
         dev.tod_input(c, tp, seg);
     }
@@ -173,7 +163,7 @@ pub(crate) fn tcp_offload_input(c: &Conn<'_>, tp: &mut Tcpcb, seg: &mut Segment)
 
 /// Tells the device that the receive buffer has room; false if the stack has the connection.
 pub(crate) fn tcp_offload_rcvd(c: &Conn<'_>, tp: &mut Tcpcb) -> bool {
-    let dev = device(tp);
+    let dev = tp.t_toe.clone();
     if let Some(dev) = &dev {
         dev.tod_rcvd(c, tp);
     }
@@ -182,14 +172,14 @@ pub(crate) fn tcp_offload_rcvd(c: &Conn<'_>, tp: &mut Tcpcb) -> bool {
 
 /// Tells the device of an option that was set.
 pub(crate) fn tcp_offload_ctloutput(c: &Conn<'_>, tp: &mut Tcpcb, sopt: &SockOpt<'_>) {
-    if let Some(dev) = device(tp) {
+    if let Some(dev) = tp.t_toe.clone() {
         dev.tod_ctloutput(c, tp, sopt);
     }
 }
 
 /// Tells the device of a smaller path MTU; false if the stack has the connection.
 pub(crate) fn tcp_offload_pmtu_update(c: &Conn<'_>, tp: &mut Tcpcb, mtu: u32) -> bool {
-    let dev = device(tp);
+    let dev = tp.t_toe.clone();
     if let Some(dev) = &dev {
         dev.tod_pmtu_update(c, tp, mtu);
     }
@@ -200,6 +190,5 @@ pub(crate) fn tcp_offload_pmtu_update(c: &Conn<'_>, tp: &mut Tcpcb, mtu: u32) ->
 pub(crate) fn tcp_offload_detach(tp: &mut Tcpcb) {
     if let Some(dev) = tp.t_toe.take() {
         dev.tod_pcb_detach(tp);
-        tp.t_flags.remove(Tf::TOE);
     }
 }

@@ -73,8 +73,6 @@ bitflags! {
         const FORCEDATA = 0x0080_0000;
         /// The interface segments for us.
         const TSO = 0x0100_0000;
-        /// A device has the connection (`t_toe`).
-        const TOE = 0x0200_0000;
         /// `tcp_close` has been called.
         const CLOSED = 0x0400_0000;
         /// Retransmissions that were lost are detected (`net.inet.tcp.sack.lrd`, `TCP_LRD`).
