@@ -82,21 +82,6 @@ pub(super) fn parse_in6(vnet: &Vnet, word: &str) -> Option<Ipv6Addr> {
     })
 }
 
-/// Length of a mask, if it is one.
-pub(super) fn mask_len(mask: Ipv4Addr) -> Option<u8> {
-    let ones = mask.to_bits().leading_ones();
-    (mask.to_bits().checked_shl(ones).unwrap_or(0) == 0).then_some(ones as u8)
-}
-
-/// The mask of a length up to 32.
-pub(super) fn len_mask(len: u8) -> Ipv4Addr {
-    Ipv4Addr::from_bits(
-        u32::MAX
-            .checked_shl(32 - u32::from(len.min(32)))
-            .unwrap_or(0),
-    )
-}
-
 /// Reads `a.b.c.d` or `a.b.c.d/len`; the length is `None` if there is none.
 pub(super) fn parse_prefix(word: &str) -> Option<(Ipv4Addr, Option<u8>)> {
     match word.split_once('/') {
@@ -129,12 +114,10 @@ mod tests {
     }
 
     #[test]
-    fn masks_and_lengths_convert() {
-        for len in 0..=32 {
-            assert_eq!(mask_len(len_mask(len)), Some(len));
-        }
-        assert_eq!(mask_len(Ipv4Addr::new(255, 0, 255, 0)), None);
-        assert_eq!(parse_mask("0xffffff00"), Some(len_mask(24)));
+    fn masks_are_read_in_both_forms_and_lengths_have_a_limit() {
+        let mask = Some(Ipv4Addr::new(255, 255, 255, 0));
+        assert_eq!(parse_mask("0xffffff00"), mask);
+        assert_eq!(parse_mask("255.255.255.0"), mask);
         assert_eq!(parse_prefix("10.1.2.3/33"), None);
     }
 

@@ -10,7 +10,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::net::Ipv4Addr;
 
-use netinet::in_control::{AddrArgs, in_aifaddr, in_difaddr, in_sifaddr};
+use netinet::in_control::{AddrArgs, in_aifaddr, in_difaddr, in_sifaddr, len_mask, mask_len};
 use netinet::vnet::inet_of;
 use sys::errno::Errno;
 use sys::kern::subr_epoch::NetEpoch;
@@ -286,7 +286,7 @@ fn describe(ifp: &Arc<Ifnet>, options: &Options) -> String {
 fn inet_line(ia: &Ifaddr, ifp: &Ifnet, masks: MaskStyle) -> String {
     let mut line = format!("\tinet {}", ia.ia_addr);
     if masks == MaskStyle::Cidr
-        && let Some(len) = format::mask_len(ia.ia_netmask)
+        && let Some(len) = mask_len(ia.ia_netmask)
     {
         line += &format!("/{len}");
     }
@@ -367,7 +367,7 @@ impl Request {
                 "netmask" => {
                     let word = value("netmask")?;
                     let mask = format::parse_mask(word)
-                        .filter(|mask| format::mask_len(*mask).is_some())
+                        .filter(|mask| mask_len(*mask).is_some())
                         .ok_or_else(|| Failure::Other(format!("{word}: bad value (netmask)")))?;
                     request.args.netmask = Some(mask);
                 }
@@ -419,7 +419,7 @@ impl Request {
             .ok_or_else(|| Failure::Other(format!("{word}: bad value")))?;
         self.address = Some(addr);
         if let Some(len) = len {
-            self.args.netmask = Some(format::len_mask(len));
+            self.args.netmask = Some(len_mask(len));
         }
         Ok(())
     }

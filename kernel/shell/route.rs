@@ -8,6 +8,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::net::{Ipv4Addr, Ipv6Addr};
 
+use netinet::in_control::{class_mask, len_mask, mask_len};
 use sys::errno::Errno;
 use sys::kern::subr_epoch::NetEpoch;
 use sys::net::ifnet::Ifnet;
@@ -152,15 +153,15 @@ impl Family for Ipv4Addr {
     }
 
     fn parse_mask(word: &str) -> Option<u8> {
-        format::mask_len(format::parse_mask(word)?)
+        mask_len(format::parse_mask(word)?)
     }
 
     fn net_len(self) -> u8 {
-        classful(self)
+        mask_len(class_mask(self)).unwrap_or(Self::LEN)
     }
 
     fn masked(self, len: u8) -> Self {
-        Ipv4Addr::from_bits(self.to_bits() & format::len_mask(len).to_bits())
+        Ipv4Addr::from_bits(self.to_bits() & len_mask(len).to_bits())
     }
 
     fn text(_: &Vnet, addr: Self) -> String {
@@ -172,7 +173,7 @@ impl Family for Ipv4Addr {
     }
 
     fn mask_text(len: u8) -> String {
-        format!("{}", format::len_mask(len))
+        format!("{}", len_mask(len))
     }
 
     fn source(_ifp: &Ifnet) -> Option<Arc<Self::Ifaddr>> {
@@ -251,12 +252,8 @@ fn run_command<A: Family>(
     let rib = A::rib(&env.vnet);
     match command {
         "get" => get(env, &target),
-        "add" => change(env, &target, quiet, "add net", "add host", |spec| {
-            rib.add(spec)
-        }),
-        "change" => change(env, &target, quiet, "change net", "change host", |spec| {
-            rib.change(spec)
-        }),
+        "add" => change(env, &target, quiet, "add", |spec| rib.add(spec)),
+        "change" => change(env, &target, quiet, "change", |spec| rib.change(spec)),
         _ => delete(env, &target, quiet),
     }
 }
@@ -404,15 +401,6 @@ fn interface_to<A: Family>(env: &Env, addr: A) -> Option<Arc<Ifnet>> {
     (!nhop.nh_flags.contains(RtFlags::GATEWAY)).then(|| nhop.nh_ifp.clone())
 }
 
-/// Length of the class of an address.
-fn classful(addr: Ipv4Addr) -> u8 {
-    match addr.octets()[0] {
-        0..=127 => 8,
-        128..=191 => 16,
-        _ => 24,
-    }
-}
-
 fn reason(errno: Errno) -> &'static str {
     match errno {
         Errno::EEXIST => "route already in table",
@@ -425,38 +413,14 @@ fn change<A: Family>(
     env: &Env,
     target: &Target<A>,
     quiet: bool,
-    net: &str,
-    host: &str,
+    what: &str,
     work: impl FnOnce(RouteSpec<A>) -> Result<(), Errno>,
 ) -> Result<(), Failure> {
-    let what = if target.is_host() { host } else { net };
     let spec = target.spec(env)?;
-    let gateway = target.gateway.as_deref().unwrap_or("");
-    match work(spec) {
-        Ok(()) => {
-            if !quiet {
-                env.out
-                    .write(&format!("{what} {}: gateway {gateway}\n", target.name));
-            }
-            Ok(())
-        }
-        Err(errno) => {
-            env.out.write(&format!(
-                "{what} {}: gateway {gateway} fib 0: {}\n",
-                target.name,
-                reason(errno)
-            ));
-            Err(target.failed(errno.text()))
-        }
-    }
+    told(env, target, quiet, what, work(spec))
 }
 
 fn delete<A: Family>(env: &Env, target: &Target<A>, quiet: bool) -> Result<(), Failure> {
-    let what = if target.is_host() {
-        "delete host"
-    } else {
-        "delete net"
-    };
     let rib = A::rib(&env.vnet);
     let pinned = rib
         .get(target.dst, target.prefix_len)
@@ -464,25 +428,32 @@ fn delete<A: Family>(env: &Env, target: &Target<A>, quiet: bool) -> Result<(), F
     let result = if pinned {
         Err(Errno::EADDRINUSE)
     } else {
-        rib.delete(target.dst, target.prefix_len)
+        rib.delete(target.dst, target.prefix_len).map(drop)
     };
+    told(env, target, quiet, "delete", result)
+}
+
+/// Says what was done, unless `quiet`, or why it was not.
+#[doc(alias = "newroute")]
+fn told<A: Family>(
+    env: &Env,
+    target: &Target<A>,
+    quiet: bool,
+    what: &str,
+    result: Result<(), Errno>,
+) -> Result<(), Failure> {
+    let kind = if target.is_host() { "host" } else { "net" };
+    let gateway = target.gateway.as_ref();
+    let gateway = gateway.map_or(String::new(), |word| format!(": gateway {word}"));
+    let line = format!("{what} {kind} {}{gateway}", target.name);
     match result {
-        Ok(route) => {
-            if !quiet {
-                let gateway = match (route.nhop.gw, &target.gateway) {
-                    (_, Some(word)) => format!(": gateway {word}"),
-                    (Some(_), None) | (None, None) => String::new(),
-                };
-                env.out.write(&format!("{what} {}{gateway}\n", target.name));
-            }
+        Ok(()) if quiet => Ok(()),
+        Ok(()) => {
+            env.out.write(&format!("{line}\n"));
             Ok(())
         }
         Err(errno) => {
-            env.out.write(&format!(
-                "{what} {} fib 0: {}\n",
-                target.name,
-                reason(errno)
-            ));
+            env.out.write(&format!("{line} fib 0: {}\n", reason(errno)));
             Err(target.failed(errno.text()))
         }
     }
@@ -510,10 +481,7 @@ fn get<A: Family>(env: &Env, target: &Target<A>) -> Result<(), Failure> {
         drop(epoch);
         return Err(Failure::Other("route has not been found".into()));
     };
-    // The longest route that covers the address and leads where the lookup did.
-    let covering = A::rib(&env.vnet).dump().into_iter();
-    let covering = covering.filter(|route| target.dst.masked(route.prefix_len) == route.dst);
-    let route = covering.max_by_key(|route| route.prefix_len);
+    let route = A::rib(&env.vnet).lookup_entry(target.dst);
     let mut text = format!("   route to: {}\n", A::text(&env.vnet, target.dst));
     if let Some(route) = &route {
         let dst = match (route.dst, route.prefix_len) {

@@ -7,6 +7,7 @@ use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
+use netinet::in_control::mask_len;
 use netinet::netinet6::nd6_rtr::masked;
 use sys::kern::subr_epoch::NetEpoch;
 use sys::machine;
@@ -118,7 +119,7 @@ fn rows_of(env: &Env, ifp: &Arc<Ifnet>, family: Family, rows: &mut Vec<Row>) {
     let epoch = NetEpoch::enter();
     let (four, six) = (family != Family::Inet6, family != Family::Inet);
     for ia in ifp.addrs(&epoch).iter().filter(|_| four) {
-        let len = format::mask_len(ia.ia_netmask).unwrap_or(32);
+        let len = mask_len(ia.ia_netmask).unwrap_or(32);
         let net = ia.ia_addr.to_bits() & ia.ia_netmask.to_bits();
         rows.push(Row {
             name: name.clone(),

@@ -6,13 +6,8 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use netinet::if_ether::ArpStat;
-use netinet::ip_icmp::{IcmpStat, icmp_name};
-use netinet::ip_var::IpStat;
-use netinet::netinet6::icmp6::{Icmp6Stat, icmp6_name};
-use netinet::netinet6::ip6_var::Ip6Stat;
-use netinet::netinet6::raw_ip6::Rip6Stat;
-use netinet::udp::UdpStat;
+use netinet::ip_icmp::icmp_name;
+use netinet::netinet6::icmp6::icmp6_name;
 use netinet::vnet::{InetVnet, inet_of};
 use sys::counter::Counter;
 
@@ -20,24 +15,42 @@ use super::{Options, tcp};
 use crate::apps::Env;
 use crate::apps::io::{Failure, Family};
 
-/// Adds the statistics of a protocol.
-type Print = fn(&InetVnet, &mut Report);
+/// A protocol that counts.
+struct Protocol {
+    name: &'static str,
+    /// The family that it belongs to alone.
+    family: Family,
+    print: fn(&InetVnet, &mut Report),
+    zero: fn(&InetVnet),
+}
+
+/// One row per protocol: name, family, printer, and which statistics start again from zero.
+macro_rules! protocols {
+    ($($name:literal, $family:ident, $print:path, $($stat:ident).+;)*) => {
+        &[$(Protocol {
+            name: $name,
+            family: Family::$family,
+            print: |inet, report| $print(inet, report),
+            zero: |inet| inet.$($stat).+.zero(),
+        }),*]
+    };
+}
 
 /// The protocols, in the order of FreeBSD's table.
-const PROTOCOLS: &[(&str, Print)] = &[
-    ("tcp", tcp::statistics),
-    ("udp", |inet, report| udp(&inet.udpstat, report)),
-    ("ip", |inet, report| ip(&inet.ipstat, report)),
-    ("icmp", icmp),
-    ("arp", |inet, report| arp(&inet.arpstat, report)),
-    ("ip6", |inet, report| ip6(&inet.ip6stat, report)),
-    ("icmp6", |inet, report| icmp6(&inet.icmp6stat, report)),
-    ("rip6", |inet, report| rip6(&inet.rip6stat, report)),
-];
+const PROTOCOLS: &[Protocol] = protocols! {
+    "tcp", Any, tcp::statistics, tcp.stat;
+    "udp", Any, udp, udpstat;
+    "ip", Inet, ip, ipstat;
+    "icmp", Inet, icmp, icmpstat;
+    "arp", Inet, arp, arpstat;
+    "ip6", Inet6, ip6, ip6stat;
+    "icmp6", Inet6, icmp6, icmp6stat;
+    "rip6", Inet6, rip6, rip6stat;
+};
 
 /// Whether there are statistics of protocol `name`.
 pub(super) fn knows(name: &str) -> bool {
-    PROTOCOLS.iter().any(|(known, _)| *known == name)
+    PROTOCOLS.iter().any(|known| known.name == name)
 }
 
 /// Prints the statistics, and starts them from zero with `-z`.
@@ -45,30 +58,23 @@ pub(super) fn report(env: &Env, options: &Options) -> Result<(), Failure> {
     let Some(inet) = inet_of(&env.vnet) else {
         return Err(Failure::Other("no Internet protocols in this stack".into()));
     };
-    let of_ipv6 = |name: &str| matches!(name, "ip6" | "icmp6" | "rip6");
-    let other_family = |name: &str| match options.family {
-        Family::Any => false,
-        Family::Inet => of_ipv6(name),
-        Family::Inet6 => matches!(name, "ip" | "icmp" | "arp"),
+    let wanted = |protocol: &&Protocol| {
+        let of_family = options.family == Family::Any
+            || protocol.family == Family::Any
+            || options.family == protocol.family;
+        let named = options.protocol.as_deref();
+        of_family && named.is_none_or(|name| name == protocol.name)
     };
-    for (name, print) in PROTOCOLS {
-        if other_family(name) {
-            continue;
-        }
-        if options
-            .protocol
-            .as_deref()
-            .is_some_and(|wanted| wanted != *name)
-        {
-            continue;
-        }
+    for protocol in PROTOCOLS.iter().filter(wanted) {
         let mut report = Report {
-            text: format!("{name}:\n"),
+            text: format!("{}:\n", protocol.name),
             skip_zero: options.statistics > 1,
-            zero: options.zero,
         };
-        print(&inet, &mut report);
+        (protocol.print)(&inet, &mut report);
         env.out.write(&report.text);
+        if options.zero {
+            (protocol.zero)(&inet);
+        }
     }
     Ok(())
 }
@@ -77,7 +83,6 @@ pub(super) fn report(env: &Env, options: &Options) -> Result<(), Failure> {
 pub(super) struct Report {
     pub(super) text: String,
     skip_zero: bool,
-    pub(super) zero: bool,
 }
 
 impl Report {
@@ -142,7 +147,8 @@ macro_rules! lines {
 }
 pub(super) use lines;
 
-fn ip(stat: &IpStat, report: &mut Report) {
+fn ip(inet: &InetVnet, report: &mut Report) {
+    let stat = &inet.ipstat;
     lines!(report, stat, {
         "\t# total packet{s} received", ips_total;
         "\t# bad header checksum{s}", ips_badsum;
@@ -182,12 +188,10 @@ fn ip(stat: &IpStat, report: &mut Report) {
             "ips_nointerface",
         ],
     );
-    if report.zero {
-        stat.zero();
-    }
 }
 
-fn udp(stat: &UdpStat, report: &mut Report) {
+fn udp(inet: &InetVnet, report: &mut Report) {
+    let stat = &inet.udpstat;
     lines!(report, stat, {
         "\t# datagram{s} received", udps_ipackets;
         "\t# with incomplete header", udps_hdrops;
@@ -215,13 +219,10 @@ fn udp(stat: &UdpStat, report: &mut Report) {
         "\t# time{s} multicast source filter matched", udps_filtermcast;
     });
     report.ours(stat.iter(), &["udps_badport"]);
-    if report.zero {
-        stat.zero();
-    }
 }
 
 fn icmp(inet: &InetVnet, report: &mut Report) {
-    let stat: &IcmpStat = &inet.icmpstat;
+    let stat = &inet.icmpstat;
     lines!(report, stat, {
         "\t# call{s} to icmp_error", icps_error;
         "\t# error{s} not generated in response to an icmp message", icps_oldicmp;
@@ -250,9 +251,6 @@ fn icmp(inet: &InetVnet, report: &mut Report) {
     report
         .text
         .push_str(&format!("\tICMP address mask responses are {state}\n"));
-    if report.zero {
-        stat.zero();
-    }
 }
 
 /// The types of message that were seen.
@@ -281,7 +279,8 @@ fn histogram(
     }
 }
 
-fn ip6(stat: &Ip6Stat, report: &mut Report) {
+fn ip6(inet: &InetVnet, report: &mut Report) {
+    let stat = &inet.ip6stat;
     lines!(report, stat, {
         "\t# total packet{s} received", ip6s_total;
         "\t# with size smaller than minimum", ip6s_toosmall;
@@ -322,12 +321,10 @@ fn ip6(stat: &Ip6Stat, report: &mut Report) {
             "ip6s_notready",
         ],
     );
-    if report.zero {
-        stat.zero();
-    }
 }
 
-fn icmp6(stat: &Icmp6Stat, report: &mut Report) {
+fn icmp6(inet: &InetVnet, report: &mut Report) {
+    let stat = &inet.icmp6stat;
     lines!(report, stat, {
         "\t# call{s} to icmp6_error", icp6s_error;
         "\t# error{s} not generated in response to an icmp6 message", icp6s_canterror;
@@ -362,12 +359,10 @@ fn icmp6(stat: &Icmp6Stat, report: &mut Report) {
             report.counters(words, &[counter]);
         }
     }
-    if report.zero {
-        stat.zero();
-    }
 }
 
-fn rip6(stat: &Rip6Stat, report: &mut Report) {
+fn rip6(inet: &InetVnet, report: &mut Report) {
+    let stat = &inet.rip6stat;
     lines!(report, stat, {
         "\t# message{s} received", rip6s_ipackets;
         "\t# checksum calculation{s} on inbound", rip6s_isum;
@@ -377,12 +372,10 @@ fn rip6(stat: &Rip6Stat, report: &mut Report) {
         "\t# message{s} dropped due to full socket buffers", rip6s_fullsock;
         "\t# datagram{s} output", rip6s_opackets;
     });
-    if report.zero {
-        stat.zero();
-    }
 }
 
-fn arp(stat: &ArpStat, report: &mut Report) {
+fn arp(inet: &InetVnet, report: &mut Report) {
+    let stat = &inet.arpstat;
     lines!(report, stat, {
         "\t# ARP request{s} sent", txrequests;
         "\t# ARP request{s} failed to sent", txerrors;
@@ -395,9 +388,6 @@ fn arp(stat: &ArpStat, report: &mut Report) {
         "\t# Duplicate IP{s} seen", dupips;
     });
     report.ours(stat.iter(), &["badpackets"]);
-    if report.zero {
-        stat.zero();
-    }
 }
 
 #[cfg(test)]
@@ -408,7 +398,6 @@ mod tests {
         let mut report = Report {
             text: String::new(),
             skip_zero,
-            zero: false,
         };
         report.line(template, values);
         report.text
