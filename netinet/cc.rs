@@ -9,6 +9,8 @@ mod hystart;
 
 use alloc::boxed::Box;
 
+use sys::errno::Errno;
+use sys::protosw::SockOpt;
 use sys::time::Ticks;
 
 use crate::tcp_seq::TcpSeq;
@@ -87,6 +89,12 @@ pub trait CcAlgo: Send + Sync {
         None
     }
 
+    /// Sets or reads an option of its own (`TCP_CCALGOOPT`); `ENOENT` if it has none.
+    fn ctl_output(&mut self, tun: &TcpTunables, sopt: &mut SockOpt<'_>) -> Result<(), Errno> {
+        let _ = (tun, sopt);
+        Err(Errno::ENOENT)
+    }
+
     /// A round-trip time was measured.
     fn rttsample(&mut self, tp: &mut Tcpcb, ms: u32) {
         let _ = (tp, ms);
@@ -101,7 +109,7 @@ pub fn cc_attach(name: &str) -> Option<Box<dyn CcAlgo>> {
     match name {
         "cubic" => Some(Box::<cc_cubic::Cubic>::default()),
         "dctcp" => Some(Box::<cc_dctcp::Dctcp>::default()),
-        "newreno" => Some(Box::new(cc_newreno::NewReno)),
+        "newreno" => Some(Box::<cc_newreno::NewReno>::default()),
         _ => None,
     }
 }

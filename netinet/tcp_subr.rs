@@ -203,7 +203,7 @@ impl TcpVnet {
     /// A congestion control for a new connection.
     pub(crate) fn new_cc(&self) -> Box<dyn CcAlgo> {
         cc_attach(&self.cc_default.get())
-            .unwrap_or_else(|| Box::new(crate::cc::cc_newreno::NewReno))
+            .unwrap_or_else(|| Box::<crate::cc::cc_newreno::NewReno>::default())
     }
 
     /// The names for `net.inet.tcp.cc.available`.

@@ -48,6 +48,10 @@ pub const TCP_MD5SIG: i32 = 16;
 pub const TCP_INFO: i32 = 32;
 /// Name of the congestion control algorithm.
 pub const TCP_CONGESTION: i32 = 64;
+/// An option of the congestion control algorithm, in a structure of its own.
+pub const TCP_CCALGOOPT: i32 = 65;
+/// Most bytes of that.
+const CC_ALGOOPT_LIMIT: usize = 2048;
 /// How long the peer may acknowledge nothing, in s.
 pub const TCP_MAXUNACKTIME: i32 = 68;
 /// UDP port through which the peer is reached; 0 without UDP.
@@ -345,6 +349,12 @@ impl Protosw for TcpInpcb {
             let Some((c, tp)) = locked.split() else {
                 return Err(Errno::ECONNRESET);
             };
+            if sopt.name == TCP_CCALGOOPT {
+                if sopt.bytes().len() > CC_ALGOOPT_LIMIT {
+                    return Err(Errno::EINVAL);
+                }
+                return tp.t_cc.ctl_output(&c.vt.tun, sopt);
+            }
             match sopt.dir {
                 SoptDir::Set => {
                     tcp_setopt(&c, tp, sopt)?;

@@ -86,7 +86,8 @@ impl<'a> SockOpt<'a> {
         }
     }
 
-    /// An option to be read into `out`, of which the caller takes at most `max` bytes.
+    /// An option to be read into `out`, of which the caller takes at most `max` bytes. What `out` holds before is the
+    /// caller's: a few options are asked for by a structure.
     pub fn get(level: i32, name: i32, out: &'a mut Vec<u8>, max: usize) -> SockOpt<'a> {
         SockOpt {
             dir: SoptDir::Get,
@@ -96,11 +97,11 @@ impl<'a> SockOpt<'a> {
         }
     }
 
-    /// The bytes to set; empty on a get.
+    /// The bytes to set; on a get what the caller asks by, mostly nothing.
     pub fn bytes(&self) -> &[u8] {
         match &self.value {
             SoptValue::Set(value) => value,
-            SoptValue::Get { .. } => &[],
+            SoptValue::Get { out, .. } => out,
         }
     }
 

@@ -102,7 +102,7 @@ impl CcAlgo for Dctcp {
 
     fn cong_signal(&mut self, tp: &mut Tcpcb, ccv: &CcVar<'_>, signal: CcSignal) {
         if !tp.t_flags2.contains(Tf2::ECN_PERMIT) {
-            NewReno.cong_signal(tp, ccv, signal);
+            NewReno::default().cong_signal(tp, ccv, signal);
             return;
         }
         let mss = tp.fixed_maxseg();
@@ -136,7 +136,7 @@ impl CcAlgo for Dctcp {
                 self.ece_curr = true;
             }
             CcSignal::Rto => {
-                NewReno.cong_signal(tp, ccv, signal);
+                NewReno::default().cong_signal(tp, ccv, signal);
                 self.update_alpha(ccv.tun, tp);
                 self.save_sndnxt += tp.t_maxseg;
                 self.num_cong_events = self.num_cong_events.saturating_add(1);

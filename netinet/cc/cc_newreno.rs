@@ -3,12 +3,24 @@
 //! FreeBSD: sys/netinet/cc/cc_newreno.c
 //! RFC 5681, RFC 6582, RFC 3465.
 
+use sys::errno::Errno;
+use sys::protosw::{SockOpt, SoptDir};
+
 use crate::cc::{CcAck, CcAlgo, CcSignal, CcVar, tcp_compute_initwnd};
 use crate::tcp::TCP_MAXWIN;
-use crate::tcp_var::{Tcpcb, Tf};
+use crate::tcp_var::{TcpTunables, Tcpcb, Tf};
 
-/// NewReno keeps nothing but what every connection has.
-pub struct NewReno;
+/// Option: percent of the window that a loss leaves (`struct cc_newreno_opts`).
+const CC_NEWRENO_BETA: i32 = 1;
+/// Option: percent of the window that a mark leaves; setting it turns that on for the connection (RFC 8511).
+const CC_NEWRENO_BETA_ECN: i32 = 2;
+
+/// NewReno keeps nothing but what every connection has, and what the program has set.
+#[derive(Default)]
+pub struct NewReno {
+    beta: Option<u32>,
+    beta_ecn: Option<u32>,
+}
 
 impl CcAlgo for NewReno {
     fn name(&self) -> &'static str {
@@ -24,11 +36,12 @@ impl CcAlgo for NewReno {
     fn cong_signal(&mut self, tp: &mut Tcpcb, ccv: &CcVar<'_>, signal: CcSignal) {
         let mss = tp.fixed_maxseg();
         let tun = ccv.tun;
-        let beta = tun.newreno_beta.get().clamp(1, 100);
-        let abe = tun.cc_abe.get();
+        let beta = self.beta(tun);
+        let beta_ecn = self.beta_ecn(tun);
+        let abe = tun.cc_abe.get() || self.beta_ecn.is_some();
         // RFC 8511: a mark comes from a short queue, where a smaller reduction is enough.
         let percent = match signal {
-            CcSignal::Ecn if abe => tun.newreno_beta_ecn.get(),
+            CcSignal::Ecn if abe => beta_ecn,
             CcSignal::Ecn | CcSignal::Rto | CcSignal::RtoErr | CcSignal::NDupAck => beta,
         };
         let window = (u64::from(tp.snd_cwnd) * u64::from(percent) / 100) as u32;
@@ -41,7 +54,7 @@ impl CcAlgo for NewReno {
                     } else if abe && tun.cc_abe_frlossreduce.get() {
                         // The rest of what a loss would have taken.
                         let whole = u64::from(tp.snd_ssthresh) * u64::from(beta);
-                        tp.snd_ssthresh = (whole / u64::from(tun.newreno_beta_ecn.get())) as u32;
+                        tp.snd_ssthresh = (whole / u64::from(beta_ecn.max(1))) as u32;
                     }
                     tp.enter_fastrecovery();
                 }
@@ -71,6 +84,41 @@ impl CcAlgo for NewReno {
 
     fn after_idle(&mut self, tp: &mut Tcpcb, ccv: &CcVar<'_>) {
         newreno_after_idle(tp, ccv);
+    }
+
+    #[doc(alias = "newreno_ctl_output")]
+    fn ctl_output(&mut self, tun: &TcpTunables, sopt: &mut SockOpt<'_>) -> Result<(), Errno> {
+        let opts: [u8; 8] = sopt.bytes().try_into().map_err(|_| Errno::EMSGSIZE)?;
+        let [a, b, c, d, val @ ..] = opts;
+        let name = i32::from_ne_bytes([a, b, c, d]);
+        let val = u32::from_ne_bytes(val);
+        let is = match (name, sopt.dir) {
+            (CC_NEWRENO_BETA, SoptDir::Set) => *self.beta.insert(val),
+            (CC_NEWRENO_BETA_ECN, SoptDir::Set) => *self.beta_ecn.insert(val),
+            (CC_NEWRENO_BETA, SoptDir::Get) => self.beta(tun),
+            (CC_NEWRENO_BETA_ECN, SoptDir::Get) => self.beta_ecn(tun),
+            _ => return Err(Errno::ENOPROTOOPT),
+        };
+        if sopt.dir == SoptDir::Set {
+            return Ok(());
+        }
+        let mut answer = [0; 8];
+        answer[..4].copy_from_slice(&name.to_ne_bytes());
+        answer[4..].copy_from_slice(&is.to_ne_bytes());
+        sopt.answer(&answer)
+    }
+}
+
+impl NewReno {
+    /// Percent of the window that a loss leaves.
+    fn beta(&self, tun: &TcpTunables) -> u32 {
+        self.beta
+            .unwrap_or_else(|| tun.newreno_beta.get().clamp(1, 100))
+    }
+
+    /// Percent of the window that a mark leaves, where it leaves another.
+    fn beta_ecn(&self, tun: &TcpTunables) -> u32 {
+        self.beta_ecn.unwrap_or_else(|| tun.newreno_beta_ecn.get())
     }
 }
 
@@ -147,7 +195,7 @@ mod tests {
 
     /// The threshold after marks, and after a loss among them.
     fn after(tun: &TcpTunables) -> (u32, u32) {
-        let mut tp = Tcpcb::new(tun, Ticks(0), Box::new(NewReno));
+        let mut tp = Tcpcb::new(tun, Ticks(0), Box::<NewReno>::default());
         tp.t_maxseg = 1000;
         tp.snd_cwnd = 100_000;
         let ccv = CcVar {
@@ -159,9 +207,9 @@ mod tests {
             cwnd_limited: true,
             abc_sentawnd: false,
         };
-        NewReno.cong_signal(&mut tp, &ccv, CcSignal::Ecn);
+        NewReno::default().cong_signal(&mut tp, &ccv, CcSignal::Ecn);
         let marked = tp.snd_ssthresh;
-        NewReno.cong_signal(&mut tp, &ccv, CcSignal::NDupAck);
+        NewReno::default().cong_signal(&mut tp, &ccv, CcSignal::NDupAck);
         (marked, tp.snd_ssthresh)
     }
 

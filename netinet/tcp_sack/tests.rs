@@ -32,7 +32,7 @@ fn block((start, end): Blk) -> SackBlk {
 
 /// A connection that has sent `segments` segments.
 fn sender(segments: u32) -> Tcpcb {
-    let mut tp = Tcpcb::new(&TcpTunables::default(), Ticks(0), Box::new(NewReno));
+    let mut tp = Tcpcb::new(&TcpTunables::default(), Ticks(0), Box::<NewReno>::default());
     tp.t_state = crate::tcp_fsm::TcpState::Established;
     tp.t_maxseg = SEG;
     tp.snd_una = seq(0);

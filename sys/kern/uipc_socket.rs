@@ -1170,7 +1170,17 @@ impl Socket {
 
     /// Reads an option of any level: the bytes FreeBSD would copy out, at most `max`.
     pub fn sogetopt(self: &Arc<Self>, level: i32, name: i32, max: usize) -> Result<Vec<u8>, Errno> {
-        let mut out = Vec::new();
+        self.sogetopt_by(level, name, Vec::new(), max)
+    }
+
+    /// Reads at most `max` bytes of an option that is asked for by a structure, `out`.
+    pub fn sogetopt_by(
+        self: &Arc<Self>,
+        level: i32,
+        name: i32,
+        mut out: Vec<u8>,
+        max: usize,
+    ) -> Result<Vec<u8>, Errno> {
         let mut sopt = SockOpt::get(level, name, &mut out, max);
         if level != SOL_SOCKET {
             self.pr()?.ctloutput(self, &mut sopt)?;

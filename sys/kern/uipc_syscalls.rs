@@ -145,6 +145,12 @@ impl SocketHandle {
         self.so.sogetopt(level, name, max)
     }
 
+    /// Reads an option that is asked for by a structure, which its answer takes the place of.
+    pub fn getsockopt_by(&self, level: i32, name: i32, value: &[u8]) -> Result<Vec<u8>, Errno> {
+        self.so
+            .sogetopt_by(level, name, value.to_vec(), value.len())
+    }
+
     /// Reads an option whose value is an `int`.
     pub fn getsockopt_int(&self, level: i32, name: i32) -> Result<i32, Errno> {
         let value = self.getsockopt(level, name, 4)?;

@@ -17,7 +17,8 @@ use sys::kern::lock_order::Leaf;
 use sys::kern::uipc_syscalls::{PollEvents, SocketHandle};
 use sys::machine::sbinuptime;
 use sys::socket::{
-    AF_INET, AF_INET6, IPPROTO_TCP, MsgFlags, Shutdown, SockAddr, SockAddrIn6, SockType, TCP_INFO,
+    AF_INET, AF_INET6, IPPROTO_TCP, MsgFlags, Shutdown, SockAddr, SockAddrIn6, SockType,
+    TCP_CCALGOOPT, TCP_INFO,
 };
 use sys::time::Sbintime;
 use value::{check_option, number, option_bytes};
@@ -314,7 +315,16 @@ impl Executor {
             expr => number(value::pointed_to(expr))?.clamp(0, OPTION_MAX as i64) as usize,
         };
         let socket = self.descriptors.socket(args.fd()?);
-        match socket.and_then(|so| so.getsockopt(level, name, max)) {
+        let asked = match (level, name) {
+            // It is asked for by what it is compared with.
+            (IPPROTO_TCP, TCP_CCALGOOPT) => Some(option_bytes(args.get(3)?, max)?),
+            _ => None,
+        };
+        let got = socket.and_then(|so| match &asked {
+            Some(value) => so.getsockopt_by(level, name, value),
+            None => so.getsockopt(level, name, max),
+        });
+        match got {
             Ok(bytes) => {
                 check_option(args.get(3)?, (level, name), &bytes)?;
                 if bytes.len() != max && *args.get(4)? != Expr::Any && max != OPTION_MAX {

@@ -16,7 +16,7 @@ const ISS: TcpSeq = TcpSeq(0xffff_fff0);
 
 /// An established connection that has sent nothing, with windows of 64 KB.
 fn established() -> Tcpcb {
-    let mut tp = Tcpcb::new(&TcpTunables::default(), Ticks(0), Box::new(NewReno));
+    let mut tp = Tcpcb::new(&TcpTunables::default(), Ticks(0), Box::<NewReno>::default());
     tp.t_state = TcpState::Established;
     tp.t_maxseg = SEG;
     tp.iss = ISS;

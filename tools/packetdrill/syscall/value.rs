@@ -3,7 +3,8 @@
 use crate::ast::Expr;
 use crate::symbols;
 use sys::socket::{
-    IPPROTO_TCP, SO_LINGER, SO_RCVTIMEO, SO_SNDTIMEO, SOL_SOCKET, TCP_FUNCTION_BLK, TCP_INFO,
+    IPPROTO_TCP, SO_LINGER, SO_RCVTIMEO, SO_SNDTIMEO, SOL_SOCKET, TCP_CCALGOOPT, TCP_FUNCTION_BLK,
+    TCP_INFO,
 };
 
 /// Bytes of a name in `struct tcp_function_set`.
@@ -135,6 +136,7 @@ fn layout(option: (i32, i32)) -> Option<&'static [(&'static str, usize, usize)]>
             ("linger", 4, 4),
         ]),
         (SOL_SOCKET, SO_RCVTIMEO | SO_SNDTIMEO) => Some(&[("tv_sec", 0, 8), ("tv_usec", 8, 8)]),
+        (IPPROTO_TCP, TCP_CCALGOOPT) => Some(&[("name", 0, 4), ("val", 4, 4)]),
         (IPPROTO_TCP, TCP_FUNCTION_BLK) => Some(&[
             ("function_set_name", 0, FUNCTION_NAME_LEN),
             ("pcbcnt", FUNCTION_NAME_LEN, 4),
