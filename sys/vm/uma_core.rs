@@ -390,18 +390,18 @@ impl Zone {
     /// Allocates an item, if need be one of those kept by `reserve`.
     #[doc(alias = "M_USE_RESERVE")]
     pub fn alloc_reserved(&'static self) -> Option<NonNull<u8>> {
-        if let Some(item) = self.alloc(How::NoWait) {
-            return Some(item);
-        }
-        let item = self.import_one(How::NoWait, Claim::Reserve).ok()?;
-        // SAFETY: `count` calls it on the CPU of the cache.
-        self.count(|cache| unsafe { cache.count_alloc() });
-        self.construct(item, How::NoWait)
+        self.alloc_claim(OnCpu::enter(), How::NoWait, Claim::Reserve)
     }
 
     #[cold]
     #[inline(never)]
     fn alloc_slow(&'static self, here: OnCpu, how: How) -> Option<NonNull<u8>> {
+        self.alloc_claim(here, how, Claim::Ordinary)
+    }
+
+    /// Looks further than the fast path does.
+    #[inline(always)]
+    fn alloc_claim(&'static self, here: OnCpu, how: How, claim: Claim) -> Option<NonNull<u8>> {
         let cache = here.cache(&self.caches);
         // SAFETY: `here` is the proof, for both.
         let cached = unsafe {
@@ -413,7 +413,7 @@ impl Zone {
         let item = match cached {
             Some(item) => item,
             None => {
-                let item = self.alloc_retry(how)?;
+                let item = self.alloc_retry(how, claim)?;
                 // SAFETY: `count` calls it on the CPU of the cache.
                 self.count(|cache| unsafe { cache.count_alloc() });
                 item
@@ -447,12 +447,17 @@ impl Zone {
 
     /// Neither bucket of this CPU has an item.
     #[doc(alias = "cache_alloc_retry")]
-    fn alloc_retry(&'static self, how: How) -> Option<NonNull<u8>> {
+    fn alloc_retry(&'static self, how: How, claim: Claim) -> Option<NonNull<u8>> {
         self.register();
         match self.refill(how) {
             Ok(item) => return Some(item),
             Err(Shortage::Limit) => self.complain(),
             Err(Shortage::Memory) => {}
+        }
+        if let Claim::Reserve = claim
+            && let Ok(item) = self.import_one(how, claim)
+        {
+            return Some(item);
         }
         if how == How::Wait {
             return Some(self.alloc_wait());

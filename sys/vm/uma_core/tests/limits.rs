@@ -258,8 +258,14 @@ fn what_is_reserved_is_for_who_says_so() {
         hogged.extend(core::iter::from_fn(|| hog.alloc(How::NoWait)));
         let mut items: Vec<_> = core::iter::from_fn(|| zone.alloc(How::NoWait)).collect();
         assert!(!items.is_empty() && zone.stats().free >= 16);
+        let fails = zone.stats().fails;
         let reserved: Vec<_> = core::iter::from_fn(|| zone.alloc_reserved()).collect();
         assert_eq!(reserved.len(), 16);
+        assert_eq!(
+            zone.stats().fails,
+            fails + 1,
+            "only the last request failed"
+        );
         items.extend(reserved);
         give(zone, items);
         give(hog, hogged);
