@@ -12,10 +12,11 @@ use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::cell::Cell;
 use core::panic::RefUnwindSafe;
 
 use super::kern_mutex::{Mutex, SpinMutex};
-use super::kern_synch::{WChan, wakeup};
+use super::kern_synch::{WChan, pause, wakeup};
 use super::kern_thread::{NOCPU, Pri, ThreadHandle, curthread, kthread_add};
 use super::lock_order::{IntrEvent as IntrEventClass, Newbus};
 use super::sched::{sched_bind, sched_unbind};
@@ -25,6 +26,8 @@ use crate::machine::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use crate::machine::words::{from_word, to_word};
 use crate::machine::{self, CpuSet, IrqLine, IrqSource, PerCpu, Vector};
 use crate::machine_local;
+use crate::sysctl::{self, Procedure};
+use crate::time::Sbintime;
 
 /// What a filter found.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -108,14 +111,16 @@ impl SoftInterrupt {
         }
     }
 
-    /// Runs `f` for every request, until `kill`.
+    /// Runs `f` for every request, until `kill`. It is told how often it has run since the thread last had nothing to do.
     #[doc(alias = "ithread_loop")]
-    fn serve(&self, f: impl Fn()) {
+    fn serve(&self, f: impl Fn(u32)) {
         while !self.dead.load(Ordering::SeqCst) {
             self.move_as_asked();
+            let mut runs: u32 = 0;
             while self.need.swap(false, Ordering::SeqCst) {
                 self.move_as_asked();
-                f();
+                f(runs);
+                runs = runs.saturating_add(1);
             }
             let ready = || {
                 self.need.load(Ordering::SeqCst)
@@ -155,7 +160,7 @@ impl SoftInterrupt {
         cpu: Option<usize>,
         f: impl Fn() + Send + 'static,
     ) {
-        kthread_add(name, pri, cpu, move || self.serve(f));
+        kthread_add(name, pri, cpu, move || self.serve(|_| f()));
     }
 
     /// Ends the thread when what it is doing is done.
@@ -328,6 +333,8 @@ pub fn intr_getaffinity(irq: u32, part: IntrPart) -> Result<CpuSet, Errno> {
 
 machine_local! {
     static EVENTS: Mutex<Vec<Arc<IntrEvent>>, Newbus> = Mutex::new(Vec::new());
+    /// Turns of an interrupt thread without a pause from which on it pauses after each; 0: it never does.
+    static INTR_STORM_THRESHOLD: AtomicU32 = AtomicU32::new(0);
     static TIMERS: PerCpu<AtomicU64> = PerCpu::from_slots([const { machine::CachePadded(AtomicU64::new(0)) }; machine::MAXCPU]);
     static IPIS: PerCpu<AtomicU64> = PerCpu::from_slots([const { machine::CachePadded(AtomicU64::new(0)) }; machine::MAXCPU]);
 }
@@ -428,20 +435,73 @@ pub fn bus_setup_intr(
     };
     drop(events);
     // Bound anew in between, it learns of that when it starts.
-    let thread = kthread_add(
-        &format!("irq{}: {name}", vector.irq),
-        Pri::PI_NET,
-        ithread_cpu,
-        move || {
-            served.ithread.serve(ithread);
-        },
-    );
+    let name = format!("irq{}: {name}", vector.irq);
+    let storm = Storm::new(name.clone());
+    let thread = kthread_add(&name, Pri::PI_NET, ithread_cpu, move || {
+        served.ithread.serve(|runs| {
+            storm.throttle(runs);
+            ithread();
+        });
+    });
     Ok(IntrCookie {
         event,
         handler,
         thread: Some(thread),
         irq: vector.irq,
     })
+}
+
+/// What keeps a device that interrupts without end from having a CPU for itself.
+struct Storm {
+    name: String,
+    /// When it was last told of.
+    told: Cell<Option<Sbintime>>,
+}
+
+impl Storm {
+    /// At most so often a storm is told of.
+    const WARNING_INTERVAL: Sbintime = Sbintime::from_s(1);
+
+    fn new(name: String) -> Storm {
+        let told = Cell::new(None);
+        Storm { name, told }
+    }
+
+    /// Lets others have the CPU if the thread has already run so often without an end.
+    #[doc(alias = "ithread_execute_handlers")]
+    fn throttle(&self, runs: u32) {
+        let threshold = INTR_STORM_THRESHOLD.get().load(Ordering::Relaxed);
+        if threshold == 0 || runs < threshold {
+            return;
+        }
+        let now = machine::sbinuptime();
+        let due = |told| now - told >= Storm::WARNING_INTERVAL;
+        if self.told.get().is_none_or(due) {
+            self.told.set(Some(now));
+            let name = &self.name;
+            crate::kprintf!(
+                "interrupt storm detected on \"{name}\"; throttling interrupt source\n"
+            );
+        }
+        pause("istorm", 1);
+    }
+}
+
+/// Puts the settings into the sysctl tree.
+pub(super) fn sysctl_init() {
+    let threshold = INTR_STORM_THRESHOLD.get();
+    sysctl::root().register(
+        "hw.intr_storm_threshold",
+        Arc::new(Procedure::new(
+            "Number of consecutive interrupts before storm protection is enabled",
+            || threshold.load(Ordering::Relaxed).to_string(),
+            |text| {
+                let value = text.parse().map_err(|_| Errno::EINVAL)?;
+                threshold.store(value, Ordering::Relaxed);
+                Ok(())
+            },
+        )),
+    );
 }
 
 /// An interrupt has come. Interrupts are disabled.
@@ -508,7 +568,7 @@ impl Swi {
     pub fn add(name: &str, pri: Pri, cpu: Option<usize>, work: impl Fn() + Send + 'static) -> Swi {
         let soft = Arc::new(SoftInterrupt::new());
         let served = Arc::clone(&soft);
-        let thread = kthread_add(name, pri, cpu, move || served.serve(work));
+        let thread = kthread_add(name, pri, cpu, move || served.serve(|_| work()));
         Swi {
             soft,
             thread: Some(thread),
@@ -580,10 +640,10 @@ pub fn intr_counts() -> Vec<(String, u64)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kern::kern_synch::{pause, pause_sbt};
+    use crate::kern::kern_synch::pause_sbt;
+    use crate::kern::subr_prf::dmesg;
     use crate::machine::atomic::AtomicUsize;
     use crate::machine::hosted::{self, Machine};
-    use crate::time::Sbintime;
 
     const PIN: IrqLine = IrqLine {
         gsi: 11,
@@ -861,6 +921,33 @@ mod tests {
         for counts in [&places.filtered, &places.worked] {
             assert!(!Places::of(counts).contains(&0), "it was on both CPUs");
         }
+    }
+
+    #[test]
+    fn a_device_that_interrupts_without_end_leaves_others_some_time() {
+        Machine::builder().cpus(1).run(|| {
+            let set = sysctl::root().set("hw.intr_storm_threshold", "50");
+            assert!(set.is_ok());
+            let runs = Arc::new(AtomicUsize::new(0));
+            let count = Arc::clone(&runs);
+            let messenger = Arc::new(Messenger::default());
+            let again = Arc::clone(&messenger);
+            let work = move || {
+                count.fetch_add(1, Ordering::Relaxed);
+                again.interrupt();
+            };
+            let filter = Box::new(|| FilterStatus::ScheduleThread);
+            let irq = IrqResource::Message(Arc::clone(&messenger) as Arc<dyn MsiDevice>);
+            let cookie = bus_setup_intr(irq, "storm0", 0, filter, Box::new(work));
+            let cookie = cookie.expect("a vector is free");
+            messenger.interrupt();
+            pause("wait", 100);
+            assert!((140..=160).contains(&runs.load(Ordering::Relaxed)));
+            let name = format!("irq{}: storm0", cookie.irq());
+            let told =
+                format!("interrupt storm detected on \"{name}\"; throttling interrupt source\n");
+            assert_eq!(dmesg().matches(&told).count(), 1);
+        });
     }
 
     #[test]

@@ -77,6 +77,7 @@ pub fn start_bsp() {
     kern_mbuf::mbinit();
     sched::start_bsp();
     sched::sysctl_init();
+    kern_intr::sysctl_init();
     kern_timeout::start_softclock();
     kern_timeout::sysctl_init();
     subr_epoch::start();
