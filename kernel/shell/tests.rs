@@ -598,7 +598,7 @@ fn routes_are_added_shown_and_deleted() {
             desk.fails("route delete 172.16.0.0/12")
                 .contains("not in table")
         );
-        assert!(desk.fails("route add 1.2.3.4 99.9.9.9").is_empty() == false);
+        assert!(!desk.fails("route add 1.2.3.4 99.9.9.9").is_empty());
         assert!(desk.fails("route frob").contains("usage: route"));
     });
 }

@@ -96,7 +96,7 @@ mod tests {
     fn zones_stand_in_freebsds_columns() {
         let zones = [
             ZoneStats {
-                name: "mbuf_packet".into(),
+                name: "mbuf_packet",
                 size: 256,
                 limit: 1_615_230,
                 used: 1024,
@@ -107,7 +107,7 @@ mod tests {
                 xdomain: 0,
             },
             ZoneStats {
-                name: "tcp_inpcb".into(),
+                name: "tcp_inpcb",
                 size: 1416,
                 limit: 64_000,
                 used: 12,

@@ -231,8 +231,6 @@ fn source(suite: &mut Suite) {
             "clippy",
             "--quiet",
             "--workspace",
-            "--exclude",
-            "kernel",
             "--all-targets",
             "--",
             "-Dwarnings",
