@@ -21,7 +21,10 @@ pub fn check(input: &[u8]) {
         return;
     };
     let offer = &reply.offer;
-    assert!(offer.renew_after().0 > 0, "a lease renewed without a pause");
+    // A refusal leases nothing, whatever times stand in it.
+    if reply.kind != Kind::Nak {
+        assert!(offer.renew_after().0 > 0, "a lease renewed without a pause");
+    }
     assert!(offer.rebind_after().0 >= 0 && offer.lease.0 >= 0);
     // A message of somebody else's is never taken.
     assert!(decode(&text, XID + 1, MAC).is_none());
@@ -88,5 +91,10 @@ mod tests {
             53, 1, 2, 54, 4, 10, 0, 2, 2, 1, 4, 255, 255, 255, 0, 51, 4, 0, 1, 0x51, 0x80, 255,
         ]);
         check(&[]);
+    }
+
+    #[test]
+    fn a_refusal_may_name_a_lease_of_no_time() {
+        check(&[53, 1, 6, 54, 4, 10, 0, 2, 2, 51, 4, 0, 0, 0, 0, 255]);
     }
 }
