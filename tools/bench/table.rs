@@ -80,9 +80,11 @@ pub fn print_goals(goals: &[Goal]) {
         "".into(),
     ]];
     for goal in goals {
+        // A ratio means something to the places that are shown.
+        let measured = (goal.measured * 100.0).round() / 100.0;
         let (wanted, holds) = match goal.bound {
-            Bound::AtMost(most) => (format!("≤ {most:.2}"), goal.measured <= most),
-            Bound::AtLeast(least) => (format!("≥ {least:.2}"), goal.measured >= least),
+            Bound::AtMost(most) => (format!("≤ {most:.2}"), measured <= most),
+            Bound::AtLeast(least) => (format!("≥ {least:.2}"), measured >= least),
         };
         lines.push(vec![
             goal.what.clone(),

@@ -27,10 +27,10 @@ const REBOOT: Sbintime = Sbintime::from_s(10);
 const MIN_RENEWAL_WAIT: Sbintime = Sbintime::from_s(60);
 /// The pause after an address was declined (RFC 2131 §3.1).
 const DECLINE_WAIT: Sbintime = Sbintime::from_s(10);
-/// ARP probes for an address before it is used, and the wait after each. RFC 5227's own spacing would hold up a boot
-/// for seven seconds.
-const PROBES: u32 = 3;
-const PROBE_WAIT: Sbintime = Sbintime::from_ms(200);
+/// ARP probes for an address before it is used, and the wait after each: a host on the link that is awake answers in
+/// milliseconds. RFC 5227's own spacing would hold up a boot for seven seconds.
+const PROBES: u32 = 2;
+const PROBE_WAIT: Sbintime = Sbintime::from_ms(100);
 
 /// A lease that was taken.
 #[derive(Clone, PartialEq, Debug)]

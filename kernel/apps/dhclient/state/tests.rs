@@ -80,7 +80,6 @@ fn an_address_is_discovered_requested_looked_for_and_bound() {
         run(&mut machine, at(3)),
         [
             (2, Action::Probe(ADDRESS)),
-            (2, Action::Probe(ADDRESS)),
             (2, Action::Bind(offer(ADDRESS)))
         ]
     );
