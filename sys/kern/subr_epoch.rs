@@ -12,8 +12,9 @@ use core::marker::PhantomData;
 
 use crate::kern::kern_mutex::{Mutex, MutexGuard};
 use crate::kern::kern_synch::{WChan, pause_sbt, wakeup_one};
-use crate::kern::kern_thread::{Pri, kthread_add};
+use crate::kern::kern_thread::{Pri, curthread, kthread_add};
 use crate::kern::lock_order;
+use crate::kern::subr_witness as witness;
 use crate::machine::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering, fence, fence_after_rmw};
 use crate::machine::{self, CachePadded, PerCpu};
 use crate::machine_local;
@@ -47,7 +48,7 @@ machine_local! {
 
 /// A read section of the network: what is found in it stays until it ends.
 ///
-/// It may be preempted, and should not sleep long: whoever frees waits for it.
+/// It may be preempted and wait for a mutex, but does not sleep, as WITNESS checks: whoever frees waits for it.
 #[doc(alias = "NET_EPOCH_ENTER")]
 pub struct NetEpoch {
     generation: usize,
@@ -60,6 +61,7 @@ impl NetEpoch {
     #[inline]
     #[doc(alias = "epoch_enter_preempt")]
     pub fn enter() -> NetEpoch {
+        witness::epoch_entered(curthread());
         let generation = GENERATION.load(Ordering::Relaxed) & 1;
         SECTIONS.get().get(machine::curcpu()).entered[generation].fetch_add(1, Ordering::Relaxed);
         // What the section reads is read after the writer can see the section.
@@ -76,6 +78,7 @@ impl Drop for NetEpoch {
     #[doc(alias = "NET_EPOCH_EXIT")]
     fn drop(&mut self) {
         SECTIONS.get().get(machine::curcpu()).left[self.generation].fetch_add(1, Ordering::Release);
+        witness::epoch_left(curthread());
     }
 }
 
@@ -333,6 +336,7 @@ impl<T> RetiredArc<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kern::kern_synch::kern_yield;
     use crate::machine::hosted::Machine;
     /// Counts how often it was freed.
     struct Tracked(Arc<AtomicUsize>);
@@ -343,6 +347,25 @@ mod tests {
         }
     }
 
+    /// Lets others run for `span`, without sleeping.
+    fn let_pass(span: Sbintime) {
+        let end = machine::sbinuptime() + span;
+        while machine::sbinuptime() < end {
+            kern_yield();
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "sleeping on \"pause\" in a network epoch")]
+    fn witness_reports_a_sleep_in_a_section() {
+        Machine::builder().quiet().run(|| {
+            drop(NetEpoch::enter());
+            pause_sbt("between", Sbintime::from_ms(1));
+            let (_section, _inner) = (NetEpoch::enter(), NetEpoch::enter());
+            pause_sbt("pause", Sbintime::from_ms(1));
+        });
+    }
+
     #[test]
     fn a_replaced_value_lives_until_its_readers_have_left() {
         Machine::builder().run(|| {
@@ -351,7 +374,7 @@ mod tests {
             let section = NetEpoch::enter();
             let seen = cell.load(&section);
             cell.replace(Box::new(Tracked(freed.clone())));
-            pause_sbt("test", Sbintime::from_ms(100));
+            let_pass(Sbintime::from_ms(100));
             assert_eq!(seen.0.load(Ordering::Relaxed), 0);
             drop(section);
             epoch_drain_callbacks();
@@ -396,7 +419,7 @@ mod tests {
                 .next
                 .replace(middle.next.get(&section));
             assert_eq!(values(&list), [2, 0]);
-            pause_sbt("test", Sbintime::from_ms(20));
+            let_pass(Sbintime::from_ms(20));
             assert_eq!(middle.next.load(&section).unwrap().value, 0);
             drop(section);
             epoch_drain_callbacks();
@@ -414,7 +437,7 @@ mod tests {
             let reader = kthread_add("reader", Pri::PUSER, None, move || {
                 let _section = NetEpoch::enter();
                 there.store(1, Ordering::Release);
-                pause_sbt("read", Sbintime::from_ms(50));
+                let_pass(Sbintime::from_ms(50));
                 gone.store(1, Ordering::Release);
             });
             while entered.load(Ordering::Acquire) == 0 {

@@ -89,7 +89,7 @@ pub use enabled::*;
 mod enabled {
     use alloc::string::{String, ToString};
     use alloc::sync::Arc;
-    use core::cell::UnsafeCell;
+    use core::cell::{Cell, UnsafeCell};
     use core::fmt::{self, Write};
 
     use super::*;
@@ -130,8 +130,8 @@ mod enabled {
         }
     }
 
-    /// The locks that a thread, or for spin mutexes a CPU, holds.
-    pub(crate) struct HeldLocks(UnsafeCell<([Option<Lock>; MOST], usize)>);
+    /// The locks that a thread, or for spin mutexes a CPU, holds; and how many sections of the network's epoch the thread is in.
+    pub(crate) struct HeldLocks(UnsafeCell<([Option<Lock>; MOST], usize)>, Cell<u32>);
 
     // SAFETY: only the thread uses its own list; only the CPU, with interrupts off, uses its own.
     unsafe impl Sync for HeldLocks {}
@@ -140,7 +140,7 @@ mod enabled {
 
     impl HeldLocks {
         pub(crate) const fn new() -> HeldLocks {
-            HeldLocks(UnsafeCell::new(([None; MOST], 0)))
+            HeldLocks(UnsafeCell::new(([None; MOST], 0)), Cell::new(0))
         }
 
         fn with<R>(&self, f: impl FnOnce(&mut [Option<Lock>; MOST], &mut usize) -> R) -> R {
@@ -500,11 +500,26 @@ mod enabled {
                 "sleeping on \"{wmesg}\" with a non-sleepable lock held:\n {lock}"
             ));
         }
+        if me.witness().1.get() != 0 {
+            report(format_args!("sleeping on \"{wmesg}\" in a network epoch"));
+        }
         if must_not_block() {
             report(format_args!(
                 "sleeping on \"{wmesg}\" in a critical section or with a spin mutex held"
             ));
         }
+    }
+
+    /// The thread enters a section of the network's epoch.
+    pub(crate) fn epoch_entered(me: ThreadRef) {
+        let sections = &me.witness().1;
+        sections.set(sections.get() + 1);
+    }
+
+    /// The thread leaves a section of the network's epoch.
+    pub(crate) fn epoch_left(me: ThreadRef) {
+        let sections = &me.witness().1;
+        sections.set(sections.get().wrapping_sub(1));
     }
 
     /// Reports if the thread ends, or an entry into the kernel returns, with a lock held.
@@ -557,6 +572,10 @@ mod disabled {
     pub(crate) fn released_spin(_: usize) {}
     #[inline(always)]
     pub(crate) fn check_sleep(_: ThreadRef, _: &str) {}
+    #[inline(always)]
+    pub(crate) fn epoch_entered(_: ThreadRef) {}
+    #[inline(always)]
+    pub(crate) fn epoch_left(_: ThreadRef) {}
     #[inline(always)]
     pub(crate) fn check_nothing_held(_: ThreadRef, _: &str) {}
 }
