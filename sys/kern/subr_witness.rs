@@ -131,7 +131,10 @@ mod enabled {
     }
 
     /// The locks that a thread, or for spin mutexes a CPU, holds; and how many sections of the network's epoch the thread is in.
-    pub(crate) struct HeldLocks(UnsafeCell<([Option<Lock>; MOST], usize)>, Cell<u32>);
+    pub(crate) struct HeldLocks {
+        locks: UnsafeCell<([Option<Lock>; MOST], usize)>,
+        epochs: Cell<u32>,
+    }
 
     // SAFETY: only the thread uses its own list; only the CPU, with interrupts off, uses its own.
     unsafe impl Sync for HeldLocks {}
@@ -140,12 +143,15 @@ mod enabled {
 
     impl HeldLocks {
         pub(crate) const fn new() -> HeldLocks {
-            HeldLocks(UnsafeCell::new(([None; MOST], 0)), Cell::new(0))
+            HeldLocks {
+                locks: UnsafeCell::new(([None; MOST], 0)),
+                epochs: Cell::new(0),
+            }
         }
 
         fn with<R>(&self, f: impl FnOnce(&mut [Option<Lock>; MOST], &mut usize) -> R) -> R {
             // SAFETY: the owner alone calls this, and `f` does not call back.
-            let (locks, count) = unsafe { &mut *self.0.get() };
+            let (locks, count) = unsafe { &mut *self.locks.get() };
             f(locks, count)
         }
 
@@ -500,7 +506,7 @@ mod enabled {
                 "sleeping on \"{wmesg}\" with a non-sleepable lock held:\n {lock}"
             ));
         }
-        if me.witness().1.get() != 0 {
+        if me.witness().epochs.get() != 0 {
             report(format_args!("sleeping on \"{wmesg}\" in a network epoch"));
         }
         if must_not_block() {
@@ -512,13 +518,13 @@ mod enabled {
 
     /// The thread enters a section of the network's epoch.
     pub(crate) fn epoch_entered(me: ThreadRef) {
-        let sections = &me.witness().1;
+        let sections = &me.witness().epochs;
         sections.set(sections.get() + 1);
     }
 
     /// The thread leaves a section of the network's epoch.
     pub(crate) fn epoch_left(me: ThreadRef) {
-        let sections = &me.witness().1;
+        let sections = &me.witness().epochs;
         sections.set(sections.get().wrapping_sub(1));
     }
 
