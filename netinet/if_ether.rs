@@ -246,9 +246,7 @@ pub fn arprequest(
 ) -> Result<(), Errno> {
     let own = || {
         let addrs = ifp.addrs(cx.epoch);
-        let near = addrs
-            .iter()
-            .find(|ia| (ia.ia_addr.to_bits() ^ tip.to_bits()) & ia.ia_netmask.to_bits() == 0);
+        let near = addrs.iter().find(|ia| ia.has_neighbour(tip));
         near.or(addrs.first()).map(|ia| ia.ia_addr)
     };
     let result = match sip.or_else(own) {
@@ -711,10 +709,7 @@ pub fn arp_table(inet: &Arc<InetVnet>) -> Vec<ArpRow> {
 /// The interface whose network `addr` is on.
 fn arp_ifp(inet: &InetVnet, addr: Ipv4Addr) -> Option<Arc<Ifnet>> {
     let epoch = NetEpoch::enter();
-    let near = |ia: &&Arc<sys::net::ifnet::Ifaddr>| {
-        has_arp(&ia.ia_ifp)
-            && (ia.ia_addr.to_bits() ^ addr.to_bits()) & ia.ia_netmask.to_bits() == 0
-    };
+    let near = |ia: &&Arc<sys::net::ifnet::Ifaddr>| has_arp(&ia.ia_ifp) && ia.has_neighbour(addr);
     inet.ifaddrs
         .all(&epoch)
         .iter()

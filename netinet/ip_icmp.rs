@@ -663,7 +663,7 @@ fn redirect_gateway(
 ) -> Option<Arc<Ifaddr>> {
     let nhop = cx.vnet.rib.fib4_lookup(dst, cx.epoch)?;
     let ia = nhop.nh_ifa.as_ref()?;
-    let neighbour = (ia.ia_addr.to_bits() ^ gateway.to_bits()) & ia.ia_netmask.to_bits() == 0;
+    let neighbour = ia.has_neighbour(gateway);
     // From another than our router for this host it is old or wrong; one to ourselves would be a loop.
     let believed = nhop.gw == Some(from)
         && nhop.nh_ifp.if_index == m.pkthdr().rcvif

@@ -371,8 +371,7 @@ fn ip_dooptions(cx: &NetCx<'_>, ifp: &Arc<Ifnet>, m: Mbuf, hlen: usize) -> Optio
 /// The address of an interface that is on the network of `addr`, or its first (`ifaof_ifpforaddr`).
 fn nearest(cx: &NetCx<'_>, ifp: &Ifnet, addr: Ipv4Addr) -> Option<Ipv4Addr> {
     let addrs = ifp.addrs(cx.epoch);
-    let near =
-        |ia: &&Arc<Ifaddr>| (ia.ia_addr.to_bits() ^ addr.to_bits()) & ia.ia_netmask.to_bits() == 0;
+    let near = |ia: &&Arc<Ifaddr>| ia.has_neighbour(addr);
     let ia = addrs.iter().find(near).or(addrs.first());
     ia.map(|ia| ia.ia_addr)
 }
@@ -612,7 +611,7 @@ fn redirect_to(cx: &NetCx<'_>, m: &Mbuf, nhop: &Nexthop) -> Option<Ipv4Addr> {
     }
     let ip = Ip::parse(m.data())?;
     let ia = nhop.nh_ifa.as_ref()?;
-    let neighbour = (ia.ia_addr.to_bits() ^ ip.src().to_bits()) & ia.ia_netmask.to_bits() == 0;
+    let neighbour = ia.has_neighbour(ip.src());
     let redirected = nhop
         .nh_flags
         .intersects(RtFlags::DYNAMIC | RtFlags::MODIFIED);

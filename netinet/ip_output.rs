@@ -255,9 +255,7 @@ fn find_way<'e>(
     if args.flags.contains(IpOutFlags::ROUTETOIF) {
         // Only to networks we are on ourselves.
         let direct = cx.vnet.ifaddrs.all(cx.epoch).iter().find(|ia| {
-            ia.ia_dstaddr == Some(dst)
-                || ia.ia_broadaddr == Some(dst)
-                || (ia.ia_addr.to_bits() ^ dst.to_bits()) & ia.ia_netmask.to_bits() == 0
+            ia.ia_dstaddr == Some(dst) || ia.ia_broadaddr == Some(dst) || ia.has_neighbour(dst)
         });
         return Ok(Way::by_interface(
             cx,

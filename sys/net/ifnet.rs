@@ -402,6 +402,12 @@ impl Ifaddr {
         }
     }
 
+    /// Whether `addr` is of this address's network: a neighbour, where there is a link.
+    #[inline]
+    pub fn has_neighbour(&self, addr: Ipv4Addr) -> bool {
+        (self.ia_addr.to_bits() ^ addr.to_bits()) & self.ia_netmask.to_bits() == 0
+    }
+
     /// Bits of the network part.
     pub fn prefix_len(&self) -> u8 {
         self.ia_netmask.to_bits().leading_ones() as u8

@@ -102,9 +102,7 @@ impl InAddr for Ipv4Addr {
     fn ifa_for(ifp: &Ifnet, addr: Self) -> Option<Arc<Ifaddr>> {
         let epoch = NetEpoch::enter();
         let addrs = ifp.addrs(&epoch);
-        let near = |ia: &&Arc<Ifaddr>| {
-            (ia.ia_addr.to_bits() ^ addr.to_bits()) & ia.ia_netmask.to_bits() == 0
-        };
+        let near = |ia: &&Arc<Ifaddr>| ia.has_neighbour(addr);
         addrs.iter().find(near).or(addrs.first()).cloned()
     }
 }
