@@ -188,16 +188,17 @@ pub fn tcp_ecn_syncache_add(tun: &TcpTunables, flags: TcpFlags, tos: u8) -> EcnO
 
 /// Flags of the SYN|ACK that agrees to `offer`.
 pub fn tcp_ecn_syncache_respond(stat: &TcpStat, offer: EcnOffer) -> TcpFlags {
-    match offer {
+    let flags = match offer {
         EcnOffer::None => return TcpFlags::empty(),
-        EcnOffer::Classic => {}
-        EcnOffer::Accurate(ecn) => count_arrived(stat, arrived_ace(ecn)),
-    }
+        EcnOffer::Classic => TcpFlags::ECE,
+        EcnOffer::Accurate(ecn) => {
+            let arrived = arrived_ace(ecn);
+            count_arrived(stat, arrived);
+            ace_flags(arrived)
+        }
+    };
     stat.tcps_ecn_shs.inc();
-    match offer {
-        EcnOffer::Accurate(ecn) => ace_flags(arrived_ace(ecn)),
-        EcnOffer::None | EcnOffer::Classic => TcpFlags::ECE,
-    }
+    flags
 }
 
 /// The connection whose SYN|ACK has agreed to `offer`.
