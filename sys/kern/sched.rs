@@ -309,6 +309,15 @@ fn mine() -> &'static Tdq {
     TDQ.get().get(machine::curcpu())
 }
 
+/// Locks the run queue of the CPU that we are on, and stay on while it is locked.
+fn lock_mine() -> &'static Tdq {
+    spinlock_enter();
+    let tdq = mine();
+    tdq.lock.lock();
+    spinlock_exit();
+    tdq
+}
+
 // Threads become runnable.
 
 /// Makes a new thread runnable.
@@ -551,10 +560,7 @@ pub(crate) fn switch_releasing(lock: &RawSpin) {
 /// Ends the running thread.
 #[doc(alias = "sched_throw")]
 pub(crate) fn throw() -> ! {
-    spinlock_enter();
-    let tdq = mine();
-    tdq.lock.lock();
-    spinlock_exit();
+    let tdq = lock_mine();
     let me = curthread();
     // Not before the queue is locked: until then another may take the CPU, and what waits for it again must not be recycled.
     me.td_flags.fetch_or(TDF_EXITED, Ordering::Relaxed);
@@ -582,12 +588,8 @@ pub(crate) fn preempt_owed() {
 
 /// Gives up the CPU but stays runnable; `preempted` threads keep their place in the queue until their turn is over.
 fn yield_to(preempted: bool) -> bool {
-    spinlock_enter();
-    let pcpu = machine::pcpu();
-    let tdq = mine();
-    tdq.lock.lock();
-    spinlock_exit();
-    pcpu.owepreempt.store(0, Ordering::Relaxed);
+    let tdq = lock_mine();
+    machine::pcpu().owepreempt.store(0, Ordering::Relaxed);
     let me = curthread();
     let next = tdq.first();
     let wanted = next.is_some_and(|next| next.priority() <= me.priority());
@@ -979,10 +981,7 @@ fn migrate() {
     if machine::teardown_started() {
         kern_thread::waits_in_teardown();
     }
-    spinlock_enter();
-    let tdq = mine();
-    tdq.lock.lock();
-    spinlock_exit();
+    let tdq = lock_mine();
     curthread()
         .td_flags
         .fetch_or(TDF_MIGRATING, Ordering::Relaxed);
