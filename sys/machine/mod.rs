@@ -9,8 +9,7 @@
 //! - `curcpu() -> usize`, `ncpus() -> usize`, `pcpu() -> &'static Pcpu` (only meaningful while the thread cannot
 //!   migrate), `pcpu_find(cpu) -> &'static Pcpu`, `curthread_raw() -> *mut ()` (one load: safe against migration).
 //! - `critical_enter()`, `critical_exit()`: increment and decrement `critnest` of this CPU in one instruction;
-//!   `critical_exit` calls `upcall::critical_exit_owed()` if `owepreempt` is set afterwards. `critical_begin() -> u32` and
-//!   `critical_end(u32)` do the same for sections that end in the reverse order of their beginnings.
+//!   `critical_exit` calls `upcall::critical_exit_owed()` if `owepreempt` is set afterwards.
 //! - `intr_disable() -> IntrState`, `intr_restore(IntrState)`, `intr_enabled() -> bool`; `IntrState` is `Copy` and turns to
 //!   and from `usize` (`to_raw`, `from_raw`).
 //! - `cpu_spinwait()`, `sbinuptime()`, `random_u64()`, `counter_u64_add(base, n)`: adds to this CPU's slot, which is
@@ -101,10 +100,10 @@ use model as backend;
 pub use crate::param::MAXCPU;
 pub use backend::{
     KStack, Pcb, console_write, console_write_some, counter_u64_add, cpu_idle, cpu_spinwait,
-    cpu_switch, critical_begin, critical_end, critical_enter, critical_exit, curcpu, curthread_raw,
-    intr_alloc, intr_assign_cpu, intr_disable, intr_enabled, intr_restore, ipi_send, ncpus, pcpu,
-    pcpu_find, phys_avail, phys_to_virt, pmap_mapdev, poweroff, random_u64, reboot, sbinuptime,
-    set_event_timer, virt_to_phys,
+    cpu_switch, critical_enter, critical_exit, curcpu, curthread_raw, intr_alloc, intr_assign_cpu,
+    intr_disable, intr_enabled, intr_restore, ipi_send, ncpus, pcpu, pcpu_find, phys_avail,
+    phys_to_virt, pmap_mapdev, poweroff, random_u64, reboot, sbinuptime, set_event_timer,
+    virt_to_phys,
 };
 pub use local::MachineLocal;
 pub use local::call_thread_body;

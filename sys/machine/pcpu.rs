@@ -5,7 +5,9 @@
 use core::ops::Deref;
 
 use super::atomic::plain::{AtomicPtr, AtomicU32, AtomicUsize};
-use super::{critical_begin, critical_end, critical_enter, critical_exit};
+#[cfg(any(target_os = "none", native))]
+use super::pcpu_gs::{critical_begin, critical_end};
+use super::{critical_enter, critical_exit};
 use crate::param::MAXCPU;
 
 /// What the kernel keeps for a CPU; the first part of the machine's own per-CPU area.
@@ -128,6 +130,28 @@ impl Drop for CriticalBlock {
     fn drop(&mut self) {
         critical_end(self.nest);
     }
+}
+
+/// Enters a critical section of a block, and returns for its end what the count of sections was before.
+#[cfg(not(any(target_os = "none", native)))]
+fn critical_begin() -> u32 {
+    let nest = critnest();
+    critical_enter();
+    nest
+}
+
+/// Leaves the critical section before which the count was `nest`.
+#[cfg(not(any(target_os = "none", native)))]
+fn critical_end(nest: u32) {
+    let now = critnest();
+    debug_assert_eq!(now, nest + 1, "a section that began later has not ended");
+    critical_exit();
+}
+
+#[cfg(not(any(target_os = "none", native)))]
+fn critnest() -> u32 {
+    let relaxed = super::atomic::Ordering::Relaxed;
+    super::pcpu().critnest.load(relaxed)
 }
 
 /// A value on cache lines of its own.

@@ -161,7 +161,7 @@ pub fn critical_exit() {
 /// Three instructions: outside of any section, where the thread may migrate between them, the count is zero on each CPU, and
 /// whoever interrupts them leaves it as found.
 #[inline(always)]
-pub fn critical_begin() -> u32 {
+pub(super) fn critical_begin() -> u32 {
     let nest = gs_read32!(pcpu.critnest);
     set_critnest(nest + 1);
     nest
@@ -171,7 +171,7 @@ pub fn critical_begin() -> u32 {
 ///
 /// It need not load what `critical_begin` stored: one store that is awaited for each section, instead of two.
 #[inline(always)]
-pub fn critical_end(nest: u32) {
+pub(super) fn critical_end(nest: u32) {
     debug_assert_eq!(
         gs_read32!(pcpu.critnest),
         nest + 1,

@@ -21,8 +21,8 @@ pub use intr_machdep::{intr_alloc, intr_assign_cpu, intr_free, ipi_send};
 pub use local_apic::set_event_timer;
 pub use machdep::{cpu_idle, cpu_spinwait, phys_avail, set_phys_avail};
 pub use pcpu_machdep::{
-    PcpuMd, counter_u64_add, critical_begin, critical_end, critical_enter, critical_exit, curcpu,
-    curthread_raw, intr_disable, intr_enabled, intr_restore, ncpus, pcpu, pcpu_find,
+    PcpuMd, counter_u64_add, critical_enter, critical_exit, curcpu, curthread_raw, intr_disable,
+    intr_enabled, intr_restore, ncpus, pcpu, pcpu_find,
 };
 pub use pmap::{KStack, phys_to_virt, pmap_mapdev, virt_to_phys};
 pub use random::random_u64;

@@ -10,8 +10,8 @@ use core::mem::offset_of;
 use core::sync::atomic::{AtomicU32, Ordering};
 
 pub use crate::machine::pcpu_gs::{
-    counter_u64_add, critical_begin, critical_end, critical_enter, critical_exit, curcpu,
-    curthread_raw, ncpus, pcpu, pcpu_find, set_ncpus,
+    counter_u64_add, critical_enter, critical_exit, curcpu, curthread_raw, ncpus, pcpu, pcpu_find,
+    set_ncpus,
 };
 
 const MSR_GSBASE: u32 = 0xc000_0101;

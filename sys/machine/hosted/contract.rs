@@ -57,22 +57,6 @@ pub fn critical_exit() {
     }
 }
 
-/// Begins a critical section of a block, and returns for its end what the count of sections was before.
-#[inline]
-pub fn critical_begin() -> u32 {
-    let nest = pcpu().critnest.load(Ordering::Relaxed);
-    critical_enter();
-    nest
-}
-
-/// Ends the critical section before which the count was `nest`.
-#[inline]
-pub fn critical_end(nest: u32) {
-    let now = pcpu().critnest.load(Ordering::Relaxed);
-    debug_assert_eq!(now, nest + 1, "a section that began later has not ended");
-    critical_exit();
-}
-
 /// Disables interrupts, and tells whether they were enabled.
 #[inline]
 pub fn intr_disable() -> IntrState {

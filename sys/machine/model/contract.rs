@@ -54,20 +54,6 @@ pub fn critical_exit() {
     }
 }
 
-/// Begins a critical section of a block, and returns for its end what the count of sections was before.
-pub fn critical_begin() -> u32 {
-    let nest = pcpu().critnest.load(Ordering::Relaxed);
-    critical_enter();
-    nest
-}
-
-/// Ends the critical section before which the count was `nest`.
-pub fn critical_end(nest: u32) {
-    let now = pcpu().critnest.load(Ordering::Relaxed);
-    debug_assert_eq!(now, nest + 1, "a section that began later has not ended");
-    critical_exit();
-}
-
 /// Disables interrupts, and tells whether they were enabled.
 pub fn intr_disable() -> IntrState {
     IntrState::new(machine::intr_enabled().replace(false))

@@ -25,8 +25,7 @@ mod pcpu_machdep;
 
 pub use super::host::{KStack, Pcb, cpu_switch};
 pub use super::pcpu_gs::{
-    counter_u64_add, critical_begin, critical_end, critical_enter, critical_exit, curcpu,
-    curthread_raw, ncpus, pcpu, pcpu_find,
+    counter_u64_add, critical_enter, critical_exit, curcpu, curthread_raw, ncpus, pcpu, pcpu_find,
 };
 pub(super) use boot::release_cpus;
 pub use boot::{
