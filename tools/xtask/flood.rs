@@ -6,7 +6,7 @@ use crate::console::Console;
 use crate::guest::{self, MbufUse, count};
 use crate::image::Image;
 use crate::netns::{self, Netns};
-use crate::qemu::{Guest, Nic};
+use crate::qemu::Guest;
 use crate::relay::{Hook, Relay, Verdict, Way};
 use crate::scenario::Flood as Flooding;
 use crate::tap::Tap;
@@ -72,14 +72,7 @@ pub fn check(
     ensure!(syns > FULL + LAST, "{syns} SYNs are no flood");
     let netns = Netns::with_tap()?;
     let wire = Wire::new(dir)?;
-    let guest = Guest {
-        nics: vec![Nic {
-            netdev: wire.netdev(),
-            capture: None,
-        }],
-        append: format!("em0={}/24", netns::GUEST),
-        ..guest.clone()
-    };
+    let guest = guest.with_nic(wire.netdev(), netns::GUEST);
     let talker = wire.talker()?;
     let tap = Tap::open(netns.name(), netns::TAP)?;
     let path = Arc::new(OnTheWay::default());

@@ -2,7 +2,7 @@
 
 use crate::guest::{self, MbufUse};
 use crate::image::Image;
-use crate::qemu::{Guest, Nic};
+use crate::qemu::Guest;
 use crate::wire::{FRAME_MAX, Wire};
 use anyhow::{Context, Result, bail};
 use etherparse::{NetHeaders, PacketBuilder, PacketHeaders};
@@ -45,12 +45,7 @@ pub struct Outcome {
 /// Boots `guest` on a wire of ours and sends it malformed frames for `time`.
 pub fn run(guest: &Guest, image: &Image, dir: &Path, time: Duration, seed: u64) -> Result<Outcome> {
     let wire = Wire::new(dir)?;
-    let mut guest = guest.clone();
-    guest.nics = vec![Nic {
-        netdev: wire.netdev(),
-        capture: None,
-    }];
-    guest.append = format!("em0={TARGET}/24 {}", guest.append);
+    let guest = guest.with_nic(wire.netdev(), TARGET);
     let mut qemu = guest.boot(image, None, dir)?;
     let mut fuzzer = Fuzzer::new(wire, seed);
     fuzzer.ping().context("before the malformed frames")?;

@@ -85,6 +85,19 @@ pub struct Qemu {
 }
 
 impl Guest {
+    /// The same guest with one NIC, at `netdev`, which has `address`.
+    pub fn with_nic(&self, netdev: Netdev, address: &str) -> Guest {
+        let nic = Nic {
+            netdev,
+            capture: None,
+        };
+        Guest {
+            nics: vec![nic],
+            append: format!("em0={address}/24 {}", self.append),
+            ..self.clone()
+        }
+    }
+
     /// QEMU's command line, all but the console.
     pub fn command(&self, image: &Image, netns: Option<&Netns>) -> Result<Command> {
         let machines = Machines::load()?;

@@ -15,7 +15,7 @@ use crate::netns::{self, Netns};
 use crate::pair;
 use crate::peer::Peer;
 use crate::proc;
-use crate::qemu::{Guest, Nic};
+use crate::qemu::Guest;
 use crate::relay::Relay;
 use crate::run;
 use crate::scenario::{Boot, Relay as RelayScenario, Scenarios, Size};
@@ -496,14 +496,7 @@ fn relayed(
 ) -> Result<String> {
     let netns = Netns::with_tap()?;
     let wire = Wire::new(dir)?;
-    let guest = Guest {
-        nics: vec![Nic {
-            netdev: wire.netdev(),
-            capture: None,
-        }],
-        append: format!("em0={}/24", netns::GUEST),
-        ..guest_of(plan, "relay")
-    };
+    let guest = guest_of(plan, "relay").with_nic(wire.netdev(), netns::GUEST);
     let link = Link {
         delay: Duration::from_micros(scenario.delay_us),
         loss: Loss::Random(scenario.loss),
